@@ -1,0 +1,344 @@
+//! Keys, sealing and additional data (spec/20-crypto.md).
+//!
+//! Invariants: every purpose has a subkey of its own, so that an object of one kind can never be
+//! taken for another; additional data binds the format version, the object kind and the
+//! repository; secrets are wiped when they are dropped.
+
+use crate::error::{Result, unauthentic};
+use crate::id::{ChunkId, PageId, RepositoryId};
+use crate::limits::FORMAT_VERSION;
+use chacha20poly1305::aead::{AeadInOut, KeyInit};
+use chacha20poly1305::{ChaCha20Poly1305, XChaCha20Poly1305, XNonce};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+/// Bytes of a Poly1305 tag.
+pub const TAG_BYTES: usize = 16;
+
+/// What a sealed or authenticated object is; the number stands in its additional data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum ObjectKind {
+    /// The repository's configuration.
+    Config = 1,
+    /// The keys in a key slot.
+    KeySlot = 2,
+    /// The label of a key slot.
+    KeyLabel = 3,
+    /// A pack's wrapped key.
+    PackKey = 4,
+    /// A segment of a pack.
+    Segment = 5,
+    /// The footer of a pack.
+    Footer = 6,
+    /// The manifest of a restore point.
+    Manifest = 7,
+    /// A writer's registration.
+    Lease = 8,
+    /// A sign of life of a writer.
+    Heartbeat = 9,
+    /// A list of packs that will be deleted.
+    Condemned = 10,
+    /// A note on a point.
+    Note = 11,
+    /// A list of chunks known to be lost.
+    Lost = 12,
+}
+
+/// The additional data every object starts with: 24 bytes, then what the object adds.
+pub fn additional_data(kind: ObjectKind, repository: RepositoryId, more: &[&[u8]]) -> Vec<u8> {
+    let mut data = Vec::with_capacity(24 + more.iter().map(|part| part.len()).sum::<usize>());
+    data.extend_from_slice(b"dvAD");
+    data.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    data.push(kind as u8);
+    data.push(0);
+    data.extend_from_slice(&repository.0);
+    for part in more {
+        data.extend_from_slice(part);
+    }
+    data
+}
+
+/// A 256-bit secret that is wiped when it is dropped and never printed.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct Secret([u8; 32]);
+
+impl Secret {
+    /// Takes over 32 secret bytes.
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Secret(bytes)
+    }
+
+    /// The bytes, to be used and not kept.
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// The context strings of the key derivation, one for each purpose (spec/20-crypto.md).
+pub mod context {
+    /// Chunk ids.
+    pub const CHUNK_ID: &str = "diskvault v1 chunk id";
+    /// Map page ids.
+    pub const PAGE_ID: &str = "diskvault v1 page id";
+    /// Map roots.
+    pub const MAP_ROOT: &str = "diskvault v1 map root";
+    /// The gear table of content-defined cuts.
+    pub const GEAR: &str = "diskvault v1 gear table";
+    /// Wrapping of pack keys.
+    pub const PACK_WRAP: &str = "diskvault v1 pack wrap";
+    /// Commitment to a pack key.
+    pub const PACK_COMMITMENT: &str = "diskvault v1 pack commitment";
+    /// Manifests.
+    pub const MANIFEST: &str = "diskvault v1 manifest";
+    /// Notes: the admin subkey.
+    pub const NOTE: &str = "diskvault v1 note";
+    /// Lost lists.
+    pub const LOST: &str = "diskvault v1 lost";
+    /// Leases, heartbeats and condemned lists.
+    pub const PROTOCOL: &str = "diskvault v1 protocol";
+    /// Authentication of configs.
+    pub const CONFIG: &str = "diskvault v1 config";
+    /// Labels of key slots.
+    pub const KEY_LABEL: &str = "diskvault v1 key label";
+    /// The key of a key slot, from the output of Argon2id.
+    pub const SLOT_KEY: &str = "diskvault v1 slot key";
+    /// Commitment to the key of a key slot.
+    pub const SLOT_COMMITMENT: &str = "diskvault v1 slot commitment";
+}
+
+/// The subkeys of a full key set.
+#[derive(Clone)]
+pub struct Keys {
+    repository: RepositoryId,
+    chunk_id: Secret,
+    page_id: Secret,
+    map_root: Secret,
+    gear: Secret,
+    pack_wrap: Secret,
+    manifest: Secret,
+    note: Secret,
+    lost: Secret,
+    protocol: Secret,
+    config: Secret,
+    key_label: Secret,
+}
+
+impl Keys {
+    /// Derives all subkeys: BLAKE3 derive_key with the purpose's context over
+    /// master key ‖ repository id.
+    pub fn derive(master: &Secret, repository: RepositoryId) -> Keys {
+        let mut material = Zeroizing::new([0_u8; 48]);
+        material[..32].copy_from_slice(master.expose());
+        material[32..].copy_from_slice(&repository.0);
+        let subkey = |context: &str| Secret(blake3::derive_key(context, &material[..]));
+        Keys {
+            repository,
+            chunk_id: subkey(context::CHUNK_ID),
+            page_id: subkey(context::PAGE_ID),
+            map_root: subkey(context::MAP_ROOT),
+            gear: subkey(context::GEAR),
+            pack_wrap: subkey(context::PACK_WRAP),
+            manifest: subkey(context::MANIFEST),
+            note: subkey(context::NOTE),
+            lost: subkey(context::LOST),
+            protocol: subkey(context::PROTOCOL),
+            config: subkey(context::CONFIG),
+            key_label: subkey(context::KEY_LABEL),
+        }
+    }
+
+    /// The repository these keys belong to.
+    pub fn repository(&self) -> RepositoryId {
+        self.repository
+    }
+
+    /// The id of a chunk.
+    pub fn chunk_id(&self, plaintext: &[u8]) -> ChunkId {
+        ChunkId(*blake3::keyed_hash(self.chunk_id.expose(), plaintext).as_bytes())
+    }
+
+    /// The id of a map page.
+    pub fn page_id(&self, plaintext: &[u8]) -> PageId {
+        PageId(*blake3::keyed_hash(self.page_id.expose(), plaintext).as_bytes())
+    }
+
+    /// A keyed hash under the map root subkey.
+    pub(crate) fn map_root_hash(&self, input: &[u8]) -> [u8; 32] {
+        *blake3::keyed_hash(self.map_root.expose(), input).as_bytes()
+    }
+
+    /// The authenticator of a config.
+    pub(crate) fn config_hash(&self, input: &[u8]) -> blake3::Hash {
+        blake3::keyed_hash(self.config.expose(), input)
+    }
+
+    /// The key of the gear table for content-defined cuts.
+    pub fn gear_key(&self) -> &[u8; 32] {
+        self.gear.expose()
+    }
+
+    pub(crate) fn pack_wrap(&self) -> &Secret {
+        &self.pack_wrap
+    }
+
+    /// The subkey that seals small objects of `kind`; packs and configs have none.
+    pub(crate) fn sealing(&self, kind: ObjectKind) -> Option<&Secret> {
+        match kind {
+            ObjectKind::Manifest => Some(&self.manifest),
+            ObjectKind::Note => Some(&self.note),
+            ObjectKind::Lost => Some(&self.lost),
+            ObjectKind::Lease | ObjectKind::Heartbeat | ObjectKind::Condemned => {
+                Some(&self.protocol)
+            }
+            ObjectKind::KeyLabel => Some(&self.key_label),
+            _ => None,
+        }
+    }
+}
+
+/// Seals `plaintext` with XChaCha20-Poly1305; the nonce must be random and used once.
+pub fn seal_x(key: &Secret, nonce: &[u8; 24], additional: &[u8], plaintext: &[u8]) -> Vec<u8> {
+    let mut sealed = Vec::with_capacity(plaintext.len() + TAG_BYTES);
+    sealed.extend_from_slice(plaintext);
+    let cipher = XChaCha20Poly1305::new(key.expose().into());
+    // The only error is a plaintext beyond 2^38 bytes, and limits keep it under 2^30.
+    if let Ok(tag) = cipher.encrypt_inout_detached(
+        &XNonce::from(*nonce),
+        additional,
+        sealed.as_mut_slice().into(),
+    ) {
+        sealed.extend_from_slice(&tag);
+    }
+    sealed
+}
+
+/// Opens what [`seal_x`] made.
+///
+/// # Errors
+/// `rule` if it does not authenticate.
+pub fn open_x(
+    key: &Secret,
+    nonce: &[u8; 24],
+    additional: &[u8],
+    sealed: &[u8],
+    rule: &'static str,
+) -> Result<Zeroizing<Vec<u8>>> {
+    let (body, tag) = split_tag(sealed, rule)?;
+    let mut plaintext = Zeroizing::new(body.to_vec());
+    XChaCha20Poly1305::new(key.expose().into())
+        .decrypt_inout_detached(
+            &XNonce::from(*nonce),
+            additional,
+            plaintext.as_mut_slice().into(),
+            &tag.into(),
+        )
+        .map_err(|_| unauthentic(rule, "authentication failed"))?;
+    Ok(plaintext)
+}
+
+fn split_tag<'a>(sealed: &'a [u8], rule: &'static str) -> Result<(&'a [u8], [u8; TAG_BYTES])> {
+    match sealed.split_last_chunk::<TAG_BYTES>() {
+        Some((body, tag)) => Ok((body, *tag)),
+        None => Err(unauthentic(rule, "authentication failed: is shorter than its tag")),
+    }
+}
+
+/// The cipher of one pack: ChaCha20-Poly1305 under the pack's own random key, with the ordinal
+/// of the segment as nonce. A key seals each ordinal once, because a retry takes a new key.
+pub struct PackCipher {
+    cipher: ChaCha20Poly1305,
+}
+
+impl PackCipher {
+    /// The cipher for a pack key.
+    pub fn new(key: &Secret) -> Self {
+        PackCipher { cipher: ChaCha20Poly1305::new(key.expose().into()) }
+    }
+
+    fn nonce(ordinal: u32) -> [u8; 12] {
+        let mut nonce = [0_u8; 12];
+        nonce[..4].copy_from_slice(&ordinal.to_le_bytes());
+        nonce
+    }
+
+    /// Seals `buffer` in place and returns its tag.
+    pub fn seal(&self, ordinal: u32, additional: &[u8], buffer: &mut [u8]) -> [u8; TAG_BYTES] {
+        let nonce = Self::nonce(ordinal);
+        match self.cipher.encrypt_inout_detached(&nonce.into(), additional, buffer.into()) {
+            Ok(tag) => tag.into(),
+            // Only for a buffer beyond 2^38 bytes, which no pack holds; such a tag opens nothing.
+            Err(_) => [0; TAG_BYTES],
+        }
+    }
+
+    /// Opens `sealed` (ciphertext and tag) in place; the plaintext is all but the last 16 bytes.
+    ///
+    /// # Errors
+    /// `rule` if it does not authenticate.
+    pub fn open<'a>(
+        &self,
+        ordinal: u32,
+        additional: &[u8],
+        sealed: &'a mut [u8],
+        rule: &'static str,
+    ) -> Result<&'a [u8]> {
+        let Some((body, tag)) = sealed.split_last_chunk_mut::<TAG_BYTES>() else {
+            return Err(unauthentic(rule, "authentication failed: is shorter than its tag"));
+        };
+        let nonce = Self::nonce(ordinal);
+        self.cipher
+            .decrypt_inout_detached(&nonce.into(), additional, (&mut *body).into(), &(*tag).into())
+            .map_err(|_| unauthentic(rule, "authentication failed"))?;
+        Ok(body)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_own_subkey_and_additional_data() {
+        let repository = RepositoryId([7; 16]);
+        let keys = Keys::derive(&Secret::new([1; 32]), repository);
+        let manifest = keys.sealing(ObjectKind::Manifest).unwrap().expose();
+        let note = keys.sealing(ObjectKind::Note).unwrap().expose();
+        let lease = keys.sealing(ObjectKind::Lease).unwrap().expose();
+        assert!(manifest != note && note != lease && manifest != lease);
+        assert!(keys.sealing(ObjectKind::Segment).is_none());
+        assert_ne!(keys.chunk_id(b"x").0, keys.page_id(b"x").0);
+        let one = additional_data(ObjectKind::Lease, repository, &[b"a"]);
+        let two = additional_data(ObjectKind::Heartbeat, repository, &[b"a"]);
+        assert_ne!(one, two);
+    }
+
+    #[test]
+    fn a_changed_bit_anywhere_fails() {
+        let key = Secret::new([3; 32]);
+        let sealed = seal_x(&key, &[9; 24], b"about", b"plain");
+        assert_eq!(&open_x(&key, &[9; 24], b"about", &sealed, "O-5").unwrap()[..], b"plain");
+        for position in 0..sealed.len() {
+            let mut changed = sealed.clone();
+            changed[position] ^= 1;
+            assert!(open_x(&key, &[9; 24], b"about", &changed, "O-5").is_err());
+        }
+        assert!(open_x(&key, &[9; 24], b"About", &sealed, "O-5").is_err());
+        assert!(open_x(&key, &[9; 24], b"about", &sealed[..10], "O-5").is_err());
+    }
+
+    #[test]
+    fn a_segment_opens_only_under_its_ordinal() {
+        let cipher = PackCipher::new(&Secret::new([5; 32]));
+        let mut sealed = b"segment".to_vec();
+        let tag = cipher.seal(3, b"aad", &mut sealed);
+        sealed.extend_from_slice(&tag);
+        assert!(cipher.open(4, b"aad", &mut sealed.clone(), "P-9").is_err());
+        assert_eq!(cipher.open(3, b"aad", &mut sealed, "P-9").unwrap(), b"segment");
+    }
+}

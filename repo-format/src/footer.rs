@@ -1,0 +1,109 @@
+//! Pack footers (spec/32-pack.md): what a pack holds and where, sealed at its end.
+//!
+//! ```text
+//! 0  4  number of segments
+//! then for each segment
+//!    4  offset of its frame in the pack
+//!    4  sealed bytes, with the tag
+//!    4  number of entries, n
+//!    36*n  entries, as in the segment
+//! ```
+
+use crate::cursor::Cursor;
+use crate::error::{Result, limit, malformed};
+use crate::limits::{PACK_SEGMENTS_MAX, SEGMENT_ALIGNMENT_BYTES, SEGMENT_ENTRIES_MAX};
+use crate::segment::{ENTRY_BYTES, Entry, FRAME_BYTES, validate_entries};
+
+/// One segment as the footer describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FooterSegment {
+    /// Where its frame starts, in bytes from the start of the pack.
+    pub offset: u32,
+    /// Bytes of ciphertext and tag behind the frame.
+    pub sealed_bytes: u32,
+    /// Its entries, in order.
+    pub entries: Vec<Entry>,
+}
+
+impl FooterSegment {
+    /// Uncompressed bytes of all entries.
+    pub fn raw_bytes(&self) -> u32 {
+        self.entries.iter().map(|entry| entry.bytes).sum()
+    }
+
+    /// Bytes of frame, ciphertext and tag: what has to be read.
+    pub fn stored_bytes(&self) -> u32 {
+        self.sealed_bytes + FRAME_BYTES as u32
+    }
+}
+
+/// Everything a pack holds.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Footer {
+    /// The segments, by ordinal.
+    pub segments: Vec<FooterSegment>,
+}
+
+impl Footer {
+    /// Number of entries of all segments.
+    pub fn entry_count(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.entries.len() as u64).sum()
+    }
+
+    /// Encodes the plaintext of the footer.
+    pub fn encode(&self) -> Vec<u8> {
+        let entries = self.entry_count() as usize;
+        let mut bytes = Vec::with_capacity(4 + self.segments.len() * 12 + entries * ENTRY_BYTES);
+        bytes.extend_from_slice(&(self.segments.len() as u32).to_le_bytes());
+        for segment in &self.segments {
+            bytes.extend_from_slice(&segment.offset.to_le_bytes());
+            bytes.extend_from_slice(&segment.sealed_bytes.to_le_bytes());
+            bytes.extend_from_slice(&(segment.entries.len() as u32).to_le_bytes());
+            for entry in &segment.entries {
+                entry.write(&mut bytes);
+            }
+        }
+        bytes
+    }
+
+    /// Decodes an opened footer of a pack whose segments lie in `first..end`.
+    ///
+    /// # Errors
+    /// P-10 if it is too short or has trailing bytes, P-11 if segments overlap, are not aligned
+    /// or leave the pack, S-4 and S-5 for the entries.
+    pub fn decode(plaintext: &[u8], first: u64, end: u64) -> Result<Footer> {
+        let mut cursor = Cursor::new(plaintext, "P-10");
+        let count = cursor.u32()?;
+        if count == 0 || count > PACK_SEGMENTS_MAX {
+            let most = u64::from(PACK_SEGMENTS_MAX);
+            return Err(limit("P-10", "the number of segments", most, u64::from(count)));
+        }
+        let mut segments = Vec::new();
+        let mut free = first;
+        for ordinal in 0..count {
+            let offset = cursor.u32()?;
+            let sealed_bytes = cursor.u32()?;
+            let entry_count = cursor.u32()?;
+            let after = u64::from(offset) + FRAME_BYTES as u64 + u64::from(sealed_bytes);
+            let aligned = u64::from(offset).is_multiple_of(SEGMENT_ALIGNMENT_BYTES);
+            if !aligned || u64::from(offset) < free || after > end {
+                return Err(malformed("P-11", format!("segment {ordinal} lies where it cannot")));
+            }
+            free = after;
+            if entry_count > SEGMENT_ENTRIES_MAX {
+                let most = u64::from(SEGMENT_ENTRIES_MAX);
+                return Err(limit("S-5", "the number of entries", most, entry_count.into()));
+            }
+            let table = cursor.bytes(entry_count as usize * ENTRY_BYTES)?;
+            let mut table = Cursor::new(table, "P-10");
+            let mut entries = Vec::with_capacity(entry_count as usize);
+            for _ in 0..entry_count {
+                entries.push(Entry::read(&mut table)?);
+            }
+            validate_entries(&entries)?;
+            segments.push(FooterSegment { offset, sealed_bytes, entries });
+        }
+        cursor.finish()?;
+        Ok(Footer { segments })
+    }
+}

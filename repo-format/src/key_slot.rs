@@ -1,0 +1,381 @@
+//! Key slots (spec/31-key-slot.md): one secret a user knows, and the keys it opens.
+//!
+//! ```text
+//! offset  size  field
+//!      0     8  magic "DVKEYSLT"
+//!      8     2  format version
+//!     10     1  slot kind: 1 passphrase, 2 recovery key
+//!     11     1  algorithm: 1 = Argon2id, XChaCha20-Poly1305
+//!     12     4  Argon2id memory in KiB
+//!     16     4  Argon2id passes
+//!     20     4  Argon2id lanes
+//!     24    16  repository id
+//!     40    32  salt
+//!     72    32  key commitment
+//!    104    24  nonce of the keys
+//!    128     4  length of the sealed keys
+//!    132     n  sealed record of keys
+//!      .    24  nonce of the label
+//!      .     m  sealed record of the label, under a subkey of the repository, to the end
+//! ```
+//!
+//! Invariants: the cost is checked before Argon2id runs, for one slot and for all together; the
+//! commitment is compared before the AEAD, so that one ciphertext cannot open under two secrets.
+
+use crate::crypto::{Keys, ObjectKind, Secret, additional_data, context, open_x, seal_x};
+use crate::cursor::Cursor;
+use crate::error::{Result, limit, malformed, newer, unauthentic};
+use crate::id::{KeySlotId, RepositoryId};
+use crate::limits::{
+    FORMAT_VERSION, KDF_COST_KIB_MAX, KDF_LANES_MAX, KDF_MEMORY_KIB_MAX, KDF_MEMORY_KIB_MIN,
+    KDF_PASSES_MAX, KDF_TOTAL_COST_KIB_MAX, KEY_SLOT_BYTES_MAX, NAME_BYTES_MAX,
+};
+use crate::record;
+use argon2::{Algorithm, Argon2, Params, Version};
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+const MAGIC: &[u8; 8] = b"DVKEYSLT";
+const CLEAR_BYTES: usize = 104;
+
+/// Purpose number of a full key set, the only one in use; others are reserved (spec/20-crypto.md).
+pub const PURPOSE_FULL: u8 = 1;
+
+/// Which kind of secret opens a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum SlotKind {
+    /// A passphrase that a person chose.
+    Passphrase = 1,
+    /// A recovery key that `init` made.
+    Recovery = 2,
+}
+
+/// The cost of Argon2id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KdfCost {
+    /// Memory in KiB.
+    pub memory_kib: u32,
+    /// Passes over the memory.
+    pub passes: u32,
+    /// Lanes.
+    pub lanes: u32,
+}
+
+impl KdfCost {
+    /// The cost of new passphrase slots: 64 MiB, three passes (RFC 9106, second choice).
+    pub const PASSPHRASE: KdfCost = KdfCost { memory_kib: 64 << 10, passes: 3, lanes: 1 };
+    /// The cost of recovery slots, whose secret has 160 random bits: the least allowed.
+    pub const RECOVERY: KdfCost = KdfCost { memory_kib: KDF_MEMORY_KIB_MIN, passes: 1, lanes: 1 };
+
+    /// Memory times passes, in KiB.
+    pub fn total_kib(self) -> u64 {
+        u64::from(self.memory_kib) * u64::from(self.passes)
+    }
+
+    fn validate(self) -> Result<()> {
+        if self.memory_kib < KDF_MEMORY_KIB_MIN || self.passes == 0 || self.lanes == 0 {
+            return Err(malformed("K-4", "the key derivation is too weak"));
+        }
+        let bounds = [
+            ("memory in KiB", u64::from(KDF_MEMORY_KIB_MAX), u64::from(self.memory_kib)),
+            ("number of passes", u64::from(KDF_PASSES_MAX), u64::from(self.passes)),
+            ("number of lanes", u64::from(KDF_LANES_MAX), u64::from(self.lanes)),
+            ("memory times passes in KiB", KDF_COST_KIB_MAX, self.total_kib()),
+        ];
+        for (what, most, found) in bounds {
+            if found > most {
+                return Err(limit("K-4", &format!("key derivation {what}"), most, found));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Refuses slots whose derivations together cost too much.
+///
+/// # Errors
+/// K-5 if memory times passes of all slots exceeds the limit.
+pub fn validate_total_cost(costs: &[KdfCost]) -> Result<()> {
+    let total = costs.iter().map(|cost| cost.total_kib()).sum();
+    if total > KDF_TOTAL_COST_KIB_MAX {
+        let what = "key derivation memory times passes of all slots in KiB";
+        return Err(limit("K-5", what, KDF_TOTAL_COST_KIB_MAX, total));
+    }
+    Ok(())
+}
+
+#[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+struct KeyEntry {
+    purpose: u8,
+    epoch: u32,
+    key: [u8; 32],
+}
+
+/// What a person sees of a slot; sealed, so that the storage host does not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotLabel {
+    /// A name for the slot.
+    pub name: String,
+    /// When it was made, in nanoseconds since 1970-01-01T00:00:00Z.
+    pub created_unix_ns: i64,
+    /// Where it was made.
+    pub host: String,
+}
+
+/// Fresh random values for one new slot.
+pub struct SlotNonces {
+    /// Salt of Argon2id.
+    pub salt: [u8; 32],
+    /// Nonce of the sealed keys.
+    pub keys: [u8; 24],
+    /// Nonce of the sealed label.
+    pub label: [u8; 24],
+}
+
+/// A decoded key slot, still closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeySlot {
+    /// Which kind of secret opens it.
+    pub kind: SlotKind,
+    /// What the derivation costs.
+    pub cost: KdfCost,
+    /// The repository it belongs to.
+    pub repository: RepositoryId,
+    salt: [u8; 32],
+    commitment: [u8; 32],
+    nonce: [u8; 24],
+    sealed_keys: Vec<u8>,
+    label_nonce: [u8; 24],
+    sealed_label: Vec<u8>,
+}
+
+impl KeySlot {
+    /// Makes a slot that opens `master` with `secret`.
+    ///
+    /// # Errors
+    /// K-4 if the cost is out of bounds, K-3 if the label is too long.
+    pub fn make(
+        kind: SlotKind,
+        secret: &[u8],
+        cost: KdfCost,
+        master: &Secret,
+        repository: RepositoryId,
+        label: &SlotLabel,
+        nonces: &SlotNonces,
+    ) -> Result<KeySlot> {
+        cost.validate()?;
+        if label.name.len() > NAME_BYTES_MAX || label.host.len() > NAME_BYTES_MAX {
+            let longest = label.name.len().max(label.host.len()) as u64;
+            return Err(limit("K-3", "the label's length", NAME_BYTES_MAX as u64, longest));
+        }
+        let (key, commitment) = derive(secret, &nonces.salt, cost)?;
+        let mut slot = KeySlot {
+            kind,
+            cost,
+            repository,
+            salt: nonces.salt,
+            commitment,
+            nonce: nonces.keys,
+            sealed_keys: Vec::new(),
+            label_nonce: nonces.label,
+            sealed_label: Vec::new(),
+        };
+        let entries = vec![KeyEntry { purpose: PURPOSE_FULL, epoch: 0, key: *master.expose() }];
+        let plaintext = Zeroizing::new(record::encode(&entries)?);
+        slot.sealed_keys =
+            seal_x(&key, &slot.nonce, &slot.additional(ObjectKind::KeySlot), &plaintext);
+        let keys = Keys::derive(master, repository);
+        if let Some(label_key) = keys.sealing(ObjectKind::KeyLabel) {
+            let additional = slot.additional(ObjectKind::KeyLabel);
+            let plaintext = record::encode(label)?;
+            slot.sealed_label = seal_x(label_key, &slot.label_nonce, &additional, &plaintext);
+        }
+        Ok(slot)
+    }
+
+    fn clear(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(512);
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes.push(self.kind as u8);
+        bytes.push(1);
+        for number in [self.cost.memory_kib, self.cost.passes, self.cost.lanes] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes.extend_from_slice(&self.repository.0);
+        bytes.extend_from_slice(&self.salt);
+        bytes.extend_from_slice(&self.commitment);
+        bytes
+    }
+
+    fn additional(&self, kind: ObjectKind) -> Vec<u8> {
+        additional_data(kind, self.repository, &[&self.clear()])
+    }
+
+    /// Encodes the slot; its id is the BLAKE3 of these bytes.
+    pub fn encode(&self) -> (KeySlotId, Vec<u8>) {
+        let mut bytes = self.clear();
+        bytes.extend_from_slice(&self.nonce);
+        bytes.extend_from_slice(&(self.sealed_keys.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&self.sealed_keys);
+        bytes.extend_from_slice(&self.label_nonce);
+        bytes.extend_from_slice(&self.sealed_label);
+        (KeySlotId(*blake3::hash(&bytes).as_bytes()), bytes)
+    }
+
+    /// Decodes the slot stored as `id`.
+    ///
+    /// # Errors
+    /// K-1 length, K-2 magic, version, kind or algorithm, K-4 cost, K-6 name.
+    pub fn decode(id: KeySlotId, bytes: &[u8]) -> Result<KeySlot> {
+        if bytes.len() as u64 > KEY_SLOT_BYTES_MAX {
+            return Err(limit("K-1", "slot length", KEY_SLOT_BYTES_MAX, bytes.len() as u64));
+        }
+        if *blake3::hash(bytes).as_bytes() != id.0 {
+            return Err(unauthentic("K-6", "the bytes do not hash to the slot's name"));
+        }
+        let mut cursor = Cursor::new(bytes, "K-1");
+        if cursor.bytes(8)? != MAGIC {
+            return Err(malformed("K-2", "is no key slot: the magic is wrong"));
+        }
+        let version = cursor.u16()?;
+        if version > FORMAT_VERSION {
+            return Err(newer("K-2", format!("has format version {version}")));
+        }
+        let kind = match cursor.u8()? {
+            1 => SlotKind::Passphrase,
+            2 => SlotKind::Recovery,
+            other => return Err(newer("K-2", format!("is a slot of kind {other}"))),
+        };
+        let algorithm = cursor.u8()?;
+        if algorithm != 1 {
+            return Err(newer("K-2", format!("uses algorithm {algorithm}")));
+        }
+        let cost =
+            KdfCost { memory_kib: cursor.u32()?, passes: cursor.u32()?, lanes: cursor.u32()? };
+        cost.validate()?;
+        let repository = RepositoryId(cursor.array()?);
+        let salt = cursor.array()?;
+        let commitment = cursor.array()?;
+        debug_assert_eq!(bytes.len() - cursor.rest().len(), CLEAR_BYTES);
+        let nonce = cursor.array()?;
+        let sealed_bytes = cursor.u32()? as usize;
+        let sealed_keys = cursor.bytes(sealed_bytes)?.to_vec();
+        let label_nonce = cursor.array()?;
+        let sealed_label = cursor.rest().to_vec();
+        Ok(KeySlot {
+            kind,
+            cost,
+            repository,
+            salt,
+            commitment,
+            nonce,
+            sealed_keys,
+            label_nonce,
+            sealed_label,
+        })
+    }
+
+    /// Opens the slot; `None` if the secret is not the slot's.
+    ///
+    /// # Errors
+    /// K-7 if the keys do not authenticate although the commitment fits, K-8 if no full key set
+    /// is among them.
+    pub fn open(&self, secret: &[u8]) -> Result<Option<Secret>> {
+        let (key, commitment) = derive(secret, &self.salt, self.cost)?;
+        // blake3::Hash compares in constant time.
+        if blake3::Hash::from(commitment) != self.commitment {
+            return Ok(None);
+        }
+        let additional = self.additional(ObjectKind::KeySlot);
+        let plaintext = open_x(&key, &self.nonce, &additional, &self.sealed_keys, "K-7")?;
+        let entries: Vec<KeyEntry> = record::decode(&plaintext)?;
+        let full = entries.iter().find(|entry| entry.purpose == PURPOSE_FULL && entry.epoch == 0);
+        match full {
+            Some(entry) => Ok(Some(Secret::new(entry.key))),
+            None => Err(newer("K-8", "the slot holds no full key set")),
+        }
+    }
+
+    /// Opens the label, with the keys of the repository.
+    ///
+    /// # Errors
+    /// K-9 if it does not authenticate.
+    pub fn label(&self, keys: &Keys) -> Result<SlotLabel> {
+        let Some(key) = keys.sealing(ObjectKind::KeyLabel) else {
+            return Err(malformed("K-9", "there is no label key"));
+        };
+        let additional = self.additional(ObjectKind::KeyLabel);
+        record::decode(&open_x(key, &self.label_nonce, &additional, &self.sealed_label, "K-9")?)
+    }
+}
+
+fn derive(secret: &[u8], salt: &[u8; 32], cost: KdfCost) -> Result<(Secret, [u8; 32])> {
+    let refuse = |cause: argon2::Error| malformed("K-4", format!("cannot derive: {cause}"));
+    let parameters =
+        Params::new(cost.memory_kib, cost.passes, cost.lanes, Some(32)).map_err(refuse)?;
+    let mut output = Zeroizing::new([0_u8; 32]);
+    Argon2::new(Algorithm::Argon2id, Version::V0x13, parameters)
+        .hash_password_into(secret, salt, &mut output[..])
+        .map_err(refuse)?;
+    let key = Secret::new(blake3::derive_key(context::SLOT_KEY, &output[..]));
+    Ok((key, blake3::derive_key(context::SLOT_COMMITMENT, &output[..])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHEAP: KdfCost = KdfCost::RECOVERY;
+
+    fn slot(cost: KdfCost) -> Result<KeySlot> {
+        let label = SlotLabel { name: "laptop".into(), created_unix_ns: 5, host: "kvm1".into() };
+        let nonces = SlotNonces { salt: [1; 32], keys: [2; 24], label: [3; 24] };
+        KeySlot::make(
+            SlotKind::Passphrase,
+            b"correct",
+            cost,
+            &Secret::new([9; 32]),
+            RepositoryId([4; 16]),
+            &label,
+            &nonces,
+        )
+    }
+
+    #[test]
+    fn opens_with_its_secret_only() {
+        let (id, bytes) = slot(CHEAP).unwrap().encode();
+        let slot = KeySlot::decode(id, &bytes).unwrap();
+        assert_eq!(slot.open(b"correct").unwrap().unwrap().expose(), &[9; 32]);
+        assert!(slot.open(b"wrong").unwrap().is_none());
+        let keys = Keys::derive(&Secret::new([9; 32]), slot.repository);
+        assert_eq!(slot.label(&keys).unwrap().name, "laptop");
+    }
+
+    #[test]
+    fn refuses_absurd_cost_before_deriving() {
+        let expensive = KdfCost { memory_kib: 4 << 20, passes: 16, lanes: 1 };
+        assert_eq!(slot(expensive).unwrap_err().rule, "K-4");
+        let (_, mut bytes) = slot(CHEAP).unwrap().encode();
+        bytes[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
+        let id = KeySlotId(*blake3::hash(&bytes).as_bytes());
+        assert_eq!(KeySlot::decode(id, &bytes).unwrap_err().rule, "K-4");
+        let most = KdfCost { memory_kib: 1 << 20, passes: 4, lanes: 1 };
+        assert!(validate_total_cost(&[most; 8]).is_ok());
+        assert_eq!(validate_total_cost(&[most; 9]).unwrap_err().rule, "K-5");
+    }
+
+    #[test]
+    fn the_clear_part_is_authenticated() {
+        let (_, bytes) = slot(CHEAP).unwrap().encode();
+        // The salt and passes change the derivation; the kind byte and the repository id do not.
+        for position in [10, 24, 39] {
+            let mut changed = bytes.clone();
+            changed[position] ^= 3;
+            let id = KeySlotId(*blake3::hash(&changed).as_bytes());
+            let slot = KeySlot::decode(id, &changed).unwrap();
+            assert_eq!(slot.open(b"correct").unwrap_err().rule, "K-7", "byte {position}");
+        }
+    }
+}

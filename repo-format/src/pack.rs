@@ -1,0 +1,461 @@
+//! Packs (spec/32-pack.md): immutable objects of sealed segments, named by their own BLAKE3.
+//!
+//! ```text
+//! header   192 bytes   magic, kind, repository, writer, key wrap
+//! segments             each frame on a multiple of 64 bytes, zeros between
+//! zeros                to a multiple of 64 KiB
+//! footer               sealed under ordinal 2^32-1
+//! trailer  192 bytes   key wrap, footer position, kind, repository, magic
+//! ```
+//!
+//! Invariants: a pack key is random and used for one pack; the key wrap stands at both ends, so
+//! that one bad sector loses neither; padding is zero and checked by whoever reads all of it.
+
+use crate::crypto::{Keys, ObjectKind, PackCipher, Secret, TAG_BYTES, additional_data, context};
+use crate::crypto::{open_x, seal_x};
+use crate::cursor::Cursor;
+use crate::error::{Result, limit, malformed, newer, unauthentic};
+use crate::footer::{Footer, FooterSegment};
+use crate::id::{LeaseId, PackId, RepositoryId};
+use crate::limits::{
+    FORMAT_VERSION, PACK_BYTES_MAX, PACK_PADDING_BYTES, PACK_SEGMENTS_MAX, SEGMENT_ALIGNMENT_BYTES,
+};
+use crate::segment::{Entry, FRAME_BYTES, read_frame, write_frame};
+
+const HEAD_MAGIC: &[u8; 8] = b"DVPKHEAD";
+const TAIL_MAGIC: &[u8; 8] = b"DVPKTAIL";
+/// Bytes of a pack's header.
+pub const HEADER_BYTES: usize = 192;
+/// Bytes of a pack's trailer.
+pub const TRAILER_BYTES: usize = 192;
+/// Bytes of a wrapped pack key.
+pub const WRAP_BYTES: usize = 128;
+const FOOTER_ORDINAL: u32 = u32::MAX;
+
+/// What a pack holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum PackKind {
+    /// Chunks of disks and streams.
+    Data = 1,
+    /// Map pages, and the chunks of allocation lists.
+    Map = 2,
+}
+
+impl PackKind {
+    /// The kind with number `number`.
+    ///
+    /// # Errors
+    /// P-3 for a number that no version knows.
+    pub fn from_number(number: u8) -> Result<PackKind> {
+        match number {
+            1 => Ok(PackKind::Data),
+            2 => Ok(PackKind::Map),
+            other => Err(newer("P-3", format!("is a pack of kind {other}"))),
+        }
+    }
+}
+
+/// The fresh random values of one pack.
+pub struct PackSecrets {
+    /// The key that seals this pack and no other.
+    pub key: Secret,
+    /// The nonce of the wrapped key.
+    pub wrap_nonce: [u8; 24],
+}
+
+/// A segment that is encoded but not yet sealed.
+pub struct PreparedSegment {
+    /// Its entries.
+    pub entries: Vec<Entry>,
+    /// Its plaintext, from `SegmentEncoder::encode`.
+    pub plaintext: Vec<u8>,
+}
+
+/// A finished pack.
+pub struct SealedPack {
+    /// Its name.
+    pub id: PackId,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// What it holds.
+    pub footer: Footer,
+}
+
+fn wrap_key(keys: &Keys, kind: PackKind, secrets: &PackSecrets) -> [u8; WRAP_BYTES] {
+    let mut wrap = Vec::with_capacity(WRAP_BYTES);
+    // Algorithm 1, wrap kind 0 (repository key), key epoch 0, wrap key id 0.
+    wrap.extend_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0]);
+    wrap.extend_from_slice(&[0; 16]);
+    wrap.extend_from_slice(&commitment(&secrets.key));
+    let additional = wrap_additional(keys.repository(), kind, &wrap);
+    wrap.extend_from_slice(&secrets.wrap_nonce);
+    let nonce = &secrets.wrap_nonce;
+    wrap.extend_from_slice(&seal_x(keys.pack_wrap(), nonce, &additional, secrets.key.expose()));
+    let mut bytes = [0; WRAP_BYTES];
+    bytes.copy_from_slice(&wrap);
+    bytes
+}
+
+fn wrap_additional(repository: RepositoryId, kind: PackKind, clear: &[u8]) -> Vec<u8> {
+    additional_data(ObjectKind::PackKey, repository, &[&[kind as u8], clear])
+}
+
+fn commitment(key: &Secret) -> [u8; 32] {
+    blake3::derive_key(context::PACK_COMMITMENT, key.expose())
+}
+
+/// Opens a wrapped pack key.
+///
+/// # Errors
+/// P-5 for an algorithm, wrap kind, epoch or key id that this version does not know, P-6 if the
+/// key does not authenticate or does not fit its commitment.
+pub fn unwrap_key(keys: &Keys, kind: PackKind, wrap: &[u8; WRAP_BYTES]) -> Result<Secret> {
+    let mut cursor = Cursor::new(wrap, "P-5");
+    let clear = cursor.bytes(56)?;
+    let nonce = cursor.array::<24>()?;
+    if clear[0] != 1 || clear[1..24].iter().any(|byte| *byte != 0) {
+        return Err(newer("P-5", "has its key wrapped in an unknown way"));
+    }
+    let additional = wrap_additional(keys.repository(), kind, clear);
+    let plaintext = open_x(keys.pack_wrap(), &nonce, &additional, cursor.rest(), "P-6")?;
+    let mut key = [0_u8; 32];
+    key.copy_from_slice(&plaintext);
+    let key = Secret::new(key);
+    if commitment(&key) != clear[24..] {
+        return Err(unauthentic("P-6", "the pack key does not fit its commitment"));
+    }
+    Ok(key)
+}
+
+fn segment_additional(repository: RepositoryId, kind: PackKind, ordinal: u32) -> Vec<u8> {
+    let position = ordinal.to_le_bytes();
+    additional_data(ObjectKind::Segment, repository, &[&[kind as u8], &position])
+}
+
+fn footer_additional(repository: RepositoryId, kind: PackKind, offset: u32) -> Vec<u8> {
+    let position = offset.to_le_bytes();
+    additional_data(ObjectKind::Footer, repository, &[&[kind as u8], &position])
+}
+
+fn align(offset: usize, to: u64) -> usize {
+    offset.next_multiple_of(to as usize)
+}
+
+/// Seals segments into a pack.
+///
+/// # Errors
+/// P-1 if the pack would be too large, P-10 for no segments or too many.
+pub fn assemble(
+    keys: &Keys,
+    kind: PackKind,
+    writer: LeaseId,
+    secrets: &PackSecrets,
+    segments: Vec<PreparedSegment>,
+) -> Result<SealedPack> {
+    let count = segments.len() as u64;
+    if count == 0 || count > u64::from(PACK_SEGMENTS_MAX) {
+        return Err(limit("P-10", "the number of segments", PACK_SEGMENTS_MAX.into(), count));
+    }
+    let repository = keys.repository();
+    let wrap = wrap_key(keys, kind, secrets);
+    let cipher = PackCipher::new(&secrets.key);
+    let mut bytes = Vec::with_capacity(assembled_bytes(&segments));
+    bytes.extend_from_slice(HEAD_MAGIC);
+    bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    bytes.extend_from_slice(&[kind as u8, 0, 0, 0, 0, 0]);
+    bytes.extend_from_slice(&repository.0);
+    bytes.extend_from_slice(&writer.0);
+    bytes.extend_from_slice(&wrap);
+    bytes.resize(HEADER_BYTES, 0);
+    let mut footer = Footer::default();
+    for (ordinal, segment) in segments.into_iter().enumerate() {
+        let ordinal = ordinal as u32;
+        bytes.resize(align(bytes.len(), SEGMENT_ALIGNMENT_BYTES), 0);
+        let offset = bytes.len() as u32;
+        let sealed_bytes = (segment.plaintext.len() + TAG_BYTES) as u32;
+        write_frame(ordinal, sealed_bytes, &mut bytes);
+        let start = bytes.len();
+        bytes.extend_from_slice(&segment.plaintext);
+        let additional = segment_additional(repository, kind, ordinal);
+        let tag = cipher.seal(ordinal, &additional, &mut bytes[start..]);
+        bytes.extend_from_slice(&tag);
+        footer.segments.push(FooterSegment { offset, sealed_bytes, entries: segment.entries });
+    }
+    bytes.resize(align(bytes.len(), PACK_PADDING_BYTES), 0);
+    let footer_offset = bytes.len() as u32;
+    let start = bytes.len();
+    bytes.extend_from_slice(&footer.encode());
+    let additional = footer_additional(repository, kind, footer_offset);
+    let tag = cipher.seal(FOOTER_ORDINAL, &additional, &mut bytes[start..]);
+    bytes.extend_from_slice(&tag);
+    let footer_bytes = bytes.len() as u32 - footer_offset;
+    write_trailer(&mut bytes, &wrap, kind, repository, footer_offset, footer_bytes);
+    if bytes.len() as u64 > PACK_BYTES_MAX {
+        return Err(limit("P-1", "the pack's length", PACK_BYTES_MAX, bytes.len() as u64));
+    }
+    let id = PackId(*blake3::hash(&bytes).as_bytes());
+    Ok(SealedPack { id, bytes, footer })
+}
+
+fn assembled_bytes(segments: &[PreparedSegment]) -> usize {
+    let each = |segment: &PreparedSegment| {
+        segment.plaintext.len() + 2 * FRAME_BYTES + 64 + segment.entries.len() * 36 + 12
+    };
+    segments.iter().map(each).sum::<usize>() + 2 * HEADER_BYTES + PACK_PADDING_BYTES as usize
+}
+
+fn write_trailer(
+    bytes: &mut Vec<u8>,
+    wrap: &[u8; WRAP_BYTES],
+    kind: PackKind,
+    repository: RepositoryId,
+    footer_offset: u32,
+    footer_bytes: u32,
+) {
+    bytes.extend_from_slice(wrap);
+    bytes.extend_from_slice(&footer_offset.to_le_bytes());
+    bytes.extend_from_slice(&footer_bytes.to_le_bytes());
+    bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    bytes.extend_from_slice(&[kind as u8, 0, 0, 0, 0, 0]);
+    bytes.extend_from_slice(&repository.0);
+    bytes.extend_from_slice(&[0; 24]);
+    bytes.extend_from_slice(TAIL_MAGIC);
+}
+
+/// The clear header of a pack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// What the pack holds.
+    pub kind: PackKind,
+    /// The repository it was made for.
+    pub repository: RepositoryId,
+    /// The lease of its writer.
+    pub writer: LeaseId,
+    /// The wrapped pack key.
+    pub wrap: [u8; WRAP_BYTES],
+}
+
+/// Decodes a pack's header.
+///
+/// # Errors
+/// P-2 magic, length or reserved bytes, P-3 version or kind.
+pub fn decode_header(bytes: &[u8]) -> Result<Header> {
+    let mut cursor = Cursor::new(bytes, "P-2");
+    if cursor.bytes(8)? != HEAD_MAGIC {
+        return Err(malformed("P-2", "is no pack: the magic is wrong"));
+    }
+    let kind = version_and_kind(&mut cursor)?;
+    let repository = RepositoryId(cursor.array()?);
+    let writer = LeaseId(cursor.array()?);
+    let wrap = cursor.array()?;
+    cursor.zeros(16, "P-2")?;
+    Ok(Header { kind, repository, writer, wrap })
+}
+
+fn version_and_kind(cursor: &mut Cursor<'_>) -> Result<PackKind> {
+    let version = cursor.u16()?;
+    if version > FORMAT_VERSION {
+        return Err(newer("P-3", format!("has format version {version}")));
+    }
+    let kind = PackKind::from_number(cursor.u8()?)?;
+    cursor.zeros(5, "P-2")?;
+    Ok(kind)
+}
+
+/// The clear trailer of a pack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trailer {
+    /// What the pack holds.
+    pub kind: PackKind,
+    /// The repository it was made for.
+    pub repository: RepositoryId,
+    /// Where the sealed footer starts.
+    pub footer_offset: u32,
+    /// Bytes of the sealed footer, with its tag.
+    pub footer_bytes: u32,
+    /// The wrapped pack key.
+    pub wrap: [u8; WRAP_BYTES],
+}
+
+/// Decodes the trailer of a pack of `pack_bytes` bytes from the pack's last bytes.
+///
+/// # Errors
+/// P-1 length of the pack, P-2 magic or reserved bytes, P-3 version or kind, P-4 a footer that
+/// does not end at the trailer or does not start on the padding.
+pub fn decode_trailer(tail: &[u8], pack_bytes: u64) -> Result<Trailer> {
+    if pack_bytes > PACK_BYTES_MAX {
+        return Err(limit("P-1", "the pack's length", PACK_BYTES_MAX, pack_bytes));
+    }
+    let Some(bytes) = tail.last_chunk::<TRAILER_BYTES>() else {
+        return Err(malformed("P-2", "is too short for a trailer"));
+    };
+    let mut cursor = Cursor::new(bytes, "P-2");
+    let wrap = cursor.array()?;
+    let footer_offset = cursor.u32()?;
+    let footer_bytes = cursor.u32()?;
+    let mut end = Cursor::new(&bytes[TRAILER_BYTES - 8..], "P-2");
+    if end.bytes(8)? != TAIL_MAGIC {
+        return Err(malformed("P-2", "has no trailer: the magic is wrong"));
+    }
+    let kind = version_and_kind(&mut cursor)?;
+    let repository = RepositoryId(cursor.array()?);
+    cursor.zeros(24, "P-2")?;
+    let ends = u64::from(footer_offset) + u64::from(footer_bytes) + TRAILER_BYTES as u64;
+    let padded = u64::from(footer_offset).is_multiple_of(PACK_PADDING_BYTES);
+    if ends != pack_bytes || !padded || footer_offset == 0 {
+        return Err(malformed("P-4", "the footer does not lie where the trailer says"));
+    }
+    Ok(Trailer { kind, repository, footer_offset, footer_bytes, wrap })
+}
+
+/// The key of one pack, ready to open its parts.
+pub struct PackOpener {
+    cipher: PackCipher,
+    kind: PackKind,
+    repository: RepositoryId,
+}
+
+impl PackOpener {
+    /// Unwraps the pack key found in a header or trailer.
+    ///
+    /// # Errors
+    /// P-7 for a pack of another repository, P-5 and P-6 as [`unwrap_key`].
+    pub fn new(
+        keys: &Keys,
+        kind: PackKind,
+        repository: RepositoryId,
+        wrap: &[u8; WRAP_BYTES],
+    ) -> Result<PackOpener> {
+        if repository != keys.repository() {
+            return Err(unauthentic("P-7", "belongs to another repository"));
+        }
+        let key = unwrap_key(keys, kind, wrap)?;
+        Ok(PackOpener { cipher: PackCipher::new(&key), kind, repository })
+    }
+
+    /// Opens the sealed footer, in place.
+    ///
+    /// # Errors
+    /// P-8 if it does not authenticate, P-10 and P-11 for its layout.
+    pub fn open_footer(&self, trailer: &Trailer, sealed: &mut [u8]) -> Result<Footer> {
+        let additional = footer_additional(self.repository, self.kind, trailer.footer_offset);
+        let plaintext = self.cipher.open(FOOTER_ORDINAL, &additional, sealed, "P-8")?;
+        Footer::decode(plaintext, HEADER_BYTES as u64, u64::from(trailer.footer_offset))
+    }
+
+    /// Opens one stored segment (frame, ciphertext, tag) in place and returns its plaintext.
+    ///
+    /// # Errors
+    /// S-1 and S-2 if the frame does not fit, P-9 if the segment does not authenticate.
+    pub fn open_segment<'a>(&self, ordinal: u32, stored: &'a mut [u8]) -> Result<&'a [u8]> {
+        let Some((frame, sealed)) = stored.split_at_mut_checked(FRAME_BYTES) else {
+            return Err(malformed("S-1", "a segment is too short for its frame"));
+        };
+        let (found, sealed_bytes) = read_frame(frame)?;
+        if found != ordinal || sealed_bytes as usize != sealed.len() {
+            return Err(malformed("S-2", "a segment's frame does not fit the footer"));
+        }
+        let additional = segment_additional(self.repository, self.kind, ordinal);
+        self.cipher.open(ordinal, &additional, sealed, "P-9")
+    }
+}
+
+/// Checks that everything of a whole pack that is neither header, segment, footer nor trailer is
+/// zero.
+///
+/// # Errors
+/// P-12 for a byte that is not, or for a footer that leaves the pack.
+pub fn verify_padding(pack: &[u8], footer: &Footer, trailer: &Trailer) -> Result<()> {
+    let mut used = HEADER_BYTES;
+    let ends = footer
+        .segments
+        .iter()
+        .map(|segment| {
+            let start = segment.offset as usize;
+            (start, start + segment.stored_bytes() as usize)
+        })
+        .chain([(trailer.footer_offset as usize, trailer.footer_offset as usize)]);
+    for (start, end) in ends {
+        let zero = pack.get(used..start).is_some_and(|gap| gap.iter().all(|byte| *byte == 0));
+        if !zero {
+            return Err(malformed("P-12", format!("the padding before byte {start} is not zero")));
+        }
+        used = end;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::segment::{EntryKind, SegmentDecoder, SegmentEncoder};
+
+    fn keys() -> Keys {
+        Keys::derive(&Secret::new([1; 32]), RepositoryId([2; 16]))
+    }
+
+    fn sample(keys: &Keys) -> SealedPack {
+        let mut encoder = SegmentEncoder::new(3).unwrap();
+        let segments = [b"first chunk".to_vec(), vec![9; 3000]].map(|data| {
+            let id = keys.chunk_id(&data).0;
+            let entries = vec![Entry { id, kind: EntryKind::Chunk, bytes: data.len() as u32 }];
+            let mut plaintext = Vec::new();
+            encoder.encode(&entries, &data, &mut plaintext).unwrap();
+            PreparedSegment { entries, plaintext }
+        });
+        let secrets = PackSecrets { key: Secret::new([7; 32]), wrap_nonce: [8; 24] };
+        let writer = LeaseId([5; 16]);
+        assemble(keys, PackKind::Data, writer, &secrets, segments.into()).unwrap()
+    }
+
+    fn read(keys: &Keys, pack: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let header = decode_header(pack)?;
+        let trailer = decode_trailer(pack, pack.len() as u64)?;
+        let opener = PackOpener::new(keys, trailer.kind, trailer.repository, &trailer.wrap)?;
+        PackOpener::new(keys, header.kind, header.repository, &header.wrap)?;
+        let start = trailer.footer_offset as usize;
+        let mut sealed = pack[start..start + trailer.footer_bytes as usize].to_vec();
+        let footer = opener.open_footer(&trailer, &mut sealed)?;
+        verify_padding(pack, &footer, &trailer)?;
+        let mut found = Vec::new();
+        for (ordinal, segment) in footer.segments.iter().enumerate() {
+            let start = segment.offset as usize;
+            let mut stored = pack[start..start + segment.stored_bytes() as usize].to_vec();
+            let plaintext = opener.open_segment(ordinal as u32, &mut stored)?;
+            let mut data = Vec::new();
+            let entries = SegmentDecoder::new()?.decode(plaintext, &mut data)?;
+            assert_eq!(entries, segment.entries);
+            found.push(data);
+        }
+        Ok(found)
+    }
+
+    #[test]
+    fn comes_back_and_is_padded() {
+        let keys = keys();
+        let pack = sample(&keys);
+        assert_eq!(read(&keys, &pack.bytes).unwrap(), [b"first chunk".to_vec(), vec![9; 3000]]);
+        assert_eq!(pack.bytes.len(), 65536 + 4 + 2 * (12 + 36) + 16 + 192);
+        assert_eq!(pack.footer.segments[1].offset % 64, 0);
+    }
+
+    #[test]
+    fn every_flipped_byte_but_the_writer_is_noticed_without_the_name() {
+        let keys = keys();
+        let pack = sample(&keys).bytes;
+        for position in 0..pack.len() {
+            let mut changed = pack.clone();
+            changed[position] ^= 0x10;
+            // The writer's lease is only information; the pack's name covers it.
+            let information = (32..48).contains(&position);
+            assert_eq!(read(&keys, &changed).is_ok(), information, "byte {position}");
+        }
+    }
+
+    #[test]
+    fn a_pack_of_another_repository_is_refused() {
+        let other = Keys::derive(&Secret::new([1; 32]), RepositoryId([3; 16]));
+        assert_eq!(read(&keys(), &sample(&other).bytes).unwrap_err().rule, "P-7");
+    }
+}

@@ -1,0 +1,292 @@
+//! Segments (spec/32-pack.md): runs of chunks or pages, compressed and sealed as one.
+//!
+//! In a pack a segment is a 16-byte clear frame, then the sealed plaintext and its tag:
+//!
+//! ```text
+//! frame   0  4  magic "DVSG"
+//!         4  4  ordinal in the pack, from 0
+//!         8  4  sealed bytes, with the tag
+//!        12  4  0
+//! plain   0  1  codec: 0 raw, 1 zstd, 2 reserved
+//!         1  3  0
+//!         4  4  number of entries, n
+//!         8  36*n  entries: id (32), length in the low 24 bits and kind in the high 8 (4)
+//!         .  .  payload: the entries' bytes one after another, encoded by the codec
+//! ```
+//!
+//! The table stands inside every segment, so that a pack without a footer can be salvaged.
+
+use crate::cursor::Cursor;
+use crate::error::{Result, limit, malformed, newer};
+use crate::limits::{CHUNK_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENT_ENTRIES_MAX};
+
+/// Magic of a segment's frame.
+pub const FRAME_MAGIC: &[u8; 4] = b"DVSG";
+/// Bytes of a segment's frame.
+pub const FRAME_BYTES: usize = 16;
+/// Bytes of one entry in a segment's table and in a footer.
+pub const ENTRY_BYTES: usize = 36;
+
+const CODEC_RAW: u8 = 0;
+const CODEC_ZSTD: u8 = 1;
+const TABLE_START: usize = 8;
+
+/// What an entry of a segment is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum EntryKind {
+    /// A chunk of a disk or stream.
+    Chunk = 1,
+    /// A page of a disk map or stream map.
+    Page = 2,
+}
+
+/// One entry: the id it is found by, its kind and its length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Chunk id or page id.
+    pub id: [u8; 32],
+    /// Chunk or page.
+    pub kind: EntryKind,
+    /// Uncompressed bytes, 1 to 4 MiB.
+    pub bytes: u32,
+}
+
+impl Entry {
+    /// Appends the 36 bytes of the entry.
+    pub fn write(&self, output: &mut Vec<u8>) {
+        output.extend_from_slice(&self.id);
+        output.extend_from_slice(&((self.kind as u32) << 24 | self.bytes).to_le_bytes());
+    }
+
+    /// Reads 36 bytes.
+    ///
+    /// # Errors
+    /// S-4 for an unknown kind or a length of zero or beyond the largest chunk.
+    pub fn read(cursor: &mut Cursor<'_>) -> Result<Entry> {
+        let id = cursor.array()?;
+        let word = cursor.u32()?;
+        let kind = match word >> 24 {
+            1 => EntryKind::Chunk,
+            2 => EntryKind::Page,
+            other => return Err(malformed("S-4", format!("has an entry of kind {other}"))),
+        };
+        let bytes = word & 0x00ff_ffff;
+        if bytes == 0 || bytes > CHUNK_BYTES_MAX {
+            return Err(malformed("S-4", format!("has an entry of {bytes} bytes")));
+        }
+        Ok(Entry { id, kind, bytes })
+    }
+}
+
+/// Checks the entries of one segment together.
+///
+/// # Errors
+/// S-5 if there are none, too many, or more bytes than a segment may hold.
+pub fn validate_entries(entries: &[Entry]) -> Result<u32> {
+    let count = entries.len() as u64;
+    if count == 0 || count > u64::from(SEGMENT_ENTRIES_MAX) {
+        let most = u64::from(SEGMENT_ENTRIES_MAX);
+        return Err(limit("S-5", "the number of entries of a segment", most, count));
+    }
+    let total: u64 = entries.iter().map(|entry| u64::from(entry.bytes)).sum();
+    if total > u64::from(SEGMENT_BYTES_MAX) {
+        return Err(limit("S-5", "segment length", u64::from(SEGMENT_BYTES_MAX), total));
+    }
+    Ok(total as u32)
+}
+
+/// Compresses segments; one for each worker, because the zstd context is reused.
+pub struct SegmentEncoder {
+    compressor: zstd::bulk::Compressor<'static>,
+}
+
+impl SegmentEncoder {
+    /// A compressor at `level` (zstd levels; 3 is the default of this project).
+    ///
+    /// # Errors
+    /// S-8 if zstd cannot be set up.
+    pub fn new(level: i32) -> Result<Self> {
+        let compressor = zstd::bulk::Compressor::new(level)
+            .map_err(|cause| malformed("S-8", format!("cannot start zstd: {cause}")))?;
+        Ok(SegmentEncoder { compressor })
+    }
+
+    /// Encodes the plaintext of a segment whose entries' bytes stand in `data` in order.
+    ///
+    /// The payload is stored raw where zstd saves less than 1/32: opening it is then a copy.
+    ///
+    /// # Errors
+    /// S-5 for entries out of bounds, S-8 if zstd fails.
+    pub fn encode(&mut self, entries: &[Entry], data: &[u8], output: &mut Vec<u8>) -> Result<()> {
+        let total = validate_entries(entries)? as usize;
+        if total != data.len() {
+            return Err(malformed("S-6", "the entries do not add up to the data"));
+        }
+        output.clear();
+        output.extend_from_slice(&[CODEC_ZSTD, 0, 0, 0]);
+        output.extend_from_slice(&(entries.len() as u32).to_le_bytes());
+        for entry in entries {
+            entry.write(output);
+        }
+        let start = output.len();
+        output.resize(start + zstd::zstd_safe::compress_bound(total), 0);
+        let used = self
+            .compressor
+            .compress_to_buffer(data, &mut output[start..])
+            .map_err(|cause| malformed("S-8", format!("cannot compress: {cause}")))?;
+        if used >= total - total / 32 {
+            output[0] = CODEC_RAW;
+            output.truncate(start);
+            output.extend_from_slice(data);
+        } else {
+            output.truncate(start + used);
+        }
+        Ok(())
+    }
+}
+
+/// Decompresses segments; one for each worker.
+pub struct SegmentDecoder {
+    decompressor: zstd::bulk::Decompressor<'static>,
+}
+
+impl SegmentDecoder {
+    /// A decompressor.
+    ///
+    /// # Errors
+    /// S-8 if zstd cannot be set up.
+    pub fn new() -> Result<Self> {
+        let decompressor = zstd::bulk::Decompressor::new()
+            .map_err(|cause| malformed("S-8", format!("cannot start zstd: {cause}")))?;
+        Ok(SegmentDecoder { decompressor })
+    }
+
+    /// Decodes an opened segment: its entries, and their bytes into `data`.
+    ///
+    /// # Errors
+    /// S-3 header, S-4 and S-5 entries, S-6 lengths that do not add up, S-7 codec,
+    /// S-8 payload that does not decompress to exactly the entries' length.
+    pub fn decode(&mut self, plaintext: &[u8], data: &mut Vec<u8>) -> Result<Vec<Entry>> {
+        let (codec, entries, payload) = decode_table(plaintext)?;
+        let total = validate_entries(&entries)? as usize;
+        data.clear();
+        match codec {
+            CODEC_RAW => {
+                if payload.len() != total {
+                    return Err(malformed("S-6", "the raw payload has another length"));
+                }
+                data.extend_from_slice(payload);
+            }
+            _ => {
+                // The buffer has the authenticated length, so a bomb cannot make it grow.
+                data.resize(total, 0);
+                let used = self
+                    .decompressor
+                    .decompress_to_buffer(payload, &mut data[..])
+                    .map_err(|cause| malformed("S-8", format!("cannot decompress: {cause}")))?;
+                if used != total {
+                    return Err(malformed("S-8", "the payload decompresses to another length"));
+                }
+            }
+        }
+        Ok(entries)
+    }
+}
+
+fn decode_table(plaintext: &[u8]) -> Result<(u8, Vec<Entry>, &[u8])> {
+    let mut cursor = Cursor::new(plaintext, "S-3");
+    let codec = cursor.u8()?;
+    if codec > CODEC_ZSTD {
+        return Err(newer("S-7", format!("uses codec {codec}")));
+    }
+    cursor.zeros(3, "S-3")?;
+    let count = cursor.u32()?;
+    if count > SEGMENT_ENTRIES_MAX {
+        let most = u64::from(SEGMENT_ENTRIES_MAX);
+        return Err(limit("S-5", "the number of entries of a segment", most, u64::from(count)));
+    }
+    let mut table = Cursor::new(cursor.bytes(count as usize * ENTRY_BYTES)?, "S-3");
+    let mut entries = Vec::with_capacity(count as usize);
+    for _ in 0..count {
+        entries.push(Entry::read(&mut table)?);
+    }
+    debug_assert_eq!(
+        TABLE_START + entries.len() * ENTRY_BYTES + cursor.rest().len(),
+        plaintext.len()
+    );
+    Ok((codec, entries, cursor.rest()))
+}
+
+/// Writes a segment's frame.
+pub fn write_frame(ordinal: u32, sealed_bytes: u32, output: &mut Vec<u8>) {
+    output.extend_from_slice(FRAME_MAGIC);
+    output.extend_from_slice(&ordinal.to_le_bytes());
+    output.extend_from_slice(&sealed_bytes.to_le_bytes());
+    output.extend_from_slice(&[0; 4]);
+}
+
+/// Reads a segment's frame: ordinal and sealed bytes.
+///
+/// # Errors
+/// S-1 if it is no frame.
+pub fn read_frame(frame: &[u8]) -> Result<(u32, u32)> {
+    let mut cursor = Cursor::new(frame, "S-1");
+    if cursor.bytes(4)? != FRAME_MAGIC {
+        return Err(malformed("S-1", "a segment's frame has the wrong magic"));
+    }
+    let ordinal = cursor.u32()?;
+    let sealed_bytes = cursor.u32()?;
+    cursor.zeros(4, "S-1")?;
+    Ok((ordinal, sealed_bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(bytes: u32) -> Entry {
+        Entry { id: [bytes as u8; 32], kind: EntryKind::Chunk, bytes }
+    }
+
+    #[test]
+    fn compressible_and_random_data_come_back() {
+        let mut random = vec![0_u8; 5000];
+        blake3::Hasher::new().finalize_xof().fill(&mut random);
+        for (data, codec) in [(vec![7_u8; 5000], CODEC_ZSTD), (random, CODEC_RAW)] {
+            let entries = [entry(4096), entry(904)];
+            let mut plaintext = Vec::new();
+            SegmentEncoder::new(3).unwrap().encode(&entries, &data, &mut plaintext).unwrap();
+            assert_eq!(plaintext[0], codec);
+            let mut back = Vec::new();
+            let found = SegmentDecoder::new().unwrap().decode(&plaintext, &mut back).unwrap();
+            assert_eq!(found, entries);
+            assert_eq!(back, data);
+        }
+    }
+
+    #[test]
+    fn a_payload_of_another_length_is_refused() {
+        let data = vec![7_u8; 5000];
+        let mut plaintext = Vec::new();
+        SegmentEncoder::new(3).unwrap().encode(&[entry(5000)], &data, &mut plaintext).unwrap();
+        for bytes in [4999_u32, 5001] {
+            let mut changed = plaintext.clone();
+            changed[40..44].copy_from_slice(&(1 << 24 | bytes).to_le_bytes());
+            let error = SegmentDecoder::new().unwrap().decode(&changed, &mut Vec::new());
+            assert_eq!(error.unwrap_err().rule, "S-8");
+        }
+    }
+
+    #[test]
+    fn every_prefix_is_refused() {
+        let data = vec![7_u8; 300];
+        let mut plaintext = Vec::new();
+        SegmentEncoder::new(3).unwrap().encode(&[entry(300)], &data, &mut plaintext).unwrap();
+        for length in 0..plaintext.len() {
+            let result =
+                SegmentDecoder::new().unwrap().decode(&plaintext[..length], &mut Vec::new());
+            assert!(result.is_err(), "length {length}");
+        }
+    }
+}
