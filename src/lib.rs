@@ -1,1 +1,22 @@
+//! diskvault: the archive that keeps the history of virtual-machine disks.
+//!
+//! Disk images go into one deduplicated, encrypted, content-addressed repository; every backup
+//! leaves a complete restore point; any point comes back directly. `docs/architecture.md` is the
+//! map of this crate; `repo-format/spec` says what is stored.
+//!
+//! Floors, imports only going down: [`error`], [`monitor`], [`environment`]; then [`storage`],
+//! [`index`], [`chunking`], [`source`], [`target`], none of which knows another; then
+//! [`repository`]; then one module for each verb; then the command line.
 
+pub mod chunking;
+pub mod environment;
+pub mod error;
+pub mod index;
+pub mod monitor;
+pub mod repository;
+pub mod source;
+pub mod storage;
+pub mod target;
+
+/// Program name and version, as manifests and leases record it.
+pub const PROGRAM: &str = concat!("diskvault ", env!("CARGO_PKG_VERSION"));

@@ -1,0 +1,232 @@
+//! Vectors of whole packs (rules P-1 to P-12, S-1, S-2).
+
+use super::segment::plaintext;
+use super::{changed, keyed, put};
+use crate::vectors::fixed::{MASTER, REPOSITORY, keys, pattern, random, subkey, zstd_frame};
+use crate::vectors::form::Vector;
+use crate::vectors::{Result, Set};
+use diskvault_format::crypto::{
+    ObjectKind, PackCipher, Secret, additional_data, context, seal_x,
+};
+use diskvault_format::footer::Footer;
+use diskvault_format::id::{LeaseId, RepositoryId};
+use diskvault_format::limits::FORMAT_VERSION;
+use diskvault_format::pack::{
+    HEADER_BYTES, PackKind, PackSecrets, PreparedSegment, SealedPack, TRAILER_BYTES, assemble,
+};
+use diskvault_format::segment::{Entry, EntryKind, FRAME_BYTES};
+
+fn pack_key() -> Secret {
+    Secret::new(random("pack key"))
+}
+
+fn prepared(kind: EntryKind, data: &[u8], compress: bool) -> PreparedSegment {
+    let id = match kind {
+        EntryKind::Chunk => keys().chunk_id(data).0,
+        EntryKind::Page => keys().page_id(data).0,
+    };
+    let entries = vec![Entry { id, kind, bytes: data.len() as u32 }];
+    let plaintext = match compress {
+        true => plaintext(1, &entries, &zstd_frame(data)),
+        false => plaintext(0, &entries, data),
+    };
+    PreparedSegment { entries, plaintext }
+}
+
+/// A data pack of two segments, one raw and one compressed.
+fn sample(kind: PackKind, entry: EntryKind) -> Result<SealedPack> {
+    let secrets = PackSecrets { key: pack_key(), wrap_nonce: random("wrap nonce") };
+    let runs = [vec![1; 5000], pattern(100), vec![2; 3000]].concat();
+    let segments = vec![prepared(entry, &pattern(300), false), prepared(entry, &runs, true)];
+    Ok(assemble(&keys(), kind, LeaseId(random("lease")), &secrets, segments)?)
+}
+
+/// What a wrapped key says in the clear, before it is sealed.
+struct Wrap {
+    kind: u8,
+    clear: [u8; 24],
+    commitment: [u8; 32],
+}
+
+impl Wrap {
+    fn new(kind: u8) -> Wrap {
+        let mut clear = [0; 24];
+        clear[0] = 1;
+        let key = pack_key();
+        let commitment = blake3::derive_key(context::PACK_COMMITMENT, key.expose());
+        Wrap { kind, clear, commitment }
+    }
+
+    fn seal(&self) -> Vec<u8> {
+        let nonce: [u8; 24] = random("wrap nonce");
+        let clear = [&self.clear[..], &self.commitment].concat();
+        let additional =
+            additional_data(ObjectKind::PackKey, REPOSITORY, &[&[self.kind], &clear]);
+        let key = subkey(context::PACK_WRAP, &MASTER, REPOSITORY);
+        let sealed = seal_x(&key, &nonce, &additional, pack_key().expose());
+        [&clear[..], &nonce, &sealed].concat()
+    }
+}
+
+/// The pack with another footer, sealed under `ordinal`, and the trailer moved to fit.
+fn with_footer(pack: &SealedPack, plaintext: &[u8], ordinal: u32) -> Vec<u8> {
+    let trailer = pack.bytes.len() - TRAILER_BYTES;
+    let offset: [u8; 4] = read_number(&pack.bytes, trailer + 128);
+    let kind = pack.bytes[10];
+    let additional = additional_data(ObjectKind::Footer, REPOSITORY, &[&[kind], &offset]);
+    let mut sealed = plaintext.to_vec();
+    let tag = PackCipher::new(&pack_key()).seal(ordinal, &additional, &mut sealed);
+    sealed.extend_from_slice(&tag);
+    let mut tail = pack.bytes[trailer..].to_vec();
+    put(&mut tail, 132, &(sealed.len() as u32).to_le_bytes());
+    [&pack.bytes[..u32::from_le_bytes(offset) as usize], &sealed, &tail].concat()
+}
+
+fn read_number(bytes: &[u8], offset: usize) -> [u8; 4] {
+    let mut number = [0; 4];
+    number.copy_from_slice(&bytes[offset..offset + 4]);
+    number
+}
+
+/// Adds the vectors.
+pub fn add(set: &mut Set) -> Result<()> {
+    let data = sample(PackKind::Data, EntryKind::Chunk)?;
+    let map = sample(PackKind::Map, EntryKind::Page)?;
+    let ok = |comment, pack: &SealedPack| keyed(Vector::ok("pack", comment, pack.bytes.clone()));
+    set.add("pack/data", ok("a data pack of two segments", &data));
+    set.add("pack/map", ok("a map pack of two pages", &map));
+    add_ends(set, &data);
+    add_wraps(set, &data);
+    add_repositories(set, &data);
+    add_footers(set, &data);
+    add_segments(set, &data);
+    Ok(())
+}
+
+fn refuse(set: &mut Set, path: &str, rule: &str, comment: &str, bytes: Vec<u8>) {
+    set.add(&format!("pack/{path}"), keyed(Vector::refused("pack", rule, comment, bytes)));
+}
+
+fn add_ends(set: &mut Set, pack: &SealedPack) {
+    let good = &pack.bytes;
+    let trailer = good.len() - TRAILER_BYTES;
+    let comment = "belongs to a pack of one byte more than 1 GiB";
+    let vector = keyed(Vector::refused("pack", "P-1", comment, good.clone()));
+    set.add("pack/long", vector.with("pack-bytes", (1_u64 << 30) + 1));
+    let patch = |offset, value: &[u8]| changed(good, |bytes| put(bytes, offset, value));
+    let mut refuse = |path, rule, comment, bytes| refuse(set, path, rule, comment, bytes);
+    refuse("empty", "P-2", "no bytes", Vec::new());
+    refuse("header-cut", "P-2", "ends inside the header", good[..191].to_vec());
+    refuse("truncated", "P-2", "lacks its last byte", good[..good.len() - 1].to_vec());
+    refuse("head-magic", "P-2", "the magic of the header ends in X", patch(7, b"X"));
+    refuse("head-reserved", "P-2", "reserved bytes of the header", patch(11, &[1]));
+    refuse("head-reserved-end", "P-2", "the last byte of the header", patch(191, &[1]));
+    refuse("tail-magic", "P-2", "the magic of the trailer ends in X", patch(good.len() - 1, b"X"));
+    refuse("tail-reserved", "P-2", "reserved bytes of the trailer", patch(trailer + 143, &[1]));
+    refuse("tail-reserved-end", "P-2", "bytes before the magic", patch(trailer + 183, &[1]));
+    let newer = (FORMAT_VERSION + 1).to_le_bytes();
+    refuse("head-version", "P-3", "the header's version is one too new", patch(8, &newer));
+    refuse("tail-version", "P-3", "the trailer's version is one too new", patch(trailer + 136, &newer));
+    refuse("head-kind", "P-3", "a header of kind 3, with a key wrapped for it", {
+        changed(&patch(10, &[3]), |bytes| put(bytes, 48, &Wrap::new(3).seal()))
+    });
+    refuse("tail-kind", "P-3", "a trailer of kind 0", patch(trailer + 138, &[0]));
+    let number = |offset, number: u32| patch(trailer + offset, &number.to_le_bytes());
+    refuse("footer-early", "P-4", "the footer starts a byte before the padding", number(128, 65535));
+    refuse("footer-long", "P-4", "the footer is said to be a byte longer", {
+        number(132, pack.footer.encode().len() as u32 + 17)
+    });
+    let mut at_start = number(128, 0);
+    put(&mut at_start, trailer + 132, &(trailer as u32).to_le_bytes());
+    refuse("footer-at-start", "P-4", "the footer is said to start with the pack", at_start);
+    let mut unpadded = number(128, 65536 - 64);
+    let length = u32::from_le_bytes(read_number(good, trailer + 132)) + 64;
+    put(&mut unpadded, trailer + 132, &length.to_le_bytes());
+    refuse("footer-unpadded", "P-4", "the footer starts off the 64 KiB", unpadded);
+    refuse("footer-overflow", "P-4", "offset and length are 2^32 - 1", {
+        changed(&number(128, u32::MAX), |bytes| put(bytes, trailer + 132, &[255; 4]))
+    });
+}
+
+fn add_wraps(set: &mut Set, pack: &SealedPack) {
+    let trailer = pack.bytes.len() - TRAILER_BYTES;
+    let mut rewrap = |path: &str, rule: &str, comment: &str, at, change: &dyn Fn(&mut Wrap)| {
+        let mut wrap = Wrap::new(PackKind::Data as u8);
+        change(&mut wrap);
+        let bytes = changed(&pack.bytes, |bytes| put(bytes, at, &wrap.seal()));
+        refuse(set, path, rule, comment, bytes);
+    };
+    rewrap("wrap-algorithm", "P-5", "algorithm 2", 48, &|wrap| wrap.clear[0] = 2);
+    rewrap("wrap-kind", "P-5", "the reserved wrap kind 1", trailer, &|wrap| wrap.clear[1] = 1);
+    rewrap("wrap-epoch", "P-5", "key epoch 1", 48, &|wrap| wrap.clear[4] = 1);
+    rewrap("wrap-key-id", "P-5", "a wrap key id", trailer, &|wrap| wrap.clear[23] = 1);
+    let comment = "a sealed key that is not the one committed to";
+    rewrap("wrap-commitment", "P-6", comment, 48, &|wrap| wrap.commitment[0] ^= 1);
+    let comment = "the key was wrapped for a map pack";
+    rewrap("wrap-other-kind", "P-6", comment, trailer, &|wrap| wrap.kind = 2);
+    let flip = |offset: usize| changed(&pack.bytes, |bytes| bytes[offset] ^= 1);
+    refuse(set, "head-wrap", "P-6", "a bit of the header's wrapped key is flipped", flip(140));
+    refuse(set, "tail-wrap", "P-6", "a bit of the trailer's commitment is flipped", flip(trailer + 30));
+    refuse(set, "wrap-nonce", "P-6", "a bit of the wrap nonce is flipped", flip(48 + 60));
+}
+
+fn add_repositories(set: &mut Set, pack: &SealedPack) {
+    let trailer = pack.bytes.len() - TRAILER_BYTES;
+    let other = RepositoryId(*b"quite another dv");
+    let patch = |offset| changed(&pack.bytes, |bytes| put(bytes, offset, &other.0));
+    refuse(set, "head-repository", "P-7", "the header names another repository", patch(16));
+    refuse(set, "tail-repository", "P-7", "the trailer names another repository", patch(trailer + 144));
+}
+
+fn add_footers(set: &mut Set, pack: &SealedPack) {
+    let plaintext = pack.footer.encode();
+    let footer_offset = 65536;
+    let flipped = changed(&pack.bytes, |bytes| bytes[footer_offset] ^= 1);
+    let mut refuse = |path, rule, comment, bytes| refuse(set, path, rule, comment, bytes);
+    refuse("footer-flipped", "P-8", "a bit of the sealed footer is flipped", flipped);
+    let ordinal = with_footer(pack, &plaintext, u32::MAX - 1);
+    refuse("footer-ordinal", "P-8", "the footer is sealed under another ordinal", ordinal);
+    let again = |footer: &[u8]| with_footer(pack, footer, u32::MAX);
+    refuse("footer-none", "P-10", "a footer of no segments", again(&Footer::default().encode()));
+    refuse("footer-trailing", "P-10", "a byte follows the footer's record", {
+        again(&[&plaintext[..], &[0]].concat())
+    });
+    let moved = changed(&plaintext, |bytes| put(bytes, 4, &65536_u32.to_le_bytes()));
+    refuse("footer-outside", "P-11", "a segment lies behind the padding", again(&moved));
+    let kind = changed(&plaintext, |bytes| bytes[51] = 0);
+    refuse("footer-entry", "S-4", "an entry of kind 0", again(&kind));
+}
+
+fn add_segments(set: &mut Set, pack: &SealedPack) {
+    let [first, second] = [0, 1].map(|ordinal: usize| pack.footer.segments[ordinal].offset as usize);
+    let end = first + pack.footer.segments[0].stored_bytes() as usize;
+    let patch = |offset, value: &[u8]| changed(&pack.bytes, |bytes| put(bytes, offset, value));
+    let flip = |offset: usize| changed(&pack.bytes, |bytes| bytes[offset] ^= 0x40);
+    let mut refuse = |path, rule, comment, bytes| refuse(set, path, rule, comment, bytes);
+    refuse("frame-magic", "S-1", "the frame of a segment has another magic", patch(first, b"dvsg"));
+    refuse("frame-reserved", "S-1", "the end of a frame is not zero", patch(second + 15, &[1]));
+    refuse("frame-ordinal", "S-2", "the frame of segment 1 says 0", patch(second + 4, &[0]));
+    let length = pack.footer.segments[0].sealed_bytes - 1;
+    let shorter = patch(first + 8, &length.to_le_bytes());
+    refuse("frame-length", "S-2", "the frame says a byte less than the footer", shorter);
+    refuse("segment-flipped", "P-9", "a bit of a sealed segment is flipped", flip(first + 20));
+    refuse("segment-tag", "P-9", "a bit of a segment's tag is flipped", flip(end - 1));
+    let ordinal = changed(&pack.bytes, |bytes| {
+        let body = first + FRAME_BYTES..end - 16;
+        let kind = [PackKind::Data as u8];
+        let position = 0_u32.to_le_bytes();
+        let additional = additional_data(ObjectKind::Segment, REPOSITORY, &[&kind, &position]);
+        let cipher = PackCipher::new(&pack_key());
+        let mut sealed = bytes[first + FRAME_BYTES..end].to_vec();
+        // Opened in place, then sealed with the nonce of ordinal 7.
+        if cipher.open(0, &additional, &mut sealed, "P-9").is_ok() {
+            bytes[body.clone()].copy_from_slice(&sealed[..body.len()]);
+            let tag = cipher.seal(7, &additional, &mut bytes[body.clone()]);
+            put(bytes, body.end, &tag);
+        }
+    });
+    refuse("segment-nonce", "P-9", "a segment is sealed under another ordinal", ordinal);
+    refuse("gap", "P-12", "a byte between two segments is not zero", patch(second - 1, &[1]));
+    refuse("padding", "P-12", "a byte before the footer is not zero", patch(65535, &[0x80]));
+    debug_assert!(first == HEADER_BYTES && end < second);
+}

@@ -1,0 +1,104 @@
+//! Objects without a seal: configs, instance objects, names, records, allocation lists.
+
+use super::{Facts, Opened, Run, Stop};
+use crate::vectors::form::Fields;
+use diskvault_format::config::Config;
+use diskvault_format::crypto::{ObjectKind, additional_data, context};
+use diskvault_format::error::malformed;
+use diskvault_format::names::PointName;
+use diskvault_format::{allocation, instance, names, record};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// A config: decoded, then authenticated under its name.
+pub fn config(fields: &Fields<'_>, body: &[u8]) -> Run {
+    let opened = Opened::new(fields)?;
+    let name = fields.text("name")?;
+    let config = Config::decode(body)?;
+    config.verify(&opened.keys, name, body)?;
+    let mut facts = Facts::default();
+    facts.add("generation", config.generation);
+    facts.add("features-ignorable", config.features_ignorable);
+    facts.add("features-unknown-to-write", config.unknown_write_features());
+    facts.add("chunk-bytes", config.chunk_bytes);
+    facts.add("segment-bytes", config.segment_bytes);
+    facts.add("pack-bytes", config.pack_bytes);
+    facts.add_list("key-slots", &config.key_slots);
+    let subkey = opened.subkey(context::CONFIG);
+    let additional = additional_data(ObjectKind::Config, config.repository, &[name.as_bytes()]);
+    let (head, check) = body.split_at(body.len() - 32);
+    let mut hasher = blake3::Hasher::new_keyed(subkey.expose());
+    if hasher.update(&additional).update(head).finalize() != *check {
+        return Err("the authenticator is another".into());
+    }
+    facts.add_bytes("subkey", subkey.expose());
+    facts.add_bytes("additional-data", &additional);
+    facts.add_bytes("authenticator", check);
+    Ok(facts)
+}
+
+/// An instance object.
+pub fn instance(body: &[u8]) -> Run {
+    let mut facts = Facts::default();
+    facts.add("instance", instance::decode(body)?);
+    Ok(facts)
+}
+
+/// A leaf name; one that does not fit the grammar is no part of the repository (N-1).
+pub fn name(fields: &Fields<'_>, body: &[u8]) -> Run {
+    let foreign = || Stop::Refused(malformed("N-1", "is no name of the folder"));
+    let leaf = std::str::from_utf8(body).map_err(|cause| cause.to_string())?;
+    let mut facts = Facts::default();
+    match fields.text("folder")? {
+        "config" => facts.add("generation", names::parse_config(leaf).ok_or_else(foreign)?),
+        "points" => match names::parse_point(leaf).ok_or_else(foreign)? {
+            PointName::Manifest(point) => facts.add("manifest-of", point),
+            PointName::Ok(point) => facts.add("ok-of", point),
+        },
+        "notes" => facts.add("note-on", names::parse_note(leaf).ok_or_else(foreign)?),
+        "leases" => {
+            let (lease, number) = names::parse_lease(leaf).ok_or_else(foreign)?;
+            facts.add("lease", lease);
+            facts.add("heartbeat", number.map_or("none".to_owned(), |number| number.to_string()));
+        }
+        other => return Err(format!("there is no folder {other}").into()),
+    }
+    Ok(facts)
+}
+
+/// A record of one of a few types, which show every piece of the encoding.
+pub fn record(fields: &Fields<'_>, body: &[u8]) -> Run {
+    match fields.text("record")? {
+        "number" => show::<u64>(body),
+        "numbers" => show::<Vec<u64>>(body),
+        "small-numbers" => show::<(u8, u16, u32)>(body),
+        "signed-numbers" => show::<Vec<i64>>(body),
+        "text" => show::<String>(body),
+        "texts" => show::<Vec<String>>(body),
+        "optional-numbers" => show::<Vec<Option<u64>>>(body),
+        "pairs" => show::<Vec<(String, Vec<u8>)>>(body),
+        "bytes" => show::<Vec<u8>>(body),
+        "four-bytes" => show::<[u8; 4]>(body),
+        other => Err(format!("there is no record {other}").into()),
+    }
+}
+
+fn show<T: Serialize + DeserializeOwned + std::fmt::Debug>(body: &[u8]) -> Run {
+    let mut facts = Facts::default();
+    facts.add("value", format!("{:?}", record::decode::<T>(body)?));
+    Ok(facts)
+}
+
+/// An allocation list for a disk of `size` bytes.
+pub fn allocation(fields: &Fields<'_>, body: &[u8]) -> Run {
+    let runs = allocation::decode(body, fields.number("size")?)?;
+    let mut facts = Facts::default();
+    facts.add_list(
+        "runs",
+        runs.iter().map(|run| {
+            let kind = if run.is_allocated { "allocated" } else { "hole" };
+            format!("{}+{}:{kind}", run.start, run.bytes)
+        }),
+    );
+    Ok(facts)
+}

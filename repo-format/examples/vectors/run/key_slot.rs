@@ -1,0 +1,93 @@
+//! Key slots.
+
+use super::{Facts, Opened, Run, Stop};
+use crate::vectors::form::Fields;
+use argon2::{Algorithm, Argon2, Params, Version};
+use diskvault_format::crypto::{ObjectKind, Secret, additional_data, context, open_x};
+use diskvault_format::id::KeySlotId;
+use diskvault_format::key_slot::{KdfCost, KeySlot, validate_total_cost};
+
+/// A key slot: decoded under its name, opened if there is a secret, and its label read if there
+/// is a master key; `copies` asks for the cost of so many such slots together.
+pub fn key_slot(fields: &Fields<'_>, body: &[u8]) -> Run {
+    let slot = KeySlot::decode(KeySlotId(fields.bytes("name")?), body)?;
+    if fields.optional("copies").is_some() {
+        let copies = fields.number("copies")? as usize;
+        validate_total_cost(&vec![slot.cost; copies])?;
+    }
+    let mut facts = Facts::default();
+    facts.add("kind", format!("{:?}", slot.kind).to_lowercase());
+    facts.add("memory-kib", slot.cost.memory_kib);
+    facts.add("passes", slot.cost.passes);
+    facts.add("lanes", slot.cost.lanes);
+    facts.add("slot-repository", slot.repository);
+    if let Some(secret) = fields.optional("secret") {
+        open(&slot, &unhex(secret)?, body, &mut facts)?;
+    }
+    if fields.optional("master").is_some() {
+        let opened = Opened::new(fields)?;
+        let label = slot.label(&opened.keys)?;
+        facts.add("label-name", label.name);
+        facts.add("label-created", label.created_unix_ns);
+        facts.add("label-host", label.host);
+        facts.add_bytes("label-subkey", opened.subkey(context::KEY_LABEL).expose());
+    }
+    Ok(facts)
+}
+
+fn open(
+    slot: &KeySlot,
+    secret: &[u8],
+    body: &[u8],
+    facts: &mut Facts,
+) -> std::result::Result<(), Stop> {
+    let Some(master) = slot.open(secret)? else {
+        facts.add("opens", "no");
+        return Ok(());
+    };
+    facts.add("opens", "yes");
+    facts.add_bytes("opened-master", master.expose());
+    let derived = derive(secret, &body[40..72], slot.cost)?;
+    let key = Secret::new(blake3::derive_key(context::SLOT_KEY, &derived));
+    let commitment = blake3::derive_key(context::SLOT_COMMITMENT, &derived);
+    let additional = additional_data(ObjectKind::KeySlot, slot.repository, &[&body[..104]]);
+    let (mut nonce, mut length) = ([0; 24], [0; 4]);
+    nonce.copy_from_slice(&body[104..128]);
+    length.copy_from_slice(&body[128..132]);
+    let sealed = &body[132..132 + u32::from_le_bytes(length) as usize];
+    let plaintext = open_x(&key, &nonce, &additional, sealed, "K-7")?;
+    if commitment != body[72..104] {
+        return Err("the commitment is another".into());
+    }
+    facts.add_bytes("salt", &body[40..72]);
+    facts.add_bytes("argon2id-output", &derived);
+    facts.add_bytes("slot-key", key.expose());
+    facts.add_bytes("commitment", &commitment);
+    facts.add_bytes("nonce", &nonce);
+    facts.add_bytes("additional-data", &additional);
+    facts.add_bytes("plaintext", &plaintext);
+    Ok(())
+}
+
+/// Argon2id, version 0x13, with 32 bytes of output.
+pub fn derive(
+    secret: &[u8],
+    salt: &[u8],
+    cost: KdfCost,
+) -> std::result::Result<[u8; 32], String> {
+    let parameters = Params::new(cost.memory_kib, cost.passes, cost.lanes, Some(32));
+    let parameters = parameters.map_err(|cause| cause.to_string())?;
+    let mut output = [0; 32];
+    Argon2::new(Algorithm::Argon2id, Version::V0x13, parameters)
+        .hash_password_into(secret, salt, &mut output)
+        .map_err(|cause| cause.to_string())?;
+    Ok(output)
+}
+
+fn unhex(text: &str) -> std::result::Result<Vec<u8>, String> {
+    let digit = |at: usize| {
+        let pair = text.get(at..at + 2).ok_or_else(|| format!("{text} is cut off"))?;
+        u8::from_str_radix(pair, 16).map_err(|cause| format!("{text}: {cause}"))
+    };
+    (0..text.len()).step_by(2).map(digit).collect()
+}

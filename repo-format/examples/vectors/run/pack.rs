@@ -1,0 +1,150 @@
+//! Packs, and the plaintext of their segments and footers.
+
+use super::{Facts, Opened, Run, Stop};
+use crate::vectors::form::Fields;
+use diskvault_format::crypto::{
+    ObjectKind, PackCipher, Secret, additional_data, context, open_x, seal_x,
+};
+use diskvault_format::footer::{Footer, FooterSegment};
+use diskvault_format::id::to_hex;
+use diskvault_format::pack::{
+    PackKind, PackOpener, Trailer, WRAP_BYTES, decode_header, decode_trailer, verify_padding,
+};
+use diskvault_format::segment::{Entry, EntryKind, SegmentDecoder};
+
+fn show_entry(entry: &Entry) -> String {
+    format!("{}:{:?}:{}", to_hex(&entry.id), entry.kind, entry.bytes).to_lowercase()
+}
+
+fn show_segment(segment: &FooterSegment) -> String {
+    format!("{}+{}:{}", segment.offset, segment.stored_bytes(), segment.entries.len())
+}
+
+/// A whole pack: both ends, footer, padding, every segment, every id.
+pub fn pack(fields: &Fields<'_>, body: &[u8]) -> Run {
+    let opened = Opened::new(fields)?;
+    let length = match fields.optional("pack-bytes") {
+        Some(_) => fields.number("pack-bytes")?,
+        None => body.len() as u64,
+    };
+    let header = decode_header(body)?;
+    let trailer = decode_trailer(body, length)?;
+    PackOpener::new(&opened.keys, header.kind, header.repository, &header.wrap)?;
+    let opener =
+        PackOpener::new(&opened.keys, trailer.kind, trailer.repository, &trailer.wrap)?;
+    let start = trailer.footer_offset as usize;
+    let mut sealed = body[start..start + trailer.footer_bytes as usize].to_vec();
+    let footer = opener.open_footer(&trailer, &mut sealed)?;
+    verify_padding(body, &footer, &trailer)?;
+    let mut whole = Vec::new();
+    for (ordinal, segment) in footer.segments.iter().enumerate() {
+        let start = segment.offset as usize;
+        let mut stored = body[start..start + segment.stored_bytes() as usize].to_vec();
+        let plaintext = opener.open_segment(ordinal as u32, &mut stored)?;
+        let mut data = Vec::new();
+        let entries = SegmentDecoder::new()?.decode(plaintext, &mut data)?;
+        if entries != segment.entries {
+            return Err("a segment's table is not what the footer says".into());
+        }
+        check_ids(&opened, &entries, &data)?;
+        whole.append(&mut data);
+    }
+    let mut facts = Facts::default();
+    facts.add_bytes("pack-id", blake3::hash(body).as_bytes());
+    facts.add("kind", format!("{:?}", header.kind).to_lowercase());
+    facts.add("writer", header.writer);
+    facts.add("footer-at", format!("{}+{}", trailer.footer_offset, trailer.footer_bytes));
+    facts.add_list("segments", footer.segments.iter().map(show_segment));
+    let entries = footer.segments.iter().flat_map(|segment| &segment.entries);
+    facts.add_list("entries", entries.map(show_entry));
+    facts.add_bytes("plaintext-blake3", blake3::hash(&whole).as_bytes());
+    intermediates(&opened, &trailer, header.kind, &mut sealed_footer(body, &trailer), &mut facts)?;
+    Ok(facts)
+}
+
+fn sealed_footer(body: &[u8], trailer: &Trailer) -> Vec<u8> {
+    let start = trailer.footer_offset as usize;
+    body[start..start + trailer.footer_bytes as usize].to_vec()
+}
+
+fn check_ids(
+    opened: &Opened,
+    entries: &[Entry],
+    mut data: &[u8],
+) -> std::result::Result<(), Stop> {
+    for entry in entries {
+        let (bytes, rest) = data.split_at(entry.bytes as usize);
+        let id = match entry.kind {
+            EntryKind::Chunk => opened.keys.chunk_id(bytes).0,
+            EntryKind::Page => opened.keys.page_id(bytes).0,
+        };
+        if id != entry.id {
+            return Err("an id is not that of its bytes".into());
+        }
+        data = rest;
+    }
+    Ok(())
+}
+
+/// The values between the master key and the plaintext, derived without the crate's own reader.
+fn intermediates(
+    opened: &Opened,
+    trailer: &Trailer,
+    kind: PackKind,
+    sealed_footer: &mut [u8],
+    facts: &mut Facts,
+) -> std::result::Result<(), Stop> {
+    let subkey = opened.subkey(context::PACK_WRAP);
+    let wrap: &[u8; WRAP_BYTES] = &trailer.wrap;
+    let mut nonce = [0; 24];
+    nonce.copy_from_slice(&wrap[56..80]);
+    let kind = [kind as u8];
+    let additional =
+        |object, more: &[u8]| additional_data(object, opened.repository, &[&kind, more]);
+    let wrap_additional = additional(ObjectKind::PackKey, &wrap[..56]);
+    let plaintext = open_x(&subkey, &nonce, &wrap_additional, &wrap[80..], "P-6")?;
+    let mut key = [0; 32];
+    key.copy_from_slice(&plaintext);
+    let commitment = blake3::derive_key(context::PACK_COMMITMENT, &key);
+    let key = Secret::new(key);
+    if seal_x(&subkey, &nonce, &wrap_additional, key.expose()) != wrap[80..]
+        || commitment != wrap[24..56]
+    {
+        return Err("the wrapped key is another".into());
+    }
+    facts.add_bytes("subkey", subkey.expose());
+    facts.add_bytes("nonce", &nonce);
+    facts.add_bytes("additional-data", &wrap_additional);
+    facts.add_bytes("pack-key", key.expose());
+    facts.add_bytes("commitment", &commitment);
+    facts.add_bytes("segment-0-nonce", &[0; 12]);
+    facts.add_bytes("segment-0-additional-data", &additional(ObjectKind::Segment, &[0; 4]));
+    let footer_additional = additional(ObjectKind::Footer, &trailer.footer_offset.to_le_bytes());
+    let cipher = PackCipher::new(&key);
+    let footer = cipher.open(u32::MAX, &footer_additional, sealed_footer, "P-8")?;
+    facts.add_bytes("footer-nonce", &[255, 255, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0]);
+    facts.add_bytes("footer-additional-data", &footer_additional);
+    facts.add_bytes("footer-plaintext", footer);
+    Ok(())
+}
+
+/// The plaintext of a segment.
+pub fn segment(body: &[u8]) -> Run {
+    let mut data = Vec::new();
+    let entries = SegmentDecoder::new()?.decode(body, &mut data)?;
+    let mut facts = Facts::default();
+    facts.add("codec", if body[0] == 0 { "raw" } else { "zstd" });
+    facts.add_list("entries", entries.iter().map(show_entry));
+    facts.add_bytes("plaintext-blake3", blake3::hash(&data).as_bytes());
+    Ok(facts)
+}
+
+/// The plaintext of a footer, of a pack whose segments lie in `first..end`.
+pub fn footer(fields: &Fields<'_>, body: &[u8]) -> Run {
+    let footer = Footer::decode(body, fields.number("first")?, fields.number("end")?)?;
+    let mut facts = Facts::default();
+    facts.add_list("segments", footer.segments.iter().map(show_segment));
+    let entries = footer.segments.iter().flat_map(|segment| &segment.entries);
+    facts.add_list("entries", entries.map(show_entry));
+    Ok(facts)
+}

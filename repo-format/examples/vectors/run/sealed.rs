@@ -1,0 +1,159 @@
+//! Small sealed objects and the records in them.
+
+use super::{Facts, Opened, Run, Stop};
+use crate::vectors::fixed::sealing_context;
+use crate::vectors::form::Fields;
+use diskvault_format::crypto::{ObjectKind, additional_data, seal_x};
+use diskvault_format::id::to_hex;
+use diskvault_format::key_slot::SlotLabel;
+use diskvault_format::manifest::{Chunking, DiskRecord, Manifest, StreamRecord, StreamReference};
+use diskvault_format::small::{Condemned, Heartbeat, Lease, Lost, Note};
+use diskvault_format::{record, sealed};
+
+/// A small object of `kind`: opened under its name, decoded, validated.
+pub fn sealed(fields: &Fields<'_>, kind: &str, body: &[u8]) -> Run {
+    let opened = Opened::new(fields)?;
+    let name = fields.optional("name").unwrap_or("");
+    let kind = match kind {
+        "manifest" => ObjectKind::Manifest,
+        "lease" => ObjectKind::Lease,
+        "heartbeat" => ObjectKind::Heartbeat,
+        "condemned" => ObjectKind::Condemned,
+        "note" => ObjectKind::Note,
+        "lost" => ObjectKind::Lost,
+        "key-label" => ObjectKind::KeyLabel,
+        "segment" => ObjectKind::Segment,
+        other => return Err(format!("there is no small object {other}").into()),
+    };
+    let plaintext = sealed::open(&opened.keys, kind, name, body)?;
+    let mut facts = show(kind, &plaintext)?;
+    let subkey = opened.subkey(sealing_context(kind));
+    let additional =
+        additional_data(kind, opened.repository, &[&body[..16], name.as_bytes()]);
+    let mut nonce = [0; 24];
+    nonce.copy_from_slice(&body[16..40]);
+    if seal_x(&subkey, &nonce, &additional, &plaintext) != body[40..] {
+        return Err("sealing again gives other bytes".into());
+    }
+    facts.add_bytes("subkey", subkey.expose());
+    facts.add_bytes("nonce", &nonce);
+    facts.add_bytes("additional-data", &additional);
+    facts.add_bytes("plaintext", &plaintext);
+    facts.add_bytes("sealed-blake3", blake3::hash(body).as_bytes());
+    Ok(facts)
+}
+
+fn show(kind: ObjectKind, plaintext: &[u8]) -> Run {
+    let mut facts = Facts::default();
+    match kind {
+        ObjectKind::Manifest => return manifest(plaintext),
+        ObjectKind::Lease => {
+            let lease: Lease = record::decode(plaintext)?;
+            facts.add("purpose", lease.purpose);
+            facts.add("host", lease.host);
+            facts.add("process", lease.process);
+            facts.add("started", lease.started_unix_ns);
+            facts.add("program", lease.program);
+        }
+        ObjectKind::Heartbeat => {
+            let heartbeat: Heartbeat = record::decode(plaintext)?;
+            facts.add("lease", heartbeat.lease);
+            facts.add("number", heartbeat.number);
+        }
+        ObjectKind::Condemned => {
+            let condemned: Condemned = record::decode(plaintext)?;
+            facts.add_list("packs", condemned.packs);
+            facts.add("host", condemned.host);
+            facts.add("time", condemned.time_unix_ns);
+        }
+        ObjectKind::Note => {
+            let note: Note = record::decode(plaintext)?;
+            note.validate()?;
+            facts.add("kind", note.kind);
+            facts.add("time", note.time_unix_ns);
+            facts.add("host", note.host);
+            facts.add_list("fields", pairs(&note.fields));
+        }
+        ObjectKind::Lost => {
+            let lost: Lost = record::decode(plaintext)?;
+            facts.add_list("ids", lost.ids.iter().map(|id| to_hex(id)));
+            facts.add("time", lost.time_unix_ns);
+        }
+        ObjectKind::KeyLabel => {
+            let label: SlotLabel = record::decode(plaintext)?;
+            facts.add("label-name", label.name);
+            facts.add("label-created", label.created_unix_ns);
+            facts.add("label-host", label.host);
+        }
+        _ => return Err(Stop::from("the kind has no record")),
+    }
+    Ok(facts)
+}
+
+fn pairs(pairs: &[(String, String)]) -> impl Iterator<Item = String> {
+    pairs.iter().map(|(key, value)| format!("{key}={value}"))
+}
+
+/// The plaintext of a manifest, decoded and validated.
+pub fn manifest(body: &[u8]) -> Run {
+    let manifest: Manifest = record::decode(body)?;
+    manifest.validate()?;
+    let mut facts = Facts::default();
+    facts.add("backup", manifest.backup_id);
+    facts.add("lease", manifest.lease);
+    facts.add("series", &manifest.series);
+    facts.add("time", manifest.time_unix_ns);
+    facts.add("started", manifest.started_unix_ns);
+    facts.add("duration-ms", manifest.duration_ms);
+    facts.add("host", &manifest.host);
+    facts.add("writer", manifest.writer);
+    facts.add("program", &manifest.program);
+    facts.add("sequence", manifest.sequence);
+    facts.add_list("previous", &manifest.previous);
+    facts.add_list("republishes", manifest.republishes);
+    facts.add_list("tags", pairs(&manifest.tags));
+    for (number, disk) in manifest.disks.iter().enumerate() {
+        show_disk(number, disk, &mut facts);
+    }
+    for (number, stream) in manifest.streams.iter().enumerate() {
+        show_stream(number, stream, &mut facts);
+    }
+    Ok(facts)
+}
+
+fn show_disk(number: usize, disk: &DiskRecord, facts: &mut Facts) {
+    let key = |name: &str| format!("disk-{number}-{name}");
+    facts.add(&key("name"), &disk.name);
+    facts.add(&key("size"), disk.size);
+    facts.add(&key("chunking"), show_chunking(&disk.chunking));
+    facts.add(&key("source-format"), &disk.source_format);
+    facts.add(&key("root"), disk.root);
+    facts.add_list(&key("top"), disk.top);
+    facts.add_list(&key("digest"), disk.digest.map(|digest| to_hex(&digest)));
+    facts.add_list(&key("allocation"), disk.allocation.as_ref().map(show_reference));
+    for (name, ranges) in [("bad-extents", &disk.bad_extents), ("inherited", &disk.inherited)] {
+        let ranges = ranges.iter().map(|range| format!("{}+{}", range.start, range.bytes));
+        facts.add_list(&key(name), ranges);
+    }
+    facts.add(&key("new-bytes"), disk.statistics.new_bytes);
+}
+
+fn show_stream(number: usize, stream: &StreamRecord, facts: &mut Facts) {
+    let key = |name: &str| format!("stream-{number}-{name}");
+    facts.add(&key("name"), &stream.name);
+    facts.add(&key("content"), show_reference(&stream.content));
+    facts.add_bytes(&key("digest"), &stream.digest);
+}
+
+fn show_chunking(chunking: &Chunking) -> String {
+    match (chunking.grid(), chunking.cuts()) {
+        (Some(chunk), _) => format!("fixed:{chunk}"),
+        (None, Some((least, average, most))) => format!("content:{least}:{average}:{most}"),
+        (None, None) => "unknown".to_owned(),
+    }
+}
+
+fn show_reference(content: &StreamReference) -> String {
+    let top = content.top.map_or("none".to_owned(), |page| page.to_hex());
+    format!("{}:{}:{}:{top}", content.bytes, show_chunking(&content.chunking), content.root)
+}

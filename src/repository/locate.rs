@@ -1,0 +1,227 @@
+//! Where chunks and pages are: the index, brought up to what the storage lists.
+//!
+//! Invariant: after [`Locator::synchronise`] the index speaks of the listed packs only; whatever
+//! it says is verified against the pack's footer and the entry's id before it is used.
+
+use super::Repository;
+use super::pack_reader::{OpenPack, PackCache, open_pack};
+use crate::error::{Error, ErrorKind, Result};
+use crate::index::{ChunkIndex, Location};
+use crate::monitor::Monitor;
+use crate::storage::Folder;
+use diskvault_format::id::PackId;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// The index prefix of an id: 128 of 256 bits of a keyed hash decide.
+pub fn prefix(id: &[u8; 32]) -> [u8; 16] {
+    let mut prefix = [0; 16];
+    prefix.copy_from_slice(&id[..16]);
+    prefix
+}
+
+/// Index, listing and open packs of one run.
+pub struct Locator {
+    index: Arc<ChunkIndex>,
+    packs: PackCache,
+    listed: BTreeSet<PackId>,
+    vanished: Vec<PackId>,
+    damaged: Vec<(PackId, Error)>,
+}
+
+/// One entry, found and verified to be in its pack's footer.
+#[derive(Clone)]
+pub struct Found {
+    /// The open pack.
+    pub pack: Arc<OpenPack>,
+    /// The segment.
+    pub segment: u32,
+    /// The entry in the segment.
+    pub slot: u32,
+}
+
+impl Locator {
+    /// Opens this host's index and brings it up to date.
+    ///
+    /// # Errors
+    /// Fails if the storage cannot be listed or the cache cannot be written.
+    pub fn open(repository: &Repository, monitor: &dyn Monitor) -> Result<Locator> {
+        let index = ChunkIndex::open(repository.cache())?;
+        if let Some(reason) = index.was_rebuilt() {
+            monitor.note(&format!("rebuilding the index: {reason}"));
+        }
+        Self::synchronise(repository, Arc::new(index), monitor)
+    }
+
+    /// Makes an index of its own from all footers, for runs that must not trust an older one.
+    ///
+    /// # Errors
+    /// As [`Locator::open`].
+    pub fn open_fresh(repository: &Repository, monitor: &dyn Monitor) -> Result<Locator> {
+        let index = ChunkIndex::open_temporary(repository.cache())?;
+        Self::synchronise(repository, Arc::new(index), monitor)
+    }
+
+    /// Empties this host's index and fills it from the footers.
+    ///
+    /// # Errors
+    /// As [`Locator::open`].
+    pub fn rebuild(repository: &Repository, monitor: &dyn Monitor) -> Result<Locator> {
+        let index = ChunkIndex::open(repository.cache())?;
+        index.clear()?;
+        Self::synchronise(repository, Arc::new(index), monitor)
+    }
+
+    /// Lists the packs, forgets those that are gone and reads the footers of new ones.
+    fn synchronise(
+        repository: &Repository,
+        index: Arc<ChunkIndex>,
+        monitor: &dyn Monitor,
+    ) -> Result<Locator> {
+        let storage = repository.storage();
+        let mut listed = BTreeSet::new();
+        for entry in storage.list(Folder::Packs)? {
+            if let Some(id) = PackId::from_hex(entry.name.leaf()) {
+                listed.insert(id);
+            }
+        }
+        let mut vanished = Vec::new();
+        for record in index.packs()? {
+            let id = PackId(record.id);
+            if !listed.contains(&id) {
+                index.drop_pack(&record.id)?;
+                vanished.push(id);
+            }
+        }
+        let mut unknown = Vec::new();
+        for id in &listed {
+            if !index.has_pack(&id.0)? {
+                unknown.push(*id);
+            }
+        }
+        let mut damaged = Vec::new();
+        if unknown.len() > 64 {
+            monitor.start("reading pack footers", Some(unknown.len() as u64));
+        }
+        for id in &unknown {
+            monitor.check_cancelled()?;
+            match open_pack(storage.as_ref(), repository.keys(), *id) {
+                Ok(pack) => add_to_index(&index, &pack)?,
+                // Deleted since the listing: it holds nothing any more.
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    vanished.push(*id);
+                }
+                Err(error) if matches!(error.kind(), ErrorKind::Damage | ErrorKind::Newer) => {
+                    damaged.push((*id, error));
+                }
+                Err(error) => return Err(error),
+            }
+            if unknown.len() > 64 {
+                monitor.advance(1);
+            }
+        }
+        if unknown.len() > 64 {
+            monitor.finish();
+        }
+        for id in &vanished {
+            listed.remove(id);
+        }
+        if !unknown.is_empty() || !vanished.is_empty() {
+            index.flush()?;
+        }
+        Ok(Locator { index, packs: PackCache::new(), listed, vanished, damaged })
+    }
+
+    /// The index itself.
+    pub fn index(&self) -> &Arc<ChunkIndex> {
+        &self.index
+    }
+
+    /// The packs of the listing.
+    pub fn listed(&self) -> &BTreeSet<PackId> {
+        &self.listed
+    }
+
+    /// Packs this host knew that are gone.
+    pub fn vanished(&self) -> &[PackId] {
+        &self.vanished
+    }
+
+    /// Packs whose footer does not open, and why.
+    pub fn damaged(&self) -> &[(PackId, Error)] {
+        &self.damaged
+    }
+
+    /// The open pack.
+    ///
+    /// # Errors
+    /// As [`open_pack`].
+    pub fn pack(&self, repository: &Repository, id: PackId) -> Result<Arc<OpenPack>> {
+        self.packs.get(repository, id)
+    }
+
+    /// Finds an entry and verifies it against the footer of its pack.
+    ///
+    /// `Ok(None)` if no pack holds it.
+    ///
+    /// # Errors
+    /// What the index or the storage say; a single unreadable pack is passed over if another
+    /// holds the entry.
+    pub fn find(&self, repository: &Repository, id: &[u8; 32]) -> Result<Option<Found>> {
+        let mut locations: Vec<Location> = Vec::new();
+        self.index.locations(&prefix(id), &mut locations)?;
+        let mut unreadable = None;
+        for location in locations {
+            let pack = match self.packs.get(repository, PackId(location.pack)) {
+                Ok(pack) => pack,
+                Err(error) => {
+                    unreadable = Some(error);
+                    continue;
+                }
+            };
+            let entry = pack
+                .footer
+                .segments
+                .get(location.segment as usize)
+                .and_then(|segment| segment.entries.get(location.slot as usize));
+            if entry.is_some_and(|entry| entry.id == *id) {
+                let (segment, slot) = (location.segment, location.slot);
+                return Ok(Some(Found { pack, segment, slot }));
+            }
+            // The index is wrong; the next open rebuilds it from the footers.
+            self.index.distrust();
+        }
+        match unreadable {
+            Some(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Puts all entries of an open pack into the index.
+///
+/// # Errors
+/// What the index says.
+pub fn add_to_index(index: &ChunkIndex, pack: &OpenPack) -> Result<()> {
+    add_footer_to_index(index, pack.id, pack.kind as u8, &pack.footer)
+}
+
+/// Puts all entries of a footer into the index.
+///
+/// # Errors
+/// What the index says.
+pub fn add_footer_to_index(
+    index: &ChunkIndex,
+    id: PackId,
+    kind: u8,
+    footer: &diskvault_format::footer::Footer,
+) -> Result<()> {
+    let mut entries = footer.segments.iter().enumerate().flat_map(|(segment, described)| {
+        described
+            .entries
+            .iter()
+            .enumerate()
+            .map(move |(slot, entry)| (prefix(&entry.id), segment as u32, slot as u32))
+    });
+    index.add_pack(&id.0, kind, &mut entries)
+}

@@ -1,0 +1,117 @@
+//! Making a repository: `init`.
+//!
+//! Order of writing: key slots, instance, config. Without a config there is no repository, so a
+//! crash on the way leaves a folder that a later `init` refuses to fill and nobody mistakes.
+
+use super::secrets::{Passphrase, store_slot};
+use crate::environment::{Environment, random_array};
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::{Folder, ObjectName, Storage};
+use diskvault_format::config::Config;
+use diskvault_format::crypto::{Keys, Secret};
+use diskvault_format::id::{InstanceId, KeySlotId, RepositoryId};
+use diskvault_format::key_slot::{KdfCost, SlotKind, SlotLabel};
+use diskvault_format::limits::{
+    CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, PACK_BYTES_DEFAULT,
+    SEGMENT_BYTES_DEFAULT,
+};
+use diskvault_format::{instance, names};
+
+/// How to make a repository.
+pub struct InitOptions<'a> {
+    /// The first passphrase.
+    pub passphrase: &'a Passphrase,
+    /// A recovery key to put into a slot of its own.
+    pub recovery: Option<&'a Passphrase>,
+    /// Chunk size of the fixed grid, a power of two from 4 KiB to 4 MiB; `None` for the default.
+    pub chunk_bytes: Option<u32>,
+    /// Pack size; `None` for the default.
+    pub pack_bytes: Option<u32>,
+    /// Cost of the passphrase slot.
+    pub cost: KdfCost,
+    /// This host's name, for the slots' labels.
+    pub host: &'a str,
+}
+
+/// What was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InitReport {
+    /// The new repository's id.
+    pub repository: RepositoryId,
+    /// Chunk size of the fixed grid.
+    pub chunk_bytes: u32,
+    /// The key slots, passphrase first.
+    pub key_slots: Vec<KeySlotId>,
+}
+
+/// Checks options that need no storage, so that a refusal leaves nothing behind.
+///
+/// # Errors
+/// `Usage`.
+fn validate(options: &InitOptions<'_>) -> Result<u32> {
+    let chunk = options.chunk_bytes.unwrap_or(CHUNK_BYTES_DEFAULT);
+    if !chunk.is_power_of_two() || !(CHUNK_BYTES_MIN..=CHUNK_BYTES_MAX).contains(&chunk) {
+        let text = format!(
+            "cannot cut into chunks of {chunk} bytes: expected a power of two from 4 KiB to 4 MiB"
+        );
+        return Err(Error::new(ErrorKind::Usage, text));
+    }
+    if options.passphrase.is_empty() {
+        let text = "cannot make a repository: the password is empty";
+        return Err(Error::new(ErrorKind::Usage, text));
+    }
+    Ok(chunk)
+}
+
+/// Makes a repository on an empty storage and opens each key slot once before it reports success.
+///
+/// # Errors
+/// `AlreadyExists` if there is a config, `Usage` for impossible options, or what the storage says.
+pub fn initialise(
+    storage: &dyn Storage,
+    environment: &dyn Environment,
+    options: &InitOptions<'_>,
+) -> Result<InitReport> {
+    let chunk_bytes = validate(options)?;
+    if !storage.list(Folder::Config)?.is_empty() {
+        let text = format!("cannot make repository {}: there is one", storage.location());
+        return Err(Error::new(ErrorKind::AlreadyExists, text));
+    }
+    let master = Secret::new(random_array(environment)?);
+    let repository = RepositoryId(random_array(environment)?);
+    let label = |name: &str| SlotLabel {
+        name: name.to_string(),
+        created_unix_ns: environment.now_unix_ns(),
+        host: options.host.to_string(),
+    };
+    let slot = |kind, secret, cost, name: &str| {
+        let label = label(name);
+        store_slot(storage, environment, kind, secret, cost, &master, repository, &label)
+    };
+    let passphrase = options.passphrase;
+    let mut key_slots =
+        vec![slot(SlotKind::Passphrase, passphrase, options.cost, "first password")?];
+    if let Some(recovery) = options.recovery {
+        key_slots.push(slot(SlotKind::Recovery, recovery, KdfCost::RECOVERY, "recovery key")?);
+    }
+    let copy = InstanceId(random_array(environment)?);
+    let name = ObjectName::new(Folder::Instance, names::INSTANCE)?;
+    storage.put_new(&name, &instance::encode(copy))?;
+    let mut listed = key_slots.clone();
+    listed.sort_unstable();
+    let config = Config {
+        generation: 1,
+        repository,
+        features_ignorable: 0,
+        features_write: 0,
+        features_read: 0,
+        chunk_bytes,
+        segment_bytes: SEGMENT_BYTES_DEFAULT.max(chunk_bytes),
+        pack_bytes: options.pack_bytes.unwrap_or(PACK_BYTES_DEFAULT),
+        key_slots: listed,
+    };
+    let leaf = names::config(1, &random_array(environment)?);
+    let bytes = config.encode(&Keys::derive(&master, repository), &leaf);
+    storage.put_new(&ObjectName::new(Folder::Config, &leaf)?, &bytes)?;
+    Ok(InitReport { repository, chunk_bytes, key_slots })
+}

@@ -1,0 +1,267 @@
+//! Walking maps: pages are found through the index, read by whole segments and verified by id.
+//!
+//! Invariant: every page that is handed out hashed to the id by which it was asked for, and lies
+//! at the level and within the length its parent says.
+
+use super::locate::Locator;
+use super::objects::refused;
+use super::{Repository, lock};
+use crate::error::{Error, ErrorKind, Result};
+use diskvault_format::id::{PackId, PageId};
+use diskvault_format::limits::{INNER_SLOTS, STREAM_DEPTH_MAX};
+use diskvault_format::manifest::StreamReference;
+use diskvault_format::map::{Inner, InnerSlot, Leaf, MapShape};
+use diskvault_format::segment::{Entry, SegmentDecoder};
+use diskvault_format::stream_map::{StreamEntry, StreamPage};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+/// Decoded segments of map packs kept in memory: up to 16 MiB. A segment holds the leaves of
+/// about 1 GiB of disk, so a walk in order reads each segment once.
+const SEGMENTS_KEPT: usize = 16;
+
+struct MapSegment {
+    pack: PackId,
+    ordinal: u32,
+    entries: Vec<(Entry, usize)>,
+    data: Vec<u8>,
+}
+
+/// Reads pages and walks maps.
+pub struct MapReader<'a> {
+    repository: &'a Repository,
+    locator: &'a Locator,
+    kept: Mutex<VecDeque<Arc<MapSegment>>>,
+}
+
+impl<'a> MapReader<'a> {
+    /// A reader with an empty cache.
+    pub fn new(repository: &'a Repository, locator: &'a Locator) -> MapReader<'a> {
+        MapReader { repository, locator, kept: Mutex::new(VecDeque::new()) }
+    }
+
+    /// The repository it reads from.
+    pub fn repository(&self) -> &'a Repository {
+        self.repository
+    }
+
+    /// Where it looks things up.
+    pub fn locator(&self) -> &'a Locator {
+        self.locator
+    }
+
+    /// The verified bytes of a page.
+    ///
+    /// # Errors
+    /// `Damage` if no pack holds it or its bytes do not fit its id.
+    pub fn page(&self, id: PageId) -> Result<Vec<u8>> {
+        let Some(found) = self.locator.find(self.repository, &id.0)? else {
+            let text = format!("cannot find map page {id}: no pack holds it");
+            return Err(Error::new(ErrorKind::Damage, text));
+        };
+        let segment = self.segment(&found)?;
+        let bytes = segment
+            .entries
+            .get(found.slot as usize)
+            .and_then(|(entry, start)| segment.data.get(*start..*start + entry.bytes as usize));
+        let Some(bytes) = bytes else {
+            let text = format!("cannot read map page {id}: its segment has another table");
+            return Err(Error::new(ErrorKind::Damage, text));
+        };
+        if self.repository.keys().page_id(bytes) != id {
+            let text = format!(
+                "cannot read map page {id} in pack {}: the bytes have another id (rule M-7)",
+                found.pack.id
+            );
+            return Err(Error::new(ErrorKind::Damage, text));
+        }
+        Ok(bytes.to_vec())
+    }
+
+    fn segment(&self, found: &super::locate::Found) -> Result<Arc<MapSegment>> {
+        let is_wanted = |segment: &&Arc<MapSegment>| {
+            segment.pack == found.pack.id && segment.ordinal == found.segment
+        };
+        if let Some(segment) = lock(&self.kept).iter().find(is_wanted) {
+            return Ok(segment.clone());
+        }
+        let mut decoder = SegmentDecoder::new().map_err(|cause| refused("a segment", cause))?;
+        let mut data = Vec::new();
+        let entries = found.pack.read_segment(
+            self.repository.storage().as_ref(),
+            found.segment,
+            &mut decoder,
+            &mut data,
+        )?;
+        let mut start = 0;
+        let entries = entries
+            .into_iter()
+            .map(|entry| {
+                let from = start;
+                start += entry.bytes as usize;
+                (entry, from)
+            })
+            .collect();
+        let segment =
+            Arc::new(MapSegment { pack: found.pack.id, ordinal: found.segment, entries, data });
+        let mut kept = lock(&self.kept);
+        if kept.len() == SEGMENTS_KEPT {
+            kept.pop_front();
+        }
+        kept.push_back(segment.clone());
+        Ok(segment)
+    }
+
+    /// One leaf of a disk map; the zero leaf if it is absent.
+    ///
+    /// # Errors
+    /// `Damage` if a page on the way is missing or refused.
+    pub fn leaf(&self, shape: MapShape, top: Option<PageId>, number: u64) -> Result<Leaf> {
+        let mut level = shape.depth().saturating_sub(1);
+        let mut page = top;
+        while let Some(id) = page {
+            if level == 0 {
+                return self.decode_leaf(id, shape, number);
+            }
+            let parent = number / MapShape::leaves_per_page(level);
+            let inner = self.decode_inner(id, shape, level, parent)?;
+            let slot = number / MapShape::leaves_per_page(level - 1) % INNER_SLOTS as u64;
+            page = match inner.slots[slot as usize] {
+                InnerSlot::Child { page, .. } => Some(page),
+                InnerSlot::Absent => None,
+            };
+            level -= 1;
+        }
+        Ok(Leaf::ZERO)
+    }
+
+    /// Decodes page `id` as leaf number `number`.
+    ///
+    /// # Errors
+    /// `Damage`.
+    pub fn decode_leaf(&self, id: PageId, shape: MapShape, number: u64) -> Result<Leaf> {
+        Leaf::decode(&self.page(id)?, shape.used_slots(number))
+            .map_err(|cause| refused(format!("map page {id}"), cause))
+    }
+
+    /// Decodes page `id` as inner page number `number` of `level`.
+    ///
+    /// # Errors
+    /// `Damage`.
+    pub fn decode_inner(
+        &self,
+        id: PageId,
+        shape: MapShape,
+        level: u32,
+        number: u64,
+    ) -> Result<Inner> {
+        Inner::decode(&self.page(id)?, level, shape.used_children(level, number))
+            .map_err(|cause| refused(format!("map page {id}"), cause))
+    }
+
+    /// Calls `each` with the number and slots of every present leaf, in order.
+    ///
+    /// # Errors
+    /// `Damage`, or what `each` says.
+    pub fn walk_disk(
+        &self,
+        shape: MapShape,
+        top: Option<PageId>,
+        each: &mut dyn FnMut(u64, &Leaf) -> Result<()>,
+    ) -> Result<()> {
+        let Some(top) = top else { return Ok(()) };
+        match shape.depth() {
+            0 => Ok(()),
+            depth => self.walk_level(shape, top, depth - 1, 0, each),
+        }
+    }
+
+    /// Depth is at most 7, so recursion is bounded.
+    fn walk_level(
+        &self,
+        shape: MapShape,
+        id: PageId,
+        level: u32,
+        number: u64,
+        each: &mut dyn FnMut(u64, &Leaf) -> Result<()>,
+    ) -> Result<()> {
+        if level == 0 {
+            return each(number, &self.decode_leaf(id, shape, number)?);
+        }
+        let inner = self.decode_inner(id, shape, level, number)?;
+        for (slot, child) in inner.slots.iter().enumerate() {
+            if let InnerSlot::Child { page, .. } = child {
+                let below = number * INNER_SLOTS as u64 + slot as u64;
+                self.walk_level(shape, *page, level - 1, below, each)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `each` with offset and entry of everything in a stream map, in order.
+    ///
+    /// # Errors
+    /// `Damage`, or what `each` says.
+    pub fn walk_stream(
+        &self,
+        bytes: u64,
+        top: Option<PageId>,
+        each: &mut dyn FnMut(u64, StreamEntry) -> Result<()>,
+    ) -> Result<()> {
+        match top {
+            None => Ok(()),
+            Some(top) => {
+                self.walk_stream_page(top, 0, bytes, u32::from(STREAM_DEPTH_MAX) + 1, each)
+            }
+        }
+    }
+
+    fn walk_stream_page(
+        &self,
+        id: PageId,
+        start: u64,
+        bytes: u64,
+        levels_left: u32,
+        each: &mut dyn FnMut(u64, StreamEntry) -> Result<()>,
+    ) -> Result<()> {
+        let page = StreamPage::decode(&self.page(id)?, bytes)
+            .map_err(|cause| refused(format!("map page {id}"), cause))?;
+        let mut offset = start;
+        match page {
+            StreamPage::Leaf(entries) => {
+                for entry in entries {
+                    each(offset, entry)?;
+                    offset += entry.bytes();
+                }
+            }
+            StreamPage::Inner(level, entries) => {
+                if u32::from(level) >= levels_left {
+                    let text = format!(
+                        "cannot open map page {id}: its level is no less than \
+                         its parent's (rule T-6)"
+                    );
+                    return Err(Error::new(ErrorKind::Damage, text));
+                }
+                for (bytes, child) in entries {
+                    self.walk_stream_page(child, offset, bytes, level.into(), each)?;
+                    offset += bytes;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks a stream's root against its size, chunking and top page.
+    ///
+    /// # Errors
+    /// `Damage` (rule F-9).
+    pub fn verify_stream_root(&self, stream: &StreamReference) -> Result<()> {
+        let keys = self.repository.keys();
+        let root =
+            diskvault_format::map::map_root(keys, stream.bytes, &stream.chunking, stream.top);
+        if root == stream.root {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Damage, "cannot use the map: its root does not fit (rule F-9)"))
+    }
+}

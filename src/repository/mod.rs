@@ -1,0 +1,268 @@
+//! The repository: keys, sealed objects, packs and maps on top of a dumb storage.
+//!
+//! Invariants: this floor is the only one that seals and opens; the index is asked but never
+//! believed, because every chunk and page is verified by its id when it is read; nothing is
+//! referred to before it is durable.
+
+pub mod address;
+mod describe;
+pub mod host_memory;
+mod key_slots;
+pub mod locate;
+mod make;
+pub mod map_reader;
+pub mod objects;
+pub mod pack_reader;
+pub mod packer;
+pub mod points;
+pub mod secrets;
+pub mod session;
+
+pub use describe::ConfigProblem;
+pub use key_slots::SlotDescription;
+pub use make::{InitOptions, InitReport, initialise};
+
+use crate::environment::{Environment, random_array};
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::{Folder, ObjectName, Storage};
+use diskvault_format::config::Config;
+use diskvault_format::crypto::{Keys, Secret};
+use diskvault_format::id::{InstanceId, KeySlotId, RepositoryId, WriterId};
+use diskvault_format::limits::CONFIG_BYTES_MAX;
+use diskvault_format::{instance, names};
+use host_memory::HostMemory;
+use objects::refused;
+use secrets::Passphrase;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// An open repository. Cheap to share through [`Arc`].
+pub struct Repository {
+    storage: Arc<dyn Storage>,
+    environment: Arc<dyn Environment>,
+    master: Secret,
+    keys: Arc<Keys>,
+    config: Config,
+    config_leaf: String,
+    opened_by: KeySlotId,
+    cache: PathBuf,
+    memory: Mutex<HostMemory>,
+    warnings: Vec<String>,
+}
+
+/// Locks a mutex; a panic elsewhere while it was held does not make its data invalid, because
+/// every holder replaces values as a whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Repository {
+    /// Opens a repository with a passphrase or recovery key. `cache` is the folder of all
+    /// repositories' caches; this one gets a folder of its own in it.
+    ///
+    /// # Errors
+    /// `NoRepository` if there is no config, `WrongKey`, `Newer`, or `Damage`.
+    pub fn open(
+        storage: Arc<dyn Storage>,
+        environment: Arc<dyn Environment>,
+        cache: &Path,
+        secret: &Passphrase,
+    ) -> Result<Repository> {
+        let (candidates, mut warnings) = read_configs(storage.as_ref())?;
+        let mut last_error = None;
+        for candidate in candidates {
+            let slots = secrets::read_slots(storage.as_ref(), &candidate.config)?;
+            let (master, opened_by) = secrets::open_any(&slots, secret)?;
+            let keys = Keys::derive(&master, candidate.config.repository);
+            let verified = candidate.config.verify(&keys, &candidate.leaf, &candidate.bytes);
+            if let Err(cause) = verified {
+                let error = refused(format!("config/{}", candidate.leaf), cause);
+                warnings.push(format!("{}; an older one is used", error.full_text()));
+                last_error = Some(error);
+                continue;
+            }
+            let folder = cache.join(candidate.config.repository.to_hex());
+            make_private_folder(&folder)?;
+            let (memory, problem) = HostMemory::load(&folder);
+            warnings.extend(problem);
+            let mut repository = Repository {
+                storage,
+                environment,
+                master,
+                keys: Arc::new(keys),
+                config: candidate.config,
+                config_leaf: candidate.leaf,
+                opened_by,
+                cache: folder,
+                memory: Mutex::new(memory),
+                warnings,
+            };
+            repository.compare_with_memory()?;
+            return Ok(repository);
+        }
+        Err(last_error.unwrap_or_else(|| no_config(storage.as_ref())))
+    }
+
+    /// The storage the repository lies on.
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    /// Clock and randomness.
+    pub fn environment(&self) -> &Arc<dyn Environment> {
+        &self.environment
+    }
+
+    /// The subkeys.
+    pub fn keys(&self) -> &Arc<Keys> {
+        &self.keys
+    }
+
+    /// The configuration that counts.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The repository's id.
+    pub fn id(&self) -> RepositoryId {
+        self.config.repository
+    }
+
+    /// The folder of this repository's cache on this host.
+    pub fn cache(&self) -> &Path {
+        &self.cache
+    }
+
+    /// What was wrong but did not keep the repository from opening.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// A copy of what this host remembers.
+    pub fn memory(&self) -> HostMemory {
+        lock(&self.memory).clone()
+    }
+
+    /// Changes what this host remembers and stores it.
+    ///
+    /// # Errors
+    /// Fails if the cache folder cannot be written.
+    pub fn remember(&self, change: impl FnOnce(&mut HostMemory)) -> Result<()> {
+        let mut memory = lock(&self.memory);
+        // Another process may have learnt something since: merge into what is stored now.
+        let (mut stored, _) = HostMemory::load(&self.cache);
+        if stored == HostMemory::default() {
+            stored = memory.clone();
+        }
+        let before = stored.clone();
+        change(&mut stored);
+        if stored != before {
+            stored.store(&self.cache)?;
+        }
+        *memory = stored;
+        Ok(())
+    }
+
+    /// The id of this host's writer; made at first use.
+    ///
+    /// # Errors
+    /// Fails without randomness or if the cache cannot be written.
+    pub fn writer_id(&self) -> Result<WriterId> {
+        if let Some(id) = WriterId::from_hex(&self.memory().writer) {
+            return Ok(id);
+        }
+        let id = WriterId(random_array(self.environment.as_ref())?);
+        self.remember(|memory| memory.writer = id.to_hex())?;
+        Ok(id)
+    }
+
+    /// Reads the instance object.
+    ///
+    /// # Errors
+    /// `NotFound` or `Damage`; either is damage for `check`.
+    pub fn instance(&self) -> Result<InstanceId> {
+        let name = ObjectName::new(Folder::Instance, names::INSTANCE)?;
+        let bytes = self.storage.get(&name, instance::INSTANCE_BYTES)?;
+        instance::decode(&bytes).map_err(|cause| refused(&name, cause))
+    }
+
+    /// Refuses to write if the config names features this program does not know.
+    ///
+    /// # Errors
+    /// `Newer`.
+    pub fn check_may_write(&self) -> Result<()> {
+        match self.config.unknown_write_features() {
+            0 => Ok(()),
+            mask => Err(Error::new(
+                ErrorKind::Newer,
+                format!("cannot write: the repository needs unknown features (mask {mask:#x})"),
+            )
+            .hint("use a newer diskvault")),
+        }
+    }
+
+    /// A warning if the newest config this host saw is gone, which is how a rollback looks.
+    fn compare_with_memory(&mut self) -> Result<()> {
+        let remembered = self.memory().config;
+        if !remembered.is_empty() && remembered.as_str() > self.config_leaf.as_str() {
+            self.warnings.push(format!(
+                "the config went back: this host saw config/{remembered}, the newest is now \
+                 config/{}",
+                self.config_leaf
+            ));
+            return Ok(());
+        }
+        let leaf = self.config_leaf.clone();
+        self.remember(|memory| memory.config = leaf)
+    }
+}
+
+pub(crate) struct ConfigCandidate {
+    pub(crate) leaf: String,
+    pub(crate) config: Config,
+    pub(crate) bytes: Vec<u8>,
+}
+
+fn no_config(storage: &dyn Storage) -> Error {
+    let text = format!("cannot open repository {}: it has no config", storage.location());
+    Error::new(ErrorKind::NoRepository, text).hint("`diskvault init` makes a new repository")
+}
+
+/// Reads all configs, newest first; what cannot be read is a warning unless nothing can.
+pub(crate) fn read_configs(storage: &dyn Storage) -> Result<(Vec<ConfigCandidate>, Vec<String>)> {
+    let mut found = Vec::new();
+    let mut warnings = Vec::new();
+    let mut last_error = None;
+    for entry in storage.list(Folder::Config)?.into_iter().rev() {
+        let leaf = entry.name.leaf().to_string();
+        let Some(generation) = names::parse_config(&leaf) else { continue };
+        let read = storage.get(&entry.name, CONFIG_BYTES_MAX).and_then(|bytes| {
+            let config = Config::decode(&bytes).map_err(|cause| refused(&entry.name, cause))?;
+            if config.generation != generation {
+                let text = format!("cannot open {}: its generation is another", entry.name);
+                return Err(Error::new(ErrorKind::Damage, text));
+            }
+            Ok(ConfigCandidate { leaf, config, bytes })
+        });
+        match read {
+            Ok(candidate) => found.push(candidate),
+            // A newer format must not be passed over: an older config may lack what it says.
+            Err(error) if error.kind() == ErrorKind::Newer => return Err(error),
+            Err(error) => {
+                warnings.push(format!("{}; an older one is used", error.full_text()));
+                last_error = Some(error);
+            }
+        }
+    }
+    if found.is_empty() {
+        return Err(last_error.unwrap_or_else(|| no_config(storage)));
+    }
+    Ok((found, warnings))
+}
+
+pub(crate) fn make_private_folder(folder: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|cause| {
+        Error::io(ErrorKind::Failed, format!("cannot make folder {}", folder.display()), cause)
+    })
+}

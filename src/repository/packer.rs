@@ -1,0 +1,411 @@
+//! Writing chunks and pages: into segments, packs and onto the storage, on all cores.
+//!
+//! One thread pushes entries; workers compress segments; a full pack is sealed by a worker and
+//! stored by one of two threads, which then tell the index. Segments keep the order in which they
+//! were pushed, so that a disk's chunks lie side by side.
+//!
+//! Invariants: memory is bounded by the numbers below; an entry is known to the index only when
+//! its pack is durable; the first failure stops everything and is what `finish` returns.
+
+use super::locate::{add_footer_to_index, prefix};
+use super::objects::cannot_make;
+use super::pack_reader::pack_name;
+use super::session::Presence;
+use super::{Repository, lock};
+use crate::environment::{Environment, random_array};
+use crate::error::{Error, ErrorKind, Result};
+use crate::index::ChunkIndex;
+use crate::storage::Storage;
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use diskvault_format::crypto::{Keys, Secret};
+use diskvault_format::id::LeaseId;
+use diskvault_format::limits::SEGMENT_ENTRIES_MAX;
+use diskvault_format::pack::{PackKind, PackSecrets, PreparedSegment, SealedPack, assemble};
+use diskvault_format::segment::{ENTRY_BYTES, Entry, EntryKind, SegmentEncoder};
+use rayon::ThreadPool;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+/// zstd level of data and map segments: a higher one gains 2 % for half the speed.
+const ZSTD_LEVEL: i32 = 3;
+/// Threads that store packs: one writes while the other waits for its fsync.
+const STORING_THREADS: usize = 2;
+/// Packs being sealed or stored at a time; each holds up to twice its size in memory.
+const PACKS_RUNNING_MAX: usize = 3;
+
+/// What a writer stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// Bytes of all packs.
+    pub pack_bytes: u64,
+    /// Number of packs.
+    pub packs: u64,
+}
+
+struct Shared {
+    storage: Arc<dyn Storage>,
+    environment: Arc<dyn Environment>,
+    keys: Arc<Keys>,
+    lease: LeaseId,
+    index: Arc<ChunkIndex>,
+    pack_bytes: usize,
+    pool: Arc<ThreadPool>,
+    segments_running_max: usize,
+    state: Mutex<State>,
+    changed: Condvar,
+    spare: Mutex<Spare>,
+}
+
+#[derive(Default)]
+struct Spare {
+    encoders: Vec<SegmentEncoder>,
+    buffers: Vec<Vec<u8>>,
+}
+
+#[derive(Default)]
+struct State {
+    failure: Option<Error>,
+    segments_running: usize,
+    packs_running: usize,
+    data: Collector,
+    map: Collector,
+    /// Entries pushed whose pack the index does not know yet.
+    in_flight: HashSet<[u8; 16]>,
+    stored: Stored,
+}
+
+/// Puts compressed segments back into order and gathers a pack.
+#[derive(Default)]
+struct Collector {
+    next: u64,
+    waiting: BTreeMap<u64, PreparedSegment>,
+    pack: Vec<PreparedSegment>,
+    pack_bytes: usize,
+}
+
+impl State {
+    fn collector(&mut self, kind: PackKind) -> &mut Collector {
+        match kind {
+            PackKind::Data => &mut self.data,
+            PackKind::Map => &mut self.map,
+        }
+    }
+}
+
+/// The segment that one kind of entries is being gathered into.
+struct Lane {
+    kind: PackKind,
+    entries: Vec<Entry>,
+    data: Vec<u8>,
+    number: u64,
+}
+
+type Sealed = (PackKind, SealedPack);
+
+/// Stores chunks and pages. Pushing is for one thread; asking what is present for any.
+pub struct ChunkWriter {
+    shared: Arc<Shared>,
+    presence: Arc<Presence>,
+    data: Lane,
+    map: Lane,
+    segment_bytes: usize,
+    sealed: Option<Sender<Sealed>>,
+    storing: Vec<JoinHandle<()>>,
+}
+
+impl ChunkWriter {
+    /// Starts a writer under a lease.
+    pub fn new(
+        repository: &Repository,
+        lease: LeaseId,
+        presence: Arc<Presence>,
+        pool: Arc<ThreadPool>,
+    ) -> ChunkWriter {
+        let threads = pool.current_num_threads();
+        let shared = Arc::new(Shared {
+            storage: repository.storage().clone(),
+            environment: repository.environment().clone(),
+            keys: repository.keys().clone(),
+            lease,
+            index: presence.index().clone(),
+            pack_bytes: repository.config().pack_bytes as usize,
+            pool,
+            segments_running_max: 2 * threads + 2,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            spare: Mutex::default(),
+        });
+        let (sender, receiver) = unbounded();
+        let storing = (0..STORING_THREADS)
+            .map(|_| {
+                let (shared, receiver) = (shared.clone(), receiver.clone());
+                std::thread::spawn(move || store_packs(&shared, &receiver))
+            })
+            .collect();
+        let lane = |kind| Lane { kind, entries: Vec::new(), data: Vec::new(), number: 0 };
+        ChunkWriter {
+            shared,
+            presence,
+            data: lane(PackKind::Data),
+            map: lane(PackKind::Map),
+            segment_bytes: repository.config().segment_bytes as usize,
+            sealed: Some(sender),
+            storing,
+        }
+    }
+
+    /// True if the entry is stored, or pushed and on its way.
+    ///
+    /// # Errors
+    /// What the index says.
+    pub fn is_present(&self, id: &[u8; 32]) -> Result<bool> {
+        // In this order: a pack is told to the index before its entries leave the set.
+        if lock(&self.shared.state).in_flight.contains(&prefix(id)) {
+            return Ok(true);
+        }
+        self.presence.contains(id)
+    }
+
+    /// Stores an entry unless it is present; true if it is new.
+    ///
+    /// # Errors
+    /// The first failure of the writer.
+    pub fn push(
+        &mut self,
+        pack: PackKind,
+        kind: EntryKind,
+        id: [u8; 32],
+        data: &[u8],
+    ) -> Result<bool> {
+        if self.is_present(&id)? {
+            return Ok(false);
+        }
+        let lane = match pack {
+            PackKind::Data => &mut self.data,
+            PackKind::Map => &mut self.map,
+        };
+        let full = lane.data.len() + data.len() > self.segment_bytes
+            || lane.entries.len() == SEGMENT_ENTRIES_MAX as usize;
+        if full && !lane.entries.is_empty() {
+            dispatch(&self.shared, lane, self.sealed.as_ref())?;
+        }
+        lane.data.extend_from_slice(data);
+        lane.entries.push(Entry { id, kind, bytes: data.len() as u32 });
+        lock(&self.shared.state).in_flight.insert(prefix(&id));
+        if lane.data.len() >= self.segment_bytes {
+            dispatch(&self.shared, lane, self.sealed.as_ref())?;
+        }
+        Ok(true)
+    }
+
+    /// Bytes stored so far.
+    pub fn stored(&self) -> Stored {
+        lock(&self.shared.state).stored
+    }
+
+    /// Stores what is left and waits until everything is durable.
+    ///
+    /// # Errors
+    /// The first failure.
+    pub fn finish(&mut self) -> Result<Stored> {
+        for lane in [&mut self.data, &mut self.map] {
+            if !lane.entries.is_empty() {
+                dispatch(&self.shared, lane, self.sealed.as_ref())?;
+            }
+        }
+        let mut state = wait(&self.shared, |state| state.segments_running == 0)?;
+        for kind in [PackKind::Data, PackKind::Map] {
+            let collector = state.collector(kind);
+            let segments = std::mem::take(&mut collector.pack);
+            collector.pack_bytes = 0;
+            if !segments.is_empty() {
+                state.packs_running += 1;
+                seal_in_background(&self.shared, kind, segments, self.sealed.as_ref());
+            }
+        }
+        drop(state);
+        let state = wait(&self.shared, |state| state.packs_running == 0)?;
+        debug_assert!(state.in_flight.is_empty());
+        Ok(state.stored)
+    }
+}
+
+impl Drop for ChunkWriter {
+    fn drop(&mut self) {
+        // Lets running workers finish, so that nothing is stored after the lease is gone.
+        let mut state = lock(&self.shared.state);
+        if state.failure.is_none() && (state.segments_running > 0 || state.packs_running > 0) {
+            state.failure = Some(Error::new(ErrorKind::Cancelled, "interrupted"));
+        }
+        while state.segments_running > 0 || state.packs_running > 0 {
+            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(state);
+        self.sealed = None;
+        for thread in self.storing.drain(..) {
+            // A panic there has left `packs_running` above zero and would hang above; none is
+            // possible on input.
+            let _ = thread.join();
+        }
+    }
+}
+
+type StateGuard<'a> = std::sync::MutexGuard<'a, State>;
+
+/// Waits until `ready` or a failure, which it returns.
+fn wait<'a>(shared: &'a Shared, ready: impl Fn(&State) -> bool) -> Result<StateGuard<'a>> {
+    let mut state = lock(&shared.state);
+    loop {
+        if let Some(error) = &state.failure {
+            return Err(repeat(error));
+        }
+        if ready(&state) {
+            return Ok(state);
+        }
+        state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+fn repeat(error: &Error) -> Error {
+    let again = Error::new(error.kind(), error.full_text());
+    match error.hint_text() {
+        Some(hint) => again.hint(hint),
+        None => again,
+    }
+}
+
+fn fail(shared: &Shared, error: Error) {
+    lock(&shared.state).failure.get_or_insert(error);
+}
+
+/// Hands the lane's segment to a worker.
+fn dispatch(shared: &Arc<Shared>, lane: &mut Lane, sealed: Option<&Sender<Sealed>>) -> Result<()> {
+    let most = shared.segments_running_max;
+    let mut state = wait(shared, |state| {
+        state.segments_running < most && state.packs_running < PACKS_RUNNING_MAX
+    })?;
+    state.segments_running += 1;
+    drop(state);
+    let spare = lock(&shared.spare).buffers.pop().unwrap_or_default();
+    let data = std::mem::replace(&mut lane.data, spare);
+    let entries = std::mem::take(&mut lane.entries);
+    let (kind, number) = (lane.kind, lane.number);
+    lane.number += 1;
+    let (shared, sealed) = (shared.clone(), sealed.cloned());
+    shared.clone().pool.spawn(move || {
+        match encode(&shared, entries, data) {
+            Ok(segment) => collect(&shared, kind, number, segment, sealed.as_ref()),
+            Err(error) => fail(&shared, error),
+        }
+        lock(&shared.state).segments_running -= 1;
+        shared.changed.notify_all();
+    });
+    Ok(())
+}
+
+fn encode(shared: &Shared, entries: Vec<Entry>, mut data: Vec<u8>) -> Result<PreparedSegment> {
+    let cannot = |cause| cannot_make("a segment", cause);
+    let encoder = lock(&shared.spare).encoders.pop();
+    let mut encoder = match encoder {
+        Some(encoder) => encoder,
+        None => SegmentEncoder::new(ZSTD_LEVEL).map_err(cannot)?,
+    };
+    let mut plaintext = Vec::new();
+    encoder.encode(&entries, &data, &mut plaintext).map_err(cannot)?;
+    // The buffer was made for incompressible data; waiting in a pack it should not take more
+    // than it holds.
+    plaintext.shrink_to_fit();
+    data.clear();
+    let mut spare = lock(&shared.spare);
+    spare.encoders.push(encoder);
+    spare.buffers.push(data);
+    Ok(PreparedSegment { entries, plaintext })
+}
+
+/// Takes a compressed segment and closes the pack when it is full.
+fn collect(
+    shared: &Arc<Shared>,
+    kind: PackKind,
+    number: u64,
+    segment: PreparedSegment,
+    sealed: Option<&Sender<Sealed>>,
+) {
+    let mut state = lock(&shared.state);
+    let collector = state.collector(kind);
+    collector.waiting.insert(number, segment);
+    let mut full = Vec::new();
+    while let Some(segment) = collector.waiting.remove(&collector.next) {
+        collector.next += 1;
+        collector.pack_bytes += segment.plaintext.len() + segment.entries.len() * ENTRY_BYTES;
+        collector.pack.push(segment);
+        if collector.pack_bytes >= shared.pack_bytes {
+            full.push(std::mem::take(&mut collector.pack));
+            collector.pack_bytes = 0;
+        }
+    }
+    state.packs_running += full.len();
+    drop(state);
+    for segments in full {
+        seal_in_background(shared, kind, segments, sealed);
+    }
+}
+
+fn seal_in_background(
+    shared: &Arc<Shared>,
+    kind: PackKind,
+    segments: Vec<PreparedSegment>,
+    sealed: Option<&Sender<Sealed>>,
+) {
+    let (shared, sealed) = (shared.clone(), sealed.cloned());
+    shared.clone().pool.spawn(move || {
+        let result = seal(&shared, kind, segments).and_then(|pack| {
+            let gone = || Error::new(ErrorKind::Failed, "cannot store a pack: storing has ended");
+            sealed.as_ref().ok_or_else(gone)?.send((kind, pack)).map_err(|_| gone())
+        });
+        if let Err(error) = result {
+            fail(&shared, error);
+            lock(&shared.state).packs_running -= 1;
+            shared.changed.notify_all();
+        }
+    });
+}
+
+fn seal(shared: &Shared, kind: PackKind, segments: Vec<PreparedSegment>) -> Result<SealedPack> {
+    let environment = shared.environment.as_ref();
+    let secrets = PackSecrets {
+        key: Secret::new(random_array(environment)?),
+        wrap_nonce: random_array(environment)?,
+    };
+    assemble(&shared.keys, kind, shared.lease, &secrets, segments)
+        .map_err(|cause| cannot_make("a pack", cause))
+}
+
+/// The storing threads: put, then tell the index, then let the entries go.
+fn store_packs(shared: &Shared, sealed: &Receiver<Sealed>) {
+    for (kind, pack) in sealed {
+        let has_failed = lock(&shared.state).failure.is_some();
+        let result = if has_failed { Ok(()) } else { store_pack(shared, kind, &pack) };
+        if let Err(error) = result {
+            fail(shared, error);
+        }
+        let mut state = lock(&shared.state);
+        state.packs_running -= 1;
+        drop(state);
+        shared.changed.notify_all();
+    }
+}
+
+fn store_pack(shared: &Shared, kind: PackKind, pack: &SealedPack) -> Result<()> {
+    shared.storage.put_new(&pack_name(pack.id)?, &pack.bytes)?;
+    add_footer_to_index(&shared.index, pack.id, kind as u8, &pack.footer)?;
+    let mut state = lock(&shared.state);
+    for segment in &pack.footer.segments {
+        for entry in &segment.entries {
+            state.in_flight.remove(&prefix(&entry.id));
+        }
+    }
+    state.stored.packs += 1;
+    state.stored.pack_bytes += pack.bytes.len() as u64;
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! Restore points: listing them, reading their manifests, the heads of a series.
+//!
+//! Invariant: a point is visible only if its manifest and its `ok` both exist.
+
+use super::Repository;
+use super::objects::{get_hashed, open_record};
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::{Folder, ObjectName};
+use diskvault_format::crypto::ObjectKind;
+use diskvault_format::id::PointId;
+use diskvault_format::limits::PREVIOUS_MAX;
+use diskvault_format::manifest::Manifest;
+use diskvault_format::names::{self, PointName};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// One visible restore point.
+#[derive(Clone, Debug)]
+pub struct Point {
+    /// Its id.
+    pub id: PointId,
+    /// Its record.
+    pub manifest: Manifest,
+}
+
+/// Everything in `points/`.
+#[derive(Default)]
+pub struct PointSet {
+    /// Visible points by series, then sequence, then time, then id.
+    pub points: Vec<Point>,
+    /// Manifests without `ok`: being written, or left behind.
+    pub unfinished: Vec<PointId>,
+    /// An `ok` without manifest.
+    pub lonely_oks: Vec<PointId>,
+    /// Visible points whose manifest cannot be read.
+    pub damaged: Vec<(PointId, Error)>,
+}
+
+/// Name of a manifest's object.
+///
+/// # Errors
+/// None in practice: an id always makes a valid name.
+pub fn manifest_name(id: PointId) -> Result<ObjectName> {
+    ObjectName::new(Folder::Points, &id.to_hex())
+}
+
+/// Reads one manifest, visible or not, from `folder` (`points/` or `trash/`).
+///
+/// # Errors
+/// `NotFound`, `Damage` or `Newer`.
+pub fn read_manifest(repository: &Repository, folder: Folder, id: PointId) -> Result<Manifest> {
+    let name = ObjectName::new(folder, &id.to_hex())?;
+    let object = get_hashed(repository.storage().as_ref(), &name, &id.0)?;
+    let manifest: Manifest = open_record(repository.keys(), ObjectKind::Manifest, &name, &object)?;
+    manifest.validate().map_err(|cause| super::objects::refused(&name, cause))?;
+    Ok(manifest)
+}
+
+impl PointSet {
+    /// Lists and reads all points.
+    ///
+    /// # Errors
+    /// Fails if the storage cannot be listed; an unreadable manifest is in `damaged`.
+    pub fn load(repository: &Repository) -> Result<PointSet> {
+        let mut manifests = BTreeSet::new();
+        let mut oks = BTreeSet::new();
+        for entry in repository.storage().list(Folder::Points)? {
+            match names::parse_point(entry.name.leaf()) {
+                Some(PointName::Manifest(id)) => manifests.insert(id),
+                Some(PointName::Ok(id)) => oks.insert(id),
+                None => continue,
+            };
+        }
+        let mut set = PointSet {
+            unfinished: manifests.difference(&oks).copied().collect(),
+            lonely_oks: oks.difference(&manifests).copied().collect(),
+            ..PointSet::default()
+        };
+        for id in manifests.intersection(&oks) {
+            match read_manifest(repository, Folder::Points, *id) {
+                Ok(manifest) => set.points.push(Point { id: *id, manifest }),
+                // Forgotten since the listing.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) if matches!(error.kind(), ErrorKind::Damage | ErrorKind::Newer) => {
+                    set.damaged.push((*id, error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        set.points.sort_by(|a, b| order_key(a).cmp(&order_key(b)));
+        Ok(set)
+    }
+
+    /// The points of one series, oldest first.
+    pub fn series<'s, 'n>(
+        &'s self,
+        name: &'n str,
+    ) -> impl DoubleEndedIterator<Item = &'s Point> + use<'s, 'n> {
+        self.points.iter().filter(move |point| point.manifest.series == name)
+    }
+
+    /// The newest point of a series, by sequence.
+    pub fn latest(&self, series: &str) -> Option<&Point> {
+        self.series(series).next_back()
+    }
+
+    /// Names of all series, sorted.
+    pub fn series_names(&self) -> BTreeSet<&str> {
+        self.points.iter().map(|point| point.manifest.series.as_str()).collect()
+    }
+
+    /// The heads of a series: points that no other point follows; the newest ones if there are
+    /// more than a manifest may name. Ascending by id.
+    pub fn heads(&self, series: &str) -> Vec<PointId> {
+        let followed: BTreeSet<PointId> =
+            self.series(series).flat_map(|point| point.manifest.previous.clone()).collect();
+        let newest_first = self.series(series).rev().map(|point| point.id);
+        let mut heads: Vec<PointId> =
+            newest_first.filter(|id| !followed.contains(id)).take(PREVIOUS_MAX).collect();
+        heads.sort_unstable();
+        heads
+    }
+
+    /// For every series, what a host has to remember to see a rollback.
+    pub fn heads_to_remember(&self) -> BTreeMap<String, (u64, Vec<PointId>)> {
+        let mut found = BTreeMap::new();
+        for name in self.series_names() {
+            if let Some(latest) = self.latest(name) {
+                found.insert(name.to_string(), (latest.manifest.sequence, self.heads(name)));
+            }
+        }
+        found
+    }
+}
+
+fn order_key(point: &Point) -> (&str, u64, i64, PointId) {
+    let manifest = &point.manifest;
+    (&manifest.series, manifest.sequence, manifest.time_unix_ns, point.id)
+}

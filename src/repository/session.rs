@@ -1,0 +1,392 @@
+//! The writer's side of the protocol (spec/40-protocol.md): register, read in order, store,
+//! publish.
+//!
+//! Order, which must not change without the model check: 1. put a new lease. 2. Read all
+//! condemned lists; list the packs and read the footers that are new; list the points. 3. Store
+//! packs, heartbeat. 4. Put the manifest, *then* look whether the own lease is still there: put
+//! `ok` and delete the lease; or, if it is gone, put a removal note, delete the manifest and start
+//! over with a new lease and a new manifest.
+
+use super::locate::{Locator, prefix};
+use super::objects::{get_record, seal_record};
+use super::points::{Point, PointSet, manifest_name};
+use super::{Repository, lock};
+use crate::environment::random_array;
+use crate::error::{Error, ErrorKind, Result};
+use crate::index::{ChunkIndex, Location};
+use crate::monitor::Monitor;
+use crate::storage::{Folder, ObjectName, Storage};
+use diskvault_format::crypto::ObjectKind;
+use diskvault_format::id::{LeaseId, PackId, PointId};
+use diskvault_format::manifest::Manifest;
+use diskvault_format::names;
+use diskvault_format::small::{Condemned, Heartbeat, Lease, Lost, NOTE_REMOVAL, Note};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Time between two heartbeats; a pruner gives up on a lease after an hour without one.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(60);
+/// Purpose number of a backup's lease.
+const PURPOSE_BACKUP: u8 = 1;
+/// Note in the index: how often packs were found gone or damaged.
+const LOSS_EPOCH: &str = "loss-epoch";
+
+/// What counts as stored: in a listed pack that is not condemned, and not known to be lost.
+pub struct Presence {
+    index: Arc<ChunkIndex>,
+    condemned: HashSet<PackId>,
+    lost: HashSet<[u8; 32]>,
+}
+
+impl Presence {
+    /// The index that is asked.
+    pub fn index(&self) -> &Arc<ChunkIndex> {
+        &self.index
+    }
+
+    /// True if nothing is condemned or lost, so that what a visible point names is present.
+    pub fn is_plain(&self) -> bool {
+        self.condemned.is_empty() && self.lost.is_empty()
+    }
+
+    /// True if the entry is present.
+    ///
+    /// # Errors
+    /// What the index says.
+    pub fn contains(&self, id: &[u8; 32]) -> Result<bool> {
+        if self.is_plain() {
+            return self.index.contains(&prefix(id));
+        }
+        if self.lost.contains(id) {
+            return Ok(false);
+        }
+        let mut found: Vec<Location> = Vec::new();
+        self.index.locations(&prefix(id), &mut found)?;
+        Ok(found.iter().any(|location| !self.condemned.contains(&PackId(location.pack))))
+    }
+}
+
+/// A registered writer.
+pub struct Session<'a> {
+    repository: &'a Repository,
+    lease: LeaseId,
+    lease_name: ObjectName,
+    locator: Locator,
+    presence: Arc<Presence>,
+    points: PointSet,
+    heartbeat: Option<HeartbeatThread>,
+    is_closed: bool,
+}
+
+impl<'a> Session<'a> {
+    /// Registers a writer and reads what it builds on.
+    ///
+    /// # Errors
+    /// What the storage says; the lease is removed again.
+    pub fn begin(
+        repository: &'a Repository,
+        host: &str,
+        monitor: &dyn Monitor,
+    ) -> Result<Session<'a>> {
+        repository.check_may_write()?;
+        let environment = repository.environment().as_ref();
+        let lease = LeaseId(random_array(environment)?);
+        let lease_name = ObjectName::new(Folder::Leases, &lease.to_hex())?;
+        let record = Lease {
+            purpose: PURPOSE_BACKUP,
+            host: host.to_string(),
+            process: std::process::id(),
+            started_unix_ns: environment.now_unix_ns(),
+            program: crate::PROGRAM.to_string(),
+        };
+        let nonce = random_array(environment)?;
+        let keys = repository.keys();
+        let object = seal_record(keys, ObjectKind::Lease, Some(&lease_name), &nonce, &record)?;
+        repository.storage().put_new(&lease_name, &object)?;
+        let read = || -> Result<(Locator, Presence, PointSet)> {
+            let condemned = read_condemned(repository, monitor)?;
+            let locator = Locator::open(repository, monitor)?;
+            let points = PointSet::load(repository)?;
+            let lost = read_lost(repository)?;
+            let presence = Presence { index: locator.index().clone(), condemned, lost };
+            Ok((locator, presence, points))
+        };
+        let (locator, presence, points) = match read() {
+            Ok(read) => read,
+            Err(error) => {
+                // Best effort: a lease that stays behind is fenced by the next prune.
+                let _ = repository.storage().delete(&lease_name);
+                return Err(error);
+            }
+        };
+        for (_, error) in locator.damaged() {
+            monitor.warn(&format!("{}; its chunks count as absent", error.full_text()));
+        }
+        for (_, error) in &points.damaged {
+            monitor.warn(&error.full_text());
+        }
+        if !locator.vanished().is_empty() || !locator.damaged().is_empty() {
+            let epoch = loss_epoch(locator.index())? + 1;
+            locator.index().set_note(LOSS_EPOCH, &epoch.to_le_bytes())?;
+        }
+        let heartbeat = HeartbeatThread::start(repository, lease)?;
+        Ok(Session {
+            repository,
+            lease,
+            lease_name,
+            locator,
+            presence: Arc::new(presence),
+            points,
+            heartbeat: Some(heartbeat),
+            is_closed: false,
+        })
+    }
+
+    /// The lease's id.
+    pub fn lease(&self) -> LeaseId {
+        self.lease
+    }
+
+    /// Where things are.
+    pub fn locator(&self) -> &Locator {
+        &self.locator
+    }
+
+    /// What counts as stored.
+    pub fn presence(&self) -> &Arc<Presence> {
+        &self.presence
+    }
+
+    /// The points that were visible when the session began.
+    pub fn points(&self) -> &PointSet {
+        &self.points
+    }
+
+    /// True if everything `point` names is present without looking: this host saw the point
+    /// complete, and no pack was gone, damaged or condemned and no chunk lost since.
+    ///
+    /// # Errors
+    /// What the index says.
+    pub fn is_known_complete(&self, point: &Point) -> Result<bool> {
+        let index = self.locator.index();
+        let known = index.get_note(&complete_key(&point.manifest.series))?;
+        let expected = complete_value(point.id, loss_epoch(index)?);
+        Ok(self.presence.is_plain() && known.as_deref() == Some(&expected[..]))
+    }
+
+    /// Publishes a manifest and ends the session.
+    ///
+    /// # Errors
+    /// `Fenced` if somebody deleted the lease: nothing was published, and the work has to start
+    /// over. Otherwise what the storage says.
+    pub fn publish(mut self, manifest: &Manifest) -> Result<PointId> {
+        manifest.validate().map_err(|cause| super::objects::cannot_make("a manifest", cause))?;
+        let repository = self.repository;
+        let storage = repository.storage();
+        let nonce = random_array(repository.environment().as_ref())?;
+        let object = seal_record(repository.keys(), ObjectKind::Manifest, None, &nonce, manifest)?;
+        let id = PointId(*blake3::hash(&object).as_bytes());
+        let name = manifest_name(id)?;
+        storage.put_new(&name, &object)?;
+        // Only now: a pruner that deleted the lease before has marked without this manifest.
+        if storage.size(&self.lease_name)?.is_none() {
+            self.is_closed = true;
+            put_removal_note(repository, id, &manifest.host, "the writer's lease was removed")?;
+            storage.delete(&name)?;
+            return Err(Error::new(ErrorKind::Fenced, "the lease of this backup was removed"));
+        }
+        storage.put_new(&ObjectName::new(Folder::Points, &names::point_ok(id))?, &[])?;
+        let index = self.locator.index();
+        let complete = complete_value(id, loss_epoch(index)?);
+        index.set_note(&complete_key(&manifest.series), &complete)?;
+        index.flush()?;
+        self.close()?;
+        Ok(id)
+    }
+
+    /// Ends the registration.
+    fn close(&mut self) -> Result<()> {
+        self.is_closed = true;
+        let last = self.heartbeat.take().and_then(HeartbeatThread::stop);
+        self.repository.storage().delete(&self.lease_name)?;
+        if let Some(name) = last {
+            self.repository.storage().delete(&name)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        if !self.is_closed {
+            // Best effort: what stays behind is fenced by the next prune.
+            let _ = self.close();
+        }
+    }
+}
+
+fn complete_key(series: &str) -> String {
+    format!("complete/{series}")
+}
+
+fn complete_value(id: PointId, epoch: u64) -> Vec<u8> {
+    let mut value = id.0.to_vec();
+    value.extend_from_slice(&epoch.to_le_bytes());
+    value
+}
+
+fn loss_epoch(index: &ChunkIndex) -> Result<u64> {
+    let note = index.get_note(LOSS_EPOCH)?;
+    Ok(note.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes))
+}
+
+/// Reads all condemned lists. One that cannot be read condemns unknown packs, so it is an error.
+fn read_condemned(repository: &Repository, monitor: &dyn Monitor) -> Result<HashSet<PackId>> {
+    let mut packs = HashSet::new();
+    for entry in repository.storage().list(Folder::Condemned)? {
+        let list: Result<Condemned> = get_record(
+            repository.storage().as_ref(),
+            repository.keys(),
+            ObjectKind::Condemned,
+            &entry.name,
+        );
+        match list {
+            Ok(list) => packs.extend(list.packs),
+            // Dropped by its owner since the listing: its packs are gone or kept.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => {
+                monitor.warn(&error.full_text());
+                return Err(error);
+            }
+        }
+    }
+    Ok(packs)
+}
+
+/// Reads all lost lists. A damaged one is passed over here and reported by `check`.
+fn read_lost(repository: &Repository) -> Result<HashSet<[u8; 32]>> {
+    let mut ids = HashSet::new();
+    for entry in repository.storage().list(Folder::Lost)? {
+        let list: Result<Lost> = get_record(
+            repository.storage().as_ref(),
+            repository.keys(),
+            ObjectKind::Lost,
+            &entry.name,
+        );
+        if let Ok(list) = list {
+            ids.extend(list.ids);
+        }
+    }
+    Ok(ids)
+}
+
+fn put_removal_note(
+    repository: &Repository,
+    point: PointId,
+    host: &str,
+    reason: &str,
+) -> Result<()> {
+    let environment = repository.environment().as_ref();
+    let leaf = names::note(point, &random_array(environment)?);
+    let name = ObjectName::new(Folder::Notes, &leaf)?;
+    let note = Note {
+        kind: NOTE_REMOVAL,
+        time_unix_ns: environment.now_unix_ns(),
+        host: host.to_string(),
+        fields: vec![("reason".into(), reason.into())],
+    };
+    let nonce = random_array(environment)?;
+    let object = seal_record(repository.keys(), ObjectKind::Note, Some(&name), &nonce, &note)?;
+    repository.storage().put_new(&name, &object)
+}
+
+/// Remembers the heads of all series, so that a rollback shows on this host.
+///
+/// # Errors
+/// Fails if the cache cannot be written.
+pub fn remember_heads(repository: &Repository, points: &PointSet) -> Result<()> {
+    let heads = points.heads_to_remember();
+    repository.remember(|memory| {
+        let mut series = BTreeMap::new();
+        for (name, (sequence, ids)) in heads {
+            let heads = ids.iter().map(|id| id.to_hex()).collect();
+            series.insert(name, super::host_memory::SeriesMemory { sequence, heads });
+        }
+        for (name, remembered) in std::mem::take(&mut memory.series) {
+            match series.get(&name) {
+                Some(now) if now.sequence >= remembered.sequence => {}
+                // Rolled back or gone: what was seen stays remembered until the user says so.
+                _ => {
+                    series.insert(name, remembered);
+                }
+            }
+        }
+        memory.series = series;
+    })
+}
+
+/// Puts a heartbeat every minute until it is stopped.
+struct HeartbeatThread {
+    stop: Arc<(Mutex<bool>, Condvar)>,
+    thread: JoinHandle<Option<ObjectName>>,
+}
+
+impl HeartbeatThread {
+    fn start(repository: &Repository, lease: LeaseId) -> Result<HeartbeatThread> {
+        let stop = Arc::new((Mutex::new(false), Condvar::new()));
+        let storage = repository.storage().clone();
+        let environment = repository.environment().clone();
+        let keys = repository.keys().clone();
+        let stopped = stop.clone();
+        let beat = move |number: u64| -> Result<ObjectName> {
+            let name = ObjectName::new(Folder::Leases, &names::heartbeat(lease, number))?;
+            let nonce = random_array(environment.as_ref())?;
+            let record = Heartbeat { lease, number };
+            let object = seal_record(&keys, ObjectKind::Heartbeat, Some(&name), &nonce, &record)?;
+            storage.put_new(&name, &object)?;
+            Ok(name)
+        };
+        let delete_from = repository.storage().clone();
+        let thread =
+            std::thread::spawn(move || run_heartbeat(&stopped, &beat, delete_from.as_ref()));
+        Ok(HeartbeatThread { stop, thread })
+    }
+
+    /// Stops it and returns the heartbeat that is still stored, if there is one.
+    fn stop(self) -> Option<ObjectName> {
+        *lock(&self.stop.0) = true;
+        self.stop.1.notify_all();
+        self.thread.join().ok().flatten()
+    }
+}
+
+fn run_heartbeat(
+    stop: &(Mutex<bool>, Condvar),
+    beat: &dyn Fn(u64) -> Result<ObjectName>,
+    storage: &dyn Storage,
+) -> Option<ObjectName> {
+    let mut last: Option<ObjectName> = None;
+    let mut number = 1;
+    let mut stopped = lock(&stop.0);
+    while !*stopped {
+        let (guard, timeout) = stop
+            .1
+            .wait_timeout(stopped, HEARTBEAT_INTERVAL)
+            .unwrap_or_else(PoisonError::into_inner);
+        stopped = guard;
+        if *stopped || !timeout.timed_out() {
+            continue;
+        }
+        // A beat that fails is tried again in a minute; a writer that is fenced for it starts
+        // over, so nothing is lost but time.
+        if let Ok(name) = beat(number) {
+            if let Some(previous) = last.replace(name) {
+                let _ = storage.delete(&previous);
+            }
+            number += 1;
+        }
+    }
+    last
+}

@@ -1,0 +1,173 @@
+//! Where disks and streams come from. A disk is read at random offsets by several threads and
+//! says which of its ranges are holes; a stream is read once, from front to back.
+//!
+//! Invariant of this floor: nothing is ever written to a source, and a source that changes its
+//! size while it is read is an error, never a silently shorter disk.
+
+pub mod partitions;
+mod pipe;
+mod raw;
+
+pub use partitions::{PartitionLayout, partition_layout};
+pub use pipe::open_stream;
+pub use raw::open_disk;
+
+use crate::error::{Error, ErrorKind, Result};
+use std::fs::Metadata;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+/// The path that means standard input.
+pub const STANDARD_INPUT: &str = "-";
+
+/// A regular file below this size is not taken for a disk unless the user says so: firmware
+/// variables, configuration and keys often have a multiple of 512 bytes by accident.
+const DISK_BYTES_MIN: u64 = 1 << 20;
+
+/// The sector size that every disk's size is a multiple of, in bytes.
+const SECTOR_BYTES: u64 = 512;
+
+/// What is known about the bytes of an extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExtentKind {
+    /// May hold anything, zeros included; has to be read.
+    Data,
+    /// Not allocated: reads as zeros and need not be read.
+    Hole,
+}
+
+/// A range of a disk that is all data or all hole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Offset of the first byte.
+    pub start: u64,
+    /// Length in bytes, never 0.
+    pub bytes: u64,
+    /// Whether the range has to be read.
+    pub kind: ExtentKind,
+}
+
+/// Random-access disk source. All methods may be called from any thread at the same time.
+pub trait DiskSource: Send + Sync {
+    /// Virtual size in bytes, fixed at open.
+    fn size(&self) -> u64;
+
+    /// The path, for messages.
+    fn describe(&self) -> String;
+
+    /// The format, as it is written into a manifest: `raw` or `block-device`.
+    fn format(&self) -> &'static str;
+
+    /// Calls `each` with extents in order that cover `0..size` exactly, adjacent ones of one
+    /// kind merged; a disk of 0 bytes has none. Where [`DiskSource::allocation_known`] is false
+    /// that is one extent of data.
+    ///
+    /// A source that is written to meanwhile gives extents of different moments, but they
+    /// still cover the disk once and the walk ends.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Source`] if the allocation cannot be read; and whatever `each` returns.
+    fn extents(&self, each: &mut dyn FnMut(Extent) -> Result<()>) -> Result<()>;
+
+    /// True when holes can be told from written zeros.
+    fn allocation_known(&self) -> bool;
+
+    /// Fills the whole `buffer` with the bytes from `offset`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Source`] if the system cannot read, if the disk has become shorter, or if
+    /// the range reaches beyond [`DiskSource::size`].
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
+
+    /// Tells the system that the range will be read soon. Best effort: failure is ignored.
+    fn prefetch(&self, offset: u64, bytes: u64);
+
+    /// Checks, at the end of a backup, that the size is still what it was at open, and for a
+    /// file that its path still leads to it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Source`] if it grew, shrank, was replaced or removed, or cannot be examined.
+    fn check_unchanged_size(&self) -> Result<()>;
+
+    /// An opaque token of the state at open: for a file of its device, inode, size and times in
+    /// nanoseconds, for a device empty. Equal tokens say that the file was most probably not
+    /// written in between: the kernel's clock for file times ticks every 1 to 10 ms, so a
+    /// write within the tick of the open does not show.
+    fn identity(&self) -> Vec<u8>;
+}
+
+/// How an input is stored if the user does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputKind {
+    /// As a disk: random access, holes kept, fixed grid.
+    Disk,
+    /// As a stream: read once, cut by its content.
+    Stream,
+}
+
+/// Chooses how `path` is stored: a block device and a regular file of at least 1 MiB whose
+/// size is a multiple of 512 bytes are disks; everything else, `-` and FIFOs included, is a
+/// stream.
+///
+/// # Errors
+/// [`ErrorKind::Source`] if there is nothing at `path`, or a directory.
+pub fn default_kind(path: &Path) -> Result<InputKind> {
+    if path.as_os_str() == STANDARD_INPUT {
+        return Ok(InputKind::Stream);
+    }
+    let metadata = examine(path)?;
+    let kind = metadata.file_type();
+    let size = metadata.len();
+    let is_disk = kind.is_block_device()
+        || (kind.is_file() && size >= DISK_BYTES_MIN && size.is_multiple_of(SECTOR_BYTES));
+    Ok(if is_disk { InputKind::Disk } else { InputKind::Stream })
+}
+
+/// Looks at what `path` leads to; a directory is refused here for disks and streams alike.
+fn examine(path: &Path) -> Result<Metadata> {
+    let metadata = std::fs::metadata(path).map_err(|cause| {
+        Error::io(ErrorKind::Source, format!("cannot open source {}", path.display()), cause)
+    })?;
+    if metadata.is_dir() {
+        let message = format!("cannot open source {}: it is a directory", path.display());
+        return Err(Error::new(ErrorKind::Source, message));
+    }
+    Ok(metadata)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    #[test]
+    fn the_kind_follows_type_and_size() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        let file = File::create(&path).unwrap();
+        for (size, kind) in [
+            (0, InputKind::Stream),
+            (512, InputKind::Stream),
+            (DISK_BYTES_MIN - 512, InputKind::Stream),
+            (DISK_BYTES_MIN, InputKind::Disk),
+            (DISK_BYTES_MIN + 1, InputKind::Stream),
+            (DISK_BYTES_MIN + 512, InputKind::Disk),
+        ] {
+            file.set_len(size).unwrap();
+            assert_eq!(default_kind(&path).unwrap(), kind, "{size} bytes");
+        }
+        assert_eq!(default_kind(Path::new("-")).unwrap(), InputKind::Stream);
+        assert_eq!(default_kind(Path::new("/dev/null")).unwrap(), InputKind::Stream);
+    }
+
+    #[test]
+    fn directories_and_missing_paths_are_source_errors() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = default_kind(folder.path()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Source);
+        assert!(error.full_text().ends_with("it is a directory"), "{error:?}");
+        let error = default_kind(&folder.path().join("missing")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Source);
+        assert!(error.full_text().contains("missing: No such file"), "{error:?}");
+    }
+}

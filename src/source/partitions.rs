@@ -1,0 +1,335 @@
+//! Where a disk's partitions start, read from its GPT or MBR.
+//!
+//! File systems place their blocks at multiples of 4 KiB from the start of their partition. If
+//! that start is no multiple of 4 KiB, a fixed grid of chunks never meets the same bytes at
+//! the same place on a disk with another start, so such disks are cut by content instead.
+//!
+//! Invariant: a table is input of a stranger. Every number is checked against the size of the
+//! disk before it is used, every loop has a bound, and garbage means "no table".
+
+use super::DiskSource;
+use crate::error::Result;
+
+/// Partitions that start on a multiple of this many bytes are aligned.
+const ALIGNMENT_BYTES: u64 = 4096;
+
+/// The unit of an MBR, in bytes. A disk with 4 KiB sectors counts in those, and then every
+/// partition is aligned, whatever is computed here.
+const MBR_SECTOR_BYTES: u64 = 512;
+
+/// Offset of the four partition entries in a boot record, and the length of one.
+const MBR_ENTRIES: usize = 446;
+const MBR_ENTRY_BYTES: usize = 16;
+
+/// An extended partition's chain is followed this far; Linux itself stops at 256 partitions.
+const LOGICAL_MAX: usize = 128;
+
+/// A GPT has 128 entries of 128 bytes (16 KiB); 1 MiB of them is more than any tool writes.
+const GPT_TABLE_BYTES_MAX: u64 = 1 << 20;
+
+/// What a disk's partition table says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionLayout {
+    /// `gpt`, `mbr` or `none`.
+    pub table: &'static str,
+    /// Partitions found, logical ones included and extended ones (mere containers) not.
+    pub partitions: u32,
+    /// Partitions whose start is no multiple of 4096 bytes.
+    pub misaligned: u32,
+}
+
+impl PartitionLayout {
+    const NONE: PartitionLayout = PartitionLayout { table: "none", partitions: 0, misaligned: 0 };
+
+    fn add(&mut self, start_bytes: u64) {
+        self.partitions += 1;
+        if !start_bytes.is_multiple_of(ALIGNMENT_BYTES) {
+            self.misaligned += 1;
+        }
+    }
+}
+
+/// Reads GPT (512 and 4096 byte sectors) or MBR partition starts, logical partitions included.
+/// Whatever is no valid table counts as none; a protective MBR without a GPT too.
+///
+/// A GPT is believed by its signature and bounds, without its checksums: this only chooses how
+/// to cut the disk, and any choice stores it correctly. It gives way to an MBR that names real
+/// partitions and no protective one, as in Linux: then it is a leftover.
+///
+/// # Errors
+/// Only what [`DiskSource::read_at`] returns.
+pub fn partition_layout(source: &dyn DiskSource) -> Result<PartitionLayout> {
+    let Some(entries) = boot_record(source, 0)? else {
+        return Ok(gpt(source)?.unwrap_or(PartitionLayout::NONE));
+    };
+    let protective = entries.iter().any(|entry| entry.kind == 0xee);
+    if !protective {
+        let layout = mbr(source, &entries)?;
+        if layout.partitions > 0 {
+            return Ok(layout);
+        }
+    }
+    Ok(gpt(source)?.unwrap_or(PartitionLayout::NONE))
+}
+
+/// One entry of a boot record, in sectors of 512 bytes.
+#[derive(Clone, Copy)]
+struct Entry {
+    kind: u8,
+    start: u64,
+    sectors: u64,
+}
+
+impl Entry {
+    fn is_used(&self) -> bool {
+        self.kind != 0 && self.sectors != 0
+    }
+
+    fn is_extended(&self) -> bool {
+        matches!(self.kind, 0x05 | 0x0f | 0x85)
+    }
+}
+
+/// The entries of the boot record in sector `sector`, or none if there is no valid one: too
+/// small a disk, no signature, or boot code where the flags should be (the first sector of a
+/// FAT or NTFS file system has the same signature).
+fn boot_record(source: &dyn DiskSource, sector: u64) -> Result<Option<[Entry; 4]>> {
+    let Some(offset) = sector.checked_mul(MBR_SECTOR_BYTES) else { return Ok(None) };
+    if offset.checked_add(MBR_SECTOR_BYTES).is_none_or(|end| end > source.size()) {
+        return Ok(None);
+    }
+    let mut record = [0_u8; MBR_SECTOR_BYTES as usize];
+    source.read_at(offset, &mut record)?;
+    if record[510..] != [0x55, 0xaa] {
+        return Ok(None);
+    }
+    let mut entries = [Entry { kind: 0, start: 0, sectors: 0 }; 4];
+    for (index, entry) in entries.iter_mut().enumerate() {
+        let bytes = &record[MBR_ENTRIES + index * MBR_ENTRY_BYTES..][..MBR_ENTRY_BYTES];
+        if bytes[0] & 0x7f != 0 {
+            return Ok(None);
+        }
+        let (start, sectors) = (u64::from(u32_at(bytes, 8)), u64::from(u32_at(bytes, 12)));
+        *entry = Entry { kind: bytes[4], start, sectors };
+    }
+    Ok(Some(entries))
+}
+
+/// Counts the primary and logical partitions whose start lies on the disk.
+fn mbr(source: &dyn DiskSource, entries: &[Entry; 4]) -> Result<PartitionLayout> {
+    let sectors = source.size() / MBR_SECTOR_BYTES;
+    let mut layout = PartitionLayout { table: "mbr", ..PartitionLayout::NONE };
+    for entry in entries.iter().filter(|entry| entry.is_used()) {
+        if entry.start == 0 || entry.start >= sectors {
+            continue;
+        }
+        if entry.is_extended() {
+            logical(source, entry.start, &mut layout)?;
+        } else {
+            layout.add(entry.start * MBR_SECTOR_BYTES);
+        }
+    }
+    Ok(layout)
+}
+
+/// Follows the chain of boot records in the extended partition at sector `first`: entry 0 is
+/// the logical partition, counted from this record, entry 1 the next record, counted from
+/// `first`. The bound also ends a chain that bites its tail.
+fn logical(source: &dyn DiskSource, first: u64, layout: &mut PartitionLayout) -> Result<()> {
+    let sectors = source.size() / MBR_SECTOR_BYTES;
+    let mut record = first;
+    for _ in 0..LOGICAL_MAX {
+        let Some(entries) = boot_record(source, record)? else { return Ok(()) };
+        let start = record + entries[0].start;
+        if entries[0].is_used() && entries[0].start != 0 && start < sectors {
+            layout.add(start * MBR_SECTOR_BYTES);
+        }
+        if !entries[1].is_used() || !entries[1].is_extended() || entries[1].start == 0 {
+            return Ok(());
+        }
+        // Two 32-bit numbers: no overflow.
+        record = first + entries[1].start;
+    }
+    Ok(())
+}
+
+/// The GPT, or none if neither sector size shows a valid header.
+fn gpt(source: &dyn DiskSource) -> Result<Option<PartitionLayout>> {
+    for sector_bytes in [512, 4096] {
+        if let Some(layout) = gpt_at(source, sector_bytes)? {
+            return Ok(Some(layout));
+        }
+    }
+    Ok(None)
+}
+
+/// The GPT whose header stands in the second sector of `sector_bytes`.
+fn gpt_at(source: &dyn DiskSource, sector_bytes: u64) -> Result<Option<PartitionLayout>> {
+    const HEADER_BYTES: usize = 92;
+    if source.size() < 2 * sector_bytes {
+        return Ok(None);
+    }
+    let mut header = [0_u8; HEADER_BYTES];
+    source.read_at(sector_bytes, &mut header)?;
+    let header_bytes = u64::from(u32_at(&header, 12));
+    if &header[..8] != b"EFI PART"
+        || header_bytes < HEADER_BYTES as u64
+        || header_bytes > sector_bytes
+        || u64_at(&header, 24) != 1
+    {
+        return Ok(None);
+    }
+    let count = u64::from(u32_at(&header, 80));
+    let entry_bytes = u64::from(u32_at(&header, 84));
+    if !(128..=4096).contains(&entry_bytes) || !entry_bytes.is_multiple_of(8) {
+        return Ok(None);
+    }
+    // Below 2^44: no overflow.
+    let table_bytes = count * entry_bytes;
+    let Some(table_start) = u64_at(&header, 72).checked_mul(sector_bytes) else { return Ok(None) };
+    if table_bytes > GPT_TABLE_BYTES_MAX
+        || table_start < 2 * sector_bytes
+        || table_start.checked_add(table_bytes).is_none_or(|end| end > source.size())
+    {
+        return Ok(None);
+    }
+    let mut table = vec![0_u8; table_bytes as usize];
+    source.read_at(table_start, &mut table)?;
+    let mut layout = PartitionLayout { table: "gpt", ..PartitionLayout::NONE };
+    for entry in table.chunks_exact(entry_bytes as usize) {
+        let (first, last) = (u64_at(entry, 32), u64_at(entry, 40));
+        let used = entry[..16].iter().any(|&byte| byte != 0);
+        if used && first != 0 && first <= last && last < source.size() / sector_bytes {
+            layout.add(first * sector_bytes);
+        }
+    }
+    Ok(Some(layout))
+}
+
+/// The little-endian number at `offset`; 0 where the bytes do not reach.
+fn u32_at(bytes: &[u8], offset: usize) -> u32 {
+    let at = bytes.get(offset..).and_then(|rest| rest.first_chunk::<4>());
+    at.map_or(0, |bytes| u32::from_le_bytes(*bytes))
+}
+
+/// As [`u32_at`].
+fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+    let at = bytes.get(offset..).and_then(|rest| rest.first_chunk::<8>());
+    at.map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::open_disk;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn layout(image: &[u8]) -> PartitionLayout {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), image).unwrap();
+        partition_layout(&*open_disk(file.path()).unwrap()).unwrap()
+    }
+
+    fn boot(image: &mut [u8], sector: usize, entries: &[(u8, u32, u32)]) {
+        let record = &mut image[sector * 512..][..512];
+        record[510..].copy_from_slice(&[0x55, 0xaa]);
+        for (index, &(kind, start, sectors)) in entries.iter().enumerate() {
+            let entry = &mut record[446 + index * 16..][..16];
+            entry[4] = kind;
+            entry[8..12].copy_from_slice(&start.to_le_bytes());
+            entry[12..].copy_from_slice(&sectors.to_le_bytes());
+        }
+    }
+
+    fn put_gpt(image: &mut [u8], sector: usize, starts: &[u64]) {
+        let header = &mut image[sector..][..92];
+        header[..8].copy_from_slice(b"EFI PART");
+        header[12..16].copy_from_slice(&92_u32.to_le_bytes());
+        header[24..32].copy_from_slice(&1_u64.to_le_bytes());
+        header[72..80].copy_from_slice(&2_u64.to_le_bytes());
+        header[80..84].copy_from_slice(&128_u32.to_le_bytes());
+        header[84..88].copy_from_slice(&128_u32.to_le_bytes());
+        for (index, start) in starts.iter().enumerate() {
+            let entry = &mut image[2 * sector + index * 128..][..128];
+            entry[..16].fill(7);
+            entry[32..40].copy_from_slice(&start.to_le_bytes());
+            entry[40..48].copy_from_slice(&(start + 7).to_le_bytes());
+        }
+    }
+
+    fn result(table: &'static str, partitions: u32, misaligned: u32) -> PartitionLayout {
+        PartitionLayout { table, partitions, misaligned }
+    }
+
+    #[test]
+    fn primary_and_logical_partitions_are_counted() {
+        let mut image = vec![0; 1 << 20];
+        boot(&mut image, 0, &[(0x83, 8, 8), (0x07, 63, 9), (0x0f, 100, 1000), (0x83, 1 << 30, 9)]);
+        boot(&mut image, 100, &[(0x83, 4, 8), (0x05, 100, 50)]);
+        boot(&mut image, 200, &[(0x83, 1, 8), (0x05, 300, 50)]);
+        // 100 + 4 = 104 is a multiple of 8; 200 + 1 is not; at 400 the chain ends in garbage.
+        assert_eq!(layout(&image), result("mbr", 4, 2));
+        // A chain that bites its tail ends.
+        boot(&mut image, 200, &[(0x83, 1, 8), (0x05, 100, 50)]);
+        assert_eq!(layout(&image), result("mbr", 2 + 128, 1 + 127));
+    }
+
+    #[test]
+    fn a_gpt_is_read_at_both_sector_sizes() {
+        for sector in [512, 4096] {
+            let mut image = vec![0; 1 << 20];
+            put_gpt(&mut image, sector, &[64, 71, 100_000]);
+            let misaligned = u32::from(sector == 512);
+            assert_eq!(layout(&image), result("gpt", 2, misaligned));
+            boot(&mut image, 0, &[(0xee, 1, u32::MAX)]);
+            assert_eq!(layout(&image), result("gpt", 2, misaligned));
+            // A leftover GPT behind real MBR partitions.
+            boot(&mut image, 0, &[(0x83, 8, 8)]);
+            assert_eq!(layout(&image), result("mbr", 1, 0));
+        }
+    }
+
+    #[test]
+    fn no_table_is_none() {
+        assert_eq!(layout(&[]), PartitionLayout::NONE);
+        assert_eq!(layout(&[0x55; 511]), PartitionLayout::NONE);
+        assert_eq!(layout(&[0; 8192]), PartitionLayout::NONE);
+        let mut image = vec![0; 8192];
+        boot(&mut image, 0, &[(0xee, 1, u32::MAX)]);
+        assert_eq!(layout(&image), PartitionLayout::NONE, "protective without GPT");
+        // Boot code of a file system.
+        boot(&mut image, 0, &[(0x83, 1, 8)]);
+        image[446] = 0x33;
+        assert_eq!(layout(&image), PartitionLayout::NONE);
+        // A table that reaches beyond the end.
+        let mut image = vec![0; 1 << 20];
+        put_gpt(&mut image, 512, &[64]);
+        image.truncate(16 * 1024);
+        assert_eq!(layout(&image), PartitionLayout::NONE);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn garbage_never_fails(
+            bytes in prop::collection::vec(any::<u8>(), 4096),
+            flags in any::<bool>(),
+            header in any::<bool>(),
+        ) {
+            let mut image = bytes;
+            if flags {
+                image[510..512].copy_from_slice(&[0x55, 0xaa]);
+                for index in 0..4 {
+                    image[446 + index * 16] = 0x80;
+                    image[446 + index * 16 + 4] = if index == 0 { 0xee } else { 0x05 };
+                }
+            }
+            if header {
+                image[512..520].copy_from_slice(b"EFI PART");
+                image[524..528].copy_from_slice(&92_u32.to_le_bytes());
+                image[536..544].copy_from_slice(&1_u64.to_le_bytes());
+            }
+            layout(&image);
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Disks into regular files: a new sparse one, or an existing one in place.
+//!
+//! Invariant: a new file is complete when its name appears; an existing one keeps its inode,
+//! owner and mode, and is exactly as long as the disk from the start.
+
+use super::output::Output;
+use super::temporary::{Existing, Temporary};
+use super::{DiskTarget, ZeroState, failed, refused};
+use crate::error::Result;
+use std::fs::File;
+use std::path::Path;
+
+/// A new file, still under its temporary name.
+struct NewFile {
+    temporary: Temporary,
+    output: Output,
+}
+
+/// Makes a new sparse file of `size` bytes.
+pub(super) fn create(path: &Path, size: u64) -> Result<Box<dyn DiskTarget>> {
+    let temporary = Temporary::create(path, Existing::Keep)?;
+    set_size(temporary.file(), path, size)?;
+    Ok(Box::new(NewFile { temporary, output: Output::new(path, size, false) }))
+}
+
+fn set_size(file: &File, path: &Path, size: u64) -> Result<()> {
+    file.set_len(size)
+        .map_err(|cause| failed(&format!("make room for {size} bytes in"), path, cause))
+}
+
+impl DiskTarget for NewFile {
+    fn describe(&self) -> String {
+        self.output.path().display().to_string()
+    }
+
+    fn zero_state(&self) -> ZeroState {
+        ZeroState::AlreadyZero
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.output.write_at(self.temporary.file(), offset, data)
+    }
+
+    fn make_hole(&self, offset: u64, bytes: u64) -> Result<()> {
+        self.output.make_hole(self.temporary.file(), offset, bytes)
+    }
+
+    fn write_zeroes(&self, offset: u64, bytes: u64) -> Result<()> {
+        self.output.write_zeroes(self.temporary.file(), offset, bytes)
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        self.temporary.finish()
+    }
+}
+
+/// An existing file that is overwritten in place.
+struct ExistingFile {
+    file: File,
+    output: Output,
+}
+
+/// Opens an existing file and brings it to `size` bytes.
+pub(super) fn open_existing(path: &Path, size: u64) -> Result<Box<dyn DiskTarget>> {
+    let file = File::options()
+        .write(true)
+        .open(path)
+        .map_err(|cause| failed("restore to", path, cause))?;
+    let metadata = file.metadata().map_err(|cause| failed("restore to", path, cause))?;
+    if !metadata.is_file() {
+        return Err(refused(path, "it is no longer a regular file"));
+    }
+    set_size(&file, path, size)?;
+    Ok(Box::new(ExistingFile { file, output: Output::new(path, size, false) }))
+}
+
+impl DiskTarget for ExistingFile {
+    fn describe(&self) -> String {
+        self.output.path().display().to_string()
+    }
+
+    fn zero_state(&self) -> ZeroState {
+        ZeroState::Unknown
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.output.write_at(&self.file, offset, data)
+    }
+
+    fn make_hole(&self, offset: u64, bytes: u64) -> Result<()> {
+        self.output.make_hole(&self.file, offset, bytes)
+    }
+
+    fn write_zeroes(&self, offset: u64, bytes: u64) -> Result<()> {
+        self.output.write_zeroes(&self.file, offset, bytes)
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        self.output.sync(&self.file)
+    }
+}
