@@ -8,12 +8,16 @@
 //! [`index`], [`chunking`], [`source`], [`target`], none of which knows another; then
 //! [`repository`]; then one module for each verb; then the command line.
 
+pub mod backup;
+pub mod check;
 pub mod chunking;
+pub mod digest;
 pub mod environment;
 pub mod error;
 pub mod index;
 pub mod monitor;
 pub mod repository;
+pub mod restore;
 pub mod source;
 pub mod storage;
 pub mod target;

@@ -89,7 +89,7 @@ impl Config {
     ///
     /// # Errors
     /// C-1 length, C-2 magic or reserved bytes, C-3 version, C-4 features, C-5 sizes,
-    /// C-6 key slots.
+    /// C-6 key slots, C-8 generation.
     pub fn decode(bytes: &[u8]) -> Result<Config> {
         if bytes.len() as u64 > CONFIG_BYTES_MAX {
             return Err(limit("C-1", "the config's length", CONFIG_BYTES_MAX, bytes.len() as u64));
@@ -114,6 +114,9 @@ impl Config {
             pack_bytes: cursor.u32()?,
             key_slots: Vec::new(),
         };
+        if config.generation == 0 {
+            return Err(malformed("C-8", "has generation 0"));
+        }
         if config.features_read != 0 {
             let bits = config.features_read;
             return Err(newer("C-4", format!("needs unknown features (mask {bits:#x})")));

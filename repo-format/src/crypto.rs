@@ -187,6 +187,10 @@ impl Keys {
         &self.pack_wrap
     }
 
+    pub(crate) fn key_label(&self) -> &Secret {
+        &self.key_label
+    }
+
     /// The subkey that seals small objects of `kind`; packs and configs have none.
     pub(crate) fn sealing(&self, kind: ObjectKind) -> Option<&Secret> {
         match kind {
@@ -196,7 +200,6 @@ impl Keys {
             ObjectKind::Lease | ObjectKind::Heartbeat | ObjectKind::Condemned => {
                 Some(&self.protocol)
             }
-            ObjectKind::KeyLabel => Some(&self.key_label),
             _ => None,
         }
     }

@@ -123,6 +123,16 @@ pub struct SlotLabel {
     pub host: String,
 }
 
+impl SlotLabel {
+    fn validate(&self) -> Result<()> {
+        let longest = self.name.len().max(self.host.len());
+        if longest > NAME_BYTES_MAX {
+            return Err(limit("K-3", "the label's length", NAME_BYTES_MAX as u64, longest as u64));
+        }
+        Ok(())
+    }
+}
+
 /// Fresh random values for one new slot.
 pub struct SlotNonces {
     /// Salt of Argon2id.
@@ -165,10 +175,7 @@ impl KeySlot {
         nonces: &SlotNonces,
     ) -> Result<KeySlot> {
         cost.validate()?;
-        if label.name.len() > NAME_BYTES_MAX || label.host.len() > NAME_BYTES_MAX {
-            let longest = label.name.len().max(label.host.len()) as u64;
-            return Err(limit("K-3", "the label's length", NAME_BYTES_MAX as u64, longest));
-        }
+        label.validate()?;
         let (key, commitment) = derive(secret, &nonces.salt, cost)?;
         let mut slot = KeySlot {
             kind,
@@ -186,11 +193,9 @@ impl KeySlot {
         slot.sealed_keys =
             seal_x(&key, &slot.nonce, &slot.additional(ObjectKind::KeySlot), &plaintext);
         let keys = Keys::derive(master, repository);
-        if let Some(label_key) = keys.sealing(ObjectKind::KeyLabel) {
-            let additional = slot.additional(ObjectKind::KeyLabel);
-            let plaintext = record::encode(label)?;
-            slot.sealed_label = seal_x(label_key, &slot.label_nonce, &additional, &plaintext);
-        }
+        let additional = slot.additional(ObjectKind::KeyLabel);
+        let plaintext = record::encode(label)?;
+        slot.sealed_label = seal_x(keys.key_label(), &slot.label_nonce, &additional, &plaintext);
         Ok(slot)
     }
 
@@ -303,11 +308,12 @@ impl KeySlot {
     /// # Errors
     /// K-9 if it does not authenticate.
     pub fn label(&self, keys: &Keys) -> Result<SlotLabel> {
-        let Some(key) = keys.sealing(ObjectKind::KeyLabel) else {
-            return Err(malformed("K-9", "there is no label key"));
-        };
+        let key = keys.key_label();
         let additional = self.additional(ObjectKind::KeyLabel);
-        record::decode(&open_x(key, &self.label_nonce, &additional, &self.sealed_label, "K-9")?)
+        let plaintext = open_x(key, &self.label_nonce, &additional, &self.sealed_label, "K-9")?;
+        let label: SlotLabel = record::decode(&plaintext)?;
+        label.validate()?;
+        Ok(label)
     }
 }
 

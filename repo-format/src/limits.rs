@@ -25,8 +25,8 @@ pub const PACK_BYTES_DEFAULT: u32 = 32 << 20;
 pub const PACK_BYTES_MAX: u64 = 1 << 30;
 /// Most segments of one pack.
 pub const PACK_SEGMENTS_MAX: u32 = 1 << 18;
-/// A pack's sealed footer starts at a multiple of this many bytes, so that the length of the
-/// sealed segments is hidden in steps of it.
+/// A pack's sealed footer starts at a multiple of this many bytes, so that the total length of a
+/// pack says little about a small run; the clear frames still show each segment's sealed length.
 pub const PACK_PADDING_BYTES: u64 = 64 << 10;
 /// A segment's frame starts at a multiple of this many bytes.
 pub const SEGMENT_ALIGNMENT_BYTES: u64 = 64;

@@ -7,8 +7,8 @@
 use crate::error::{Result, limit, malformed, newer};
 use crate::id::{BackupId, LeaseId, MapRoot, PageId, PointId, WriterId};
 use crate::limits::{
-    BAD_EXTENTS_MAX, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, DISK_BYTES_MAX, FIELDS_MAX, NAME_BYTES_MAX,
-    PARTS_MAX, PREVIOUS_MAX, TEXT_BYTES_MAX,
+    ALLOCATION_BYTES_MAX, BAD_EXTENTS_MAX, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, DISK_BYTES_MAX,
+    FIELDS_MAX, NAME_BYTES_MAX, PARTS_MAX, PREVIOUS_MAX, TEXT_BYTES_MAX,
 };
 use serde::{Deserialize, Serialize};
 
@@ -266,7 +266,7 @@ impl Manifest {
         for stream in &self.streams {
             validate_part_name(&stream.name)?;
             stream.content.validate()?;
-            check_count("digests", stream.digests.len(), FIELDS_MAX)?;
+            validate_digests(&stream.digests)?;
             validate_extensions(&stream.extensions)?;
         }
         let mut names: Vec<&str> = self.part_names().collect();
@@ -304,19 +304,30 @@ impl DiskRecord {
         self.chunking.validate()?;
         check_count("bad extents", self.bad_extents.len(), BAD_EXTENTS_MAX)?;
         check_count("inherited ranges", self.inherited.len(), BAD_EXTENTS_MAX)?;
-        check_count("digests", self.digests.len(), FIELDS_MAX)?;
         check_count("bytes of the token", self.token.len(), TEXT_BYTES_MAX)?;
         if self.grid_offset != 0 || self.free_space_mode != 0 {
             return Err(newer("F-5", "uses a grid offset or free-space mode"));
         }
-        if self.size == 0 && self.top.is_some() {
-            return Err(malformed("F-7", "an empty disk has a top page"));
+        let is_grid = self.chunking.grid();
+        if (self.size == 0 && self.top.is_some())
+            || (is_grid.is_none() && self.size > 0 && self.top.is_none())
+        {
+            return Err(malformed("F-7", "a disk has a top page where there is none, or none"));
         }
+        let follows_from_map = is_grid.is_some_and(|chunk| self.size > u64::from(chunk));
+        if self.digest.is_some() == follows_from_map {
+            return Err(malformed("F-10", "a digest stands where the map gives it, or is missing"));
+        }
+        validate_digests(&self.digests)?;
         for list in [&self.bad_extents, &self.inherited] {
             validate_ranges(list, self.size)?;
         }
         if let Some(allocation) = &self.allocation {
             allocation.validate()?;
+            if allocation.bytes > ALLOCATION_BYTES_MAX {
+                let most = ALLOCATION_BYTES_MAX;
+                return Err(limit("A-3", "the allocation list's length", most, allocation.bytes));
+            }
         }
         validate_extensions(&self.extensions)
     }
@@ -349,8 +360,20 @@ fn validate_ranges(ranges: &[ByteRange], size: u64) -> Result<()> {
     Ok(())
 }
 
+fn validate_digests(digests: &[(String, Vec<u8>)]) -> Result<()> {
+    check_count("digests", digests.len(), FIELDS_MAX)?;
+    for (name, value) in digests {
+        validate_text(name)?;
+        check_count("bytes of a digest", value.len(), TEXT_BYTES_MAX)?;
+    }
+    Ok(())
+}
+
 fn validate_extensions(extensions: &[Extension]) -> Result<()> {
     check_count("extensions", extensions.len(), FIELDS_MAX)?;
+    for extension in extensions {
+        check_count("bytes of an extension", extension.value.len(), TEXT_BYTES_MAX)?;
+    }
     match extensions.iter().find(|extension| extension.number >= 0x8000) {
         Some(unknown) => Err(newer("F-8", format!("needs extension {:#06x}", unknown.number))),
         None => Ok(()),
@@ -504,6 +527,15 @@ mod tests {
         let beyond = ByteRange { start: u64::MAX, bytes: 2 };
         assert_eq!(rule(|m| m.disks[0].bad_extents.push(beyond)), "F-6");
         assert_eq!(rule(|m| m.streams[0].content.top = None), "F-7");
+        assert_eq!(rule(|m| m.disks[0].digest = Some([0; 32])), "F-10");
+        assert_eq!(rule(|m| m.disks[0].size = 65536), "F-10");
+        assert_eq!(rule(|m| m.disks[0].digests[0].0 = "x".repeat(5000)), "F-1");
+        let too_long = |m: &mut Manifest| {
+            if let Some(list) = &mut m.disks[0].allocation {
+                list.bytes = ALLOCATION_BYTES_MAX + 1;
+            }
+        };
+        assert_eq!(rule(too_long), "A-3");
         assert_eq!(rule(|m| m.extensions.push(Extension { number: 0x8000, value: vec![] })), "F-8");
     }
 }

@@ -22,7 +22,7 @@ use crate::cursor::Cursor;
 use crate::digest::{Chaining, merge};
 use crate::error::{Result, limit, malformed, newer};
 use crate::id::{ChunkId, MapRoot, PageId};
-use crate::limits::{DISK_BYTES_MAX, INNER_SLOTS, LEAF_SLOTS, MAP_DEPTH_MAX};
+use crate::limits::{CHUNK_BYTES_MIN, DISK_BYTES_MAX, INNER_SLOTS, LEAF_SLOTS, MAP_DEPTH_MAX};
 use crate::manifest::Chunking;
 
 const LEAF_KIND: u8 = 1;
@@ -44,8 +44,8 @@ impl MapShape {
         if size > DISK_BYTES_MAX {
             return Err(limit("M-1", "the disk's size", DISK_BYTES_MAX, size));
         }
-        if !chunk_bytes.is_power_of_two() {
-            return Err(malformed("M-1", "the chunk size is no power of two"));
+        if !chunk_bytes.is_power_of_two() || chunk_bytes < CHUNK_BYTES_MIN {
+            return Err(malformed("M-1", "the chunk size is no power of two from 4 KiB"));
         }
         Ok(MapShape { size, chunk_bytes })
     }

@@ -309,6 +309,20 @@ pub fn decode_trailer(tail: &[u8], pack_bytes: u64) -> Result<Trailer> {
     Ok(Trailer { kind, repository, footer_offset, footer_bytes, wrap })
 }
 
+/// Checks that the two ends of a pack say the same.
+///
+/// # Errors
+/// P-13.
+pub fn verify_ends(header: &Header, trailer: &Trailer) -> Result<()> {
+    let same = header.kind == trailer.kind
+        && header.repository == trailer.repository
+        && header.wrap == trailer.wrap;
+    if same {
+        return Ok(());
+    }
+    Err(malformed("P-13", "the header and the trailer do not fit each other"))
+}
+
 /// The key of one pack, ready to open its parts.
 pub struct PackOpener {
     cipher: PackCipher,

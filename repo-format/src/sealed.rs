@@ -96,8 +96,7 @@ mod tests {
     use crate::crypto::Secret;
     use crate::id::RepositoryId;
 
-    const SMALL: [ObjectKind; 7] = [
-        ObjectKind::KeyLabel,
+    const SMALL: [ObjectKind; 6] = [
         ObjectKind::Manifest,
         ObjectKind::Lease,
         ObjectKind::Heartbeat,

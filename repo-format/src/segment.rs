@@ -180,6 +180,10 @@ impl SegmentDecoder {
             }
             _ => {
                 // The buffer has the authenticated length, so a bomb cannot make it grow.
+                let frame = zstd::zstd_safe::find_frame_compressed_size(payload);
+                if frame != Ok(payload.len()) {
+                    return Err(malformed("S-8", "the payload is not one zstd frame"));
+                }
                 data.resize(total, 0);
                 let used = self
                     .decompressor

@@ -1,7 +1,7 @@
 //! The other small sealed records (spec/37-small-objects.md): leases and heartbeats, condemned
 //! lists, notes, lost lists.
 
-use crate::error::{Result, limit};
+use crate::error::{Result, limit, malformed};
 use crate::id::{LeaseId, PackId};
 use crate::limits::{FIELDS_MAX, TEXT_BYTES_MAX};
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,17 @@ pub struct Lease {
     pub started_unix_ns: i64,
     /// Program and version.
     pub program: String,
+}
+
+impl Lease {
+    /// Checks lengths.
+    ///
+    /// # Errors
+    /// L-1.
+    pub fn validate(&self) -> Result<()> {
+        check_text(&self.host)?;
+        check_text(&self.program)
+    }
 }
 
 /// A sign of life, `leases/<lease>.<n>`.
@@ -39,6 +50,17 @@ pub struct Condemned {
     pub host: String,
     /// When it was written; for people.
     pub time_unix_ns: i64,
+}
+
+impl Condemned {
+    /// Checks lengths and order.
+    ///
+    /// # Errors
+    /// L-1 and L-3.
+    pub fn validate(&self) -> Result<()> {
+        check_text(&self.host)?;
+        check_ascending(&self.packs)
+    }
 }
 
 /// A note on a point, `notes/<point>-<random>`.
@@ -77,10 +99,7 @@ impl Note {
         }
         let texts = self.fields.iter().flat_map(|(key, value)| [key, value]);
         for text in texts.chain([&self.host]) {
-            if text.len() > TEXT_BYTES_MAX {
-                let found = text.len() as u64;
-                return Err(limit("L-1", "the length of a text", TEXT_BYTES_MAX as u64, found));
-            }
+            check_text(text)?;
         }
         Ok(())
     }
@@ -94,4 +113,29 @@ pub struct Lost {
     pub ids: Vec<[u8; 32]>,
     /// When the loss was found.
     pub time_unix_ns: i64,
+}
+
+impl Lost {
+    /// Checks the order.
+    ///
+    /// # Errors
+    /// L-3.
+    pub fn validate(&self) -> Result<()> {
+        check_ascending(&self.ids)
+    }
+}
+
+fn check_text(text: &str) -> Result<()> {
+    if text.len() > TEXT_BYTES_MAX {
+        let found = text.len() as u64;
+        return Err(limit("L-1", "the length of a text", TEXT_BYTES_MAX as u64, found));
+    }
+    Ok(())
+}
+
+fn check_ascending<T: Ord>(list: &[T]) -> Result<()> {
+    if list.is_sorted_by(|a, b| a < b) {
+        return Ok(());
+    }
+    Err(malformed("L-3", "the list is not in ascending order"))
 }

@@ -115,12 +115,26 @@ impl StreamPage {
             _ => return Err(malformed("T-1", "is no stream map page of a known kind and level")),
         };
         cursor.finish()?;
-        let total = page.total_bytes();
-        if total != bytes_expected {
-            let detail = format!("covers another length: expected {bytes_expected}, found {total}");
+        let total = page.checked_total_bytes();
+        if total != Some(bytes_expected) {
+            let found = total.unwrap_or(u64::MAX);
+            let detail = format!("covers another length: expected {bytes_expected}, found {found}");
             return Err(malformed("T-4", detail));
         }
         Ok(page)
+    }
+
+    /// `None` if the sum does not fit: 128 entries of up to 2^60 bytes can exceed 64 bits.
+    fn checked_total_bytes(&self) -> Option<u64> {
+        let add = |sum: u64, bytes: u64| sum.checked_add(bytes);
+        match self {
+            StreamPage::Leaf(entries) => {
+                entries.iter().try_fold(0, |sum, entry| add(sum, entry.bytes()))
+            }
+            StreamPage::Inner(_, entries) => {
+                entries.iter().try_fold(0, |sum, entry| add(sum, entry.0))
+            }
+        }
     }
 
     fn total_bytes(&self) -> u64 {

@@ -112,29 +112,6 @@ impl<'a> MapReader<'a> {
         Ok(segment)
     }
 
-    /// One leaf of a disk map; the zero leaf if it is absent.
-    ///
-    /// # Errors
-    /// `Damage` if a page on the way is missing or refused.
-    pub fn leaf(&self, shape: MapShape, top: Option<PageId>, number: u64) -> Result<Leaf> {
-        let mut level = shape.depth().saturating_sub(1);
-        let mut page = top;
-        while let Some(id) = page {
-            if level == 0 {
-                return self.decode_leaf(id, shape, number);
-            }
-            let parent = number / MapShape::leaves_per_page(level);
-            let inner = self.decode_inner(id, shape, level, parent)?;
-            let slot = number / MapShape::leaves_per_page(level - 1) % INNER_SLOTS as u64;
-            page = match inner.slots[slot as usize] {
-                InnerSlot::Child { page, .. } => Some(page),
-                InnerSlot::Absent => None,
-            };
-            level -= 1;
-        }
-        Ok(Leaf::ZERO)
-    }
-
     /// Decodes page `id` as leaf number `number`.
     ///
     /// # Errors
@@ -229,18 +206,19 @@ impl<'a> MapReader<'a> {
         let mut offset = start;
         match page {
             StreamPage::Leaf(entries) => {
+                if levels_left <= u32::from(STREAM_DEPTH_MAX) && levels_left != 1 {
+                    return Err(wrong_level(id));
+                }
                 for entry in entries {
                     each(offset, entry)?;
                     offset += entry.bytes();
                 }
             }
             StreamPage::Inner(level, entries) => {
-                if u32::from(level) >= levels_left {
-                    let text = format!(
-                        "cannot open map page {id}: its level is no less than \
-                         its parent's (rule T-6)"
-                    );
-                    return Err(Error::new(ErrorKind::Damage, text));
+                let is_below = levels_left > u32::from(STREAM_DEPTH_MAX)
+                    || u32::from(level) + 1 == levels_left;
+                if !is_below {
+                    return Err(wrong_level(id));
                 }
                 for (bytes, child) in entries {
                     self.walk_stream_page(child, offset, bytes, level.into(), each)?;
@@ -263,5 +241,67 @@ impl<'a> MapReader<'a> {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Damage, "cannot use the map: its root does not fit (rule F-9)"))
+    }
+}
+
+fn wrong_level(id: PageId) -> Error {
+    let text =
+        format!("cannot open map page {id}: its level is not one below its parent's (rule T-6)");
+    Error::new(ErrorKind::Damage, text)
+}
+
+/// Reads leaves of one map in ascending order, keeping the pages on the way.
+pub struct LeafCursor<'a> {
+    reader: &'a MapReader<'a>,
+    shape: MapShape,
+    top: Option<PageId>,
+    /// The inner page of each level from the top down, with its number.
+    path: Vec<(u64, Inner)>,
+    last: Option<(u64, Option<Arc<Leaf>>)>,
+}
+
+impl<'a> LeafCursor<'a> {
+    /// A cursor on a map.
+    pub fn new(reader: &'a MapReader<'a>, shape: MapShape, top: Option<PageId>) -> LeafCursor<'a> {
+        LeafCursor { reader, shape, top, path: Vec::new(), last: None }
+    }
+
+    /// Leaf number `number`; `None` if it is all zero or beyond the end of the map.
+    ///
+    /// # Errors
+    /// `Damage` if a page on the way is missing or refused.
+    pub fn leaf(&mut self, number: u64) -> Result<Option<Arc<Leaf>>> {
+        if let Some((last, leaf)) = &self.last
+            && *last == number
+        {
+            return Ok(leaf.clone());
+        }
+        let leaf = self.find(number)?.map(Arc::new);
+        self.last = Some((number, leaf.clone()));
+        Ok(leaf)
+    }
+
+    fn find(&mut self, number: u64) -> Result<Option<Leaf>> {
+        if number >= self.shape.leaves() {
+            return Ok(None);
+        }
+        let levels = self.shape.depth() - 1;
+        let mut page = self.top;
+        for level in (1..=levels).rev() {
+            let Some(id) = page else { return Ok(None) };
+            let depth = (levels - level) as usize;
+            let wanted = number / MapShape::leaves_per_page(level);
+            if self.path.get(depth).is_none_or(|(have, _)| *have != wanted) {
+                self.path.truncate(depth);
+                let inner = self.reader.decode_inner(id, self.shape, level, wanted)?;
+                self.path.push((wanted, inner));
+            }
+            let slot = number / MapShape::leaves_per_page(level - 1) % INNER_SLOTS as u64;
+            page = match self.path.get(depth).map(|(_, inner)| inner.slots[slot as usize]) {
+                Some(InnerSlot::Child { page, .. }) => Some(page),
+                _ => None,
+            };
+        }
+        page.map(|id| self.reader.decode_leaf(id, self.shape, number)).transpose()
     }
 }

@@ -239,7 +239,10 @@ pub(crate) fn read_configs(storage: &dyn Storage) -> Result<(Vec<ConfigCandidate
         let read = storage.get(&entry.name, CONFIG_BYTES_MAX).and_then(|bytes| {
             let config = Config::decode(&bytes).map_err(|cause| refused(&entry.name, cause))?;
             if config.generation != generation {
-                let text = format!("cannot open {}: its generation is another", entry.name);
+                let text = format!(
+                    "cannot open {}: its generation is not the one in its name (rule C-8)",
+                    entry.name
+                );
                 return Err(Error::new(ErrorKind::Damage, text));
             }
             Ok(ConfigCandidate { leaf, config, bytes })

@@ -193,6 +193,9 @@ impl<'a> Session<'a> {
         // Only now: a pruner that deleted the lease before has marked without this manifest.
         if storage.size(&self.lease_name)?.is_none() {
             self.is_closed = true;
+            if let Some(last) = self.heartbeat.take().and_then(HeartbeatThread::stop) {
+                storage.delete(&last)?;
+            }
             put_removal_note(repository, id, &manifest.host, "the writer's lease was removed")?;
             storage.delete(&name)?;
             return Err(Error::new(ErrorKind::Fenced, "the lease of this backup was removed"));
@@ -253,7 +256,10 @@ fn read_condemned(repository: &Repository, monitor: &dyn Monitor) -> Result<Hash
             &entry.name,
         );
         match list {
-            Ok(list) => packs.extend(list.packs),
+            Ok(list) => {
+                list.validate().map_err(|cause| super::objects::refused(&entry.name, cause))?;
+                packs.extend(list.packs);
+            }
             // Dropped by its owner since the listing: its packs are gone or kept.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => {

@@ -3,6 +3,7 @@
 
 use diskvault_format::crypto::{Keys, ObjectKind, Secret, additional_data, context, seal_x};
 use diskvault_format::id::RepositoryId;
+use diskvault_format::segment::Entry;
 
 /// The master key of all vectors: bytes 0 to 31.
 pub const MASTER: [u8; 32] = {
@@ -99,4 +100,15 @@ pub fn envelope_key_label(clear: &[u8], plaintext: &[u8]) -> Vec<u8> {
     let key = subkey(context::KEY_LABEL, &MASTER, REPOSITORY);
     let additional = additional_data(ObjectKind::KeyLabel, REPOSITORY, &[clear]);
     [&nonce[..], &seal_x(&key, &nonce, &additional, plaintext)].concat()
+}
+
+/// The plaintext of a segment with any codec, table and payload.
+pub fn segment_plaintext(codec: u8, entries: &[Entry], payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![codec, 0, 0, 0];
+    bytes.extend_from_slice(&(entries.len() as u32).to_le_bytes());
+    for entry in entries {
+        entry.write(&mut bytes);
+    }
+    bytes.extend_from_slice(payload);
+    bytes
 }

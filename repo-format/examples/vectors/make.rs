@@ -29,9 +29,7 @@ pub fn all(set: &mut Set) -> Result<()> {
 
 /// Gives a vector the fixed master key and repository.
 fn keyed(vector: Vector) -> Vector {
-    vector
-        .with_bytes("master", &fixed::MASTER)
-        .with_bytes("repository", &fixed::REPOSITORY.0)
+    vector.with_bytes("master", &fixed::MASTER).with_bytes("repository", &fixed::REPOSITORY.0)
 }
 
 /// A copy of `bytes`, changed.

@@ -92,6 +92,8 @@ fn index(mut lines: Vec<String>) -> String {
          # The repository in repository/ opens with the passphrase \"correct horse battery staple\";\n\
          # expected/day-1 and expected/day-2 are what its two points restore to.\n",
     );
+    let recovery = diskvault_format::id::to_hex(&repository::recovery_key());
+    text.push_str(&format!("# Its recovery key is the bytes {recovery}.\n"));
     for (rule, reason) in UNREACHABLE {
         text.push_str(&format!("# unreachable: {rule}: {reason}\n"));
     }

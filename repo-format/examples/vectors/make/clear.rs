@@ -76,7 +76,10 @@ fn add_names(set: &mut Set) {
 
 fn add_records(set: &mut Set) -> Result<()> {
     let mut ok = |path: &str, kind: &str, comment, bytes: Vec<u8>| {
-        set.add(&format!("record/{path}"), Vector::ok("record", comment, bytes).with("record", kind));
+        set.add(
+            &format!("record/{path}"),
+            Vector::ok("record", comment, bytes).with("record", kind),
+        );
     };
     let edges = vec![0, 250, 251, 65535, 65536, u64::from(u32::MAX), 1 << 32, u64::MAX];
     ok("numbers", "numbers", "both sides of every step of the length", record::encode(&edges)?);
@@ -106,7 +109,13 @@ fn add_more_records(set: &mut Set) {
     refuse("empty", "number", "R-2", "a number of no bytes", &[]);
     refuse("number-cut", "number", "R-2", "a 32-bit number with three bytes", &[252, 1, 2, 3]);
     refuse("number-tag", "number", "R-2", "255 starts no number", &[255, 1, 2, 3]);
-    refuse("number-wide", "small-numbers", "R-2", "16-bit field with 32 bits", &[1, 252, 0, 0, 1, 0, 1]);
+    refuse(
+        "number-wide",
+        "small-numbers",
+        "R-2",
+        "16-bit field with 32 bits",
+        &[1, 252, 0, 0, 1, 0, 1],
+    );
     refuse("text-cut", "text", "R-2", "three bytes announced, two there", &[3, b'a', b'b']);
     refuse("text-not-utf8", "text", "R-2", "0xff is not UTF-8", &[1, 0xff]);
     refuse("text-surrogate", "text", "R-2", "a surrogate is not UTF-8", &[3, 0xed, 0xa0, 0x80]);

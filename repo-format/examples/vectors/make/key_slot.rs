@@ -20,8 +20,7 @@ fn label() -> SlotLabel {
 }
 
 fn slot(kind: SlotKind, cost: KdfCost, label: &SlotLabel) -> Result<Vec<u8>> {
-    let nonces =
-        SlotNonces { salt: random("salt"), keys: random("keys"), label: random("label") };
+    let nonces = SlotNonces { salt: random("salt"), keys: random("keys"), label: random("label") };
     let master = Secret::new(MASTER);
     Ok(KeySlot::make(kind, SECRET, cost, &master, REPOSITORY, label, &nonces)?.encode().1)
 }
@@ -97,7 +96,10 @@ fn with_cost(good: &[u8]) -> Vec<u8> {
 
 fn add_layout(set: &mut Set, good: &[u8], sealer: &Sealer) -> Result<()> {
     let mut refuse = |path: &str, rule, comment, bytes: Vec<u8>| {
-        set.add(&format!("key-slot/{path}"), named(Vector::refused("key-slot", rule, comment, bytes)));
+        set.add(
+            &format!("key-slot/{path}"),
+            named(Vector::refused("key-slot", rule, comment, bytes)),
+        );
     };
     refuse("short", "K-1", "ends inside the nonce", good[..120].to_vec());
     refuse("short-label", "K-1", "ends inside the nonce of the label", good[..200].to_vec());
@@ -109,7 +111,10 @@ fn add_layout(set: &mut Set, good: &[u8], sealer: &Sealer) -> Result<()> {
     let mut patch = |path: &str, comment, offset, value: &[u8]| -> Result<()> {
         let clear = changed(&good[..104], |bytes| put(bytes, offset, value));
         let bytes = sealer.seal(&clear, &plaintext)?;
-        set.add(&format!("key-slot/{path}"), opened(Vector::refused("key-slot", "K-2", comment, bytes)));
+        set.add(
+            &format!("key-slot/{path}"),
+            opened(Vector::refused("key-slot", "K-2", comment, bytes)),
+        );
         Ok(())
     };
     patch("magic", "the magic ends in X", 7, b"X")?;
@@ -126,7 +131,10 @@ fn add_cost(set: &mut Set, good: &[u8]) {
             put(bytes, 16, &passes.to_le_bytes());
             put(bytes, 20, &lanes.to_le_bytes());
         });
-        set.add(&format!("key-slot/{path}"), named(Vector::refused("key-slot", "K-4", comment, bytes)));
+        set.add(
+            &format!("key-slot/{path}"),
+            named(Vector::refused("key-slot", "K-4", comment, bytes)),
+        );
     };
     refuse("memory-small", "1 KiB less than 8 MiB of memory", 8191, 1, 1);
     refuse("passes-none", "no passes", 8192, 0, 1);
@@ -134,7 +142,13 @@ fn add_cost(set: &mut Set, good: &[u8]) {
     refuse("memory-large", "1 KiB more than 1 GiB of memory", (1 << 20) + 1, 1, 1);
     refuse("passes-many", "17 passes", 8192, 17, 1);
     refuse("lanes-many", "nine lanes", 8192, 1, 9);
-    refuse("cost-large", "1 GiB in five passes: each is allowed, the product is not", 1 << 20, 5, 1);
+    refuse(
+        "cost-large",
+        "1 GiB in five passes: each is allowed, the product is not",
+        1 << 20,
+        5,
+        1,
+    );
     refuse("memory-absurd", "4 TiB of memory", u32::MAX, u32::MAX, u32::MAX);
     let comment = "nine slots that each cost 1 GiB in four passes, together above 32 GiB";
     let many = Vector::refused("key-slot", "K-5", comment, with_cost(good));
@@ -145,7 +159,10 @@ fn add_unauthentic(set: &mut Set, good: &[u8], sealer: &Sealer) -> Result<()> {
     let renamed = Vector::refused("key-slot", "K-6", "stands under the name of another slot", good);
     set.add("key-slot/renamed", renamed.with_bytes("name", &[3; 32]));
     let mut refuse = |path: &str, rule, comment, bytes: Vec<u8>| {
-        set.add(&format!("key-slot/{path}"), opened(Vector::refused("key-slot", rule, comment, bytes)));
+        set.add(
+            &format!("key-slot/{path}"),
+            opened(Vector::refused("key-slot", rule, comment, bytes)),
+        );
     };
     let flip = |offset: usize| changed(good, |bytes| bytes[offset] ^= 3);
     refuse("kind-changed", "K-7", "was sealed as a passphrase slot", flip(10));

@@ -10,22 +10,21 @@ use diskvault_format::key_slot::{KdfCost, KeySlot, validate_total_cost};
 /// A key slot: decoded under its name, opened if there is a secret, and its label read if there
 /// is a master key; `copies` asks for the cost of so many such slots together.
 pub fn key_slot(fields: &Fields<'_>, body: &[u8]) -> Run {
+    let secret = fields.optional("secret").map(unhex).transpose()?;
+    let opened = fields.optional("master").map(|_| Opened::new(fields)).transpose()?;
+    let copies = fields.optional("copies").map(|_| fields.number("copies")).transpose()?;
     let slot = KeySlot::decode(KeySlotId(fields.bytes("name")?), body)?;
-    if fields.optional("copies").is_some() {
-        let copies = fields.number("copies")? as usize;
-        validate_total_cost(&vec![slot.cost; copies])?;
-    }
+    validate_total_cost(&vec![slot.cost; copies.unwrap_or(1) as usize])?;
     let mut facts = Facts::default();
     facts.add("kind", format!("{:?}", slot.kind).to_lowercase());
     facts.add("memory-kib", slot.cost.memory_kib);
     facts.add("passes", slot.cost.passes);
     facts.add("lanes", slot.cost.lanes);
     facts.add("slot-repository", slot.repository);
-    if let Some(secret) = fields.optional("secret") {
-        open(&slot, &unhex(secret)?, body, &mut facts)?;
+    if let Some(secret) = secret {
+        open(&slot, &secret, body, &mut facts)?;
     }
-    if fields.optional("master").is_some() {
-        let opened = Opened::new(fields)?;
+    if let Some(opened) = opened {
         let label = slot.label(&opened.keys)?;
         facts.add("label-name", label.name);
         facts.add("label-created", label.created_unix_ns);
@@ -35,12 +34,7 @@ pub fn key_slot(fields: &Fields<'_>, body: &[u8]) -> Run {
     Ok(facts)
 }
 
-fn open(
-    slot: &KeySlot,
-    secret: &[u8],
-    body: &[u8],
-    facts: &mut Facts,
-) -> std::result::Result<(), Stop> {
+fn open(slot: &KeySlot, secret: &[u8], body: &[u8], facts: &mut Facts) -> Result<(), Stop> {
     let Some(master) = slot.open(secret)? else {
         facts.add("opens", "no");
         return Ok(());
@@ -70,11 +64,7 @@ fn open(
 }
 
 /// Argon2id, version 0x13, with 32 bytes of output.
-pub fn derive(
-    secret: &[u8],
-    salt: &[u8],
-    cost: KdfCost,
-) -> std::result::Result<[u8; 32], String> {
+pub fn derive(secret: &[u8], salt: &[u8], cost: KdfCost) -> Result<[u8; 32], String> {
     let parameters = Params::new(cost.memory_kib, cost.passes, cost.lanes, Some(32));
     let parameters = parameters.map_err(|cause| cause.to_string())?;
     let mut output = [0; 32];
@@ -84,7 +74,7 @@ pub fn derive(
     Ok(output)
 }
 
-fn unhex(text: &str) -> std::result::Result<Vec<u8>, String> {
+fn unhex(text: &str) -> Result<Vec<u8>, String> {
     let digit = |at: usize| {
         let pair = text.get(at..at + 2).ok_or_else(|| format!("{text} is cut off"))?;
         u8::from_str_radix(pair, 16).map_err(|cause| format!("{text}: {cause}"))

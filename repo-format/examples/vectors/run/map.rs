@@ -10,14 +10,14 @@ use diskvault_format::map::{Inner, InnerSlot, Leaf, LeafSlot, MapBuilder, MapSha
 use diskvault_format::stream_map::{StreamEntry, StreamPage};
 use std::convert::Infallible;
 
-fn shape(fields: &Fields<'_>) -> std::result::Result<MapShape, Stop> {
+fn shape(fields: &Fields<'_>) -> Result<MapShape, Stop> {
     let chunk_bytes = fields.number("chunk-bytes")?;
     let chunk_bytes = u32::try_from(chunk_bytes).map_err(|cause| cause.to_string())?;
     Ok(MapShape::new(fields.number("size")?, chunk_bytes)?)
 }
 
 /// The slots in use: given, or of page number `page` of a disk of `size` bytes.
-fn used(fields: &Fields<'_>, level: u32) -> std::result::Result<usize, Stop> {
+fn used(fields: &Fields<'_>, level: u32) -> Result<usize, Stop> {
     if fields.optional("used").is_some() {
         return Ok(fields.number("used")? as usize);
     }
@@ -28,7 +28,7 @@ fn used(fields: &Fields<'_>, level: u32) -> std::result::Result<usize, Stop> {
     })
 }
 
-fn page_id(fields: &Fields<'_>, body: &[u8], facts: &mut Facts) -> std::result::Result<(), Stop> {
+fn page_id(fields: &Fields<'_>, body: &[u8], facts: &mut Facts) -> Result<(), Stop> {
     facts.add("page-id", Opened::new(fields)?.keys.page_id(body));
     Ok(())
 }
@@ -155,7 +155,7 @@ pub fn digest(fields: &Fields<'_>, body: &[u8]) -> Run {
 }
 
 fn build(opened: &Opened, shape: MapShape, leaves: &[Leaf]) -> Option<PageId> {
-    let mut sink = |_: PageId, _: Vec<u8>| -> std::result::Result<(), Infallible> { Ok(()) };
+    let mut sink = |_: PageId, _: Vec<u8>| -> Result<(), Infallible> { Ok(()) };
     let mut builder = MapBuilder::new(shape);
     for (number, leaf) in leaves.iter().enumerate() {
         let Ok(()) = builder.push(&opened.keys, number as u64, leaf, &mut sink);

@@ -30,8 +30,7 @@ pub fn pack(fields: &Fields<'_>, body: &[u8]) -> Run {
     let header = decode_header(body)?;
     let trailer = decode_trailer(body, length)?;
     PackOpener::new(&opened.keys, header.kind, header.repository, &header.wrap)?;
-    let opener =
-        PackOpener::new(&opened.keys, trailer.kind, trailer.repository, &trailer.wrap)?;
+    let opener = PackOpener::new(&opened.keys, trailer.kind, trailer.repository, &trailer.wrap)?;
     let start = trailer.footer_offset as usize;
     let mut sealed = body[start..start + trailer.footer_bytes as usize].to_vec();
     let footer = opener.open_footer(&trailer, &mut sealed)?;
@@ -67,11 +66,7 @@ fn sealed_footer(body: &[u8], trailer: &Trailer) -> Vec<u8> {
     body[start..start + trailer.footer_bytes as usize].to_vec()
 }
 
-fn check_ids(
-    opened: &Opened,
-    entries: &[Entry],
-    mut data: &[u8],
-) -> std::result::Result<(), Stop> {
+fn check_ids(opened: &Opened, entries: &[Entry], mut data: &[u8]) -> Result<(), Stop> {
     for entry in entries {
         let (bytes, rest) = data.split_at(entry.bytes as usize);
         let id = match entry.kind {
@@ -93,7 +88,7 @@ fn intermediates(
     kind: PackKind,
     sealed_footer: &mut [u8],
     facts: &mut Facts,
-) -> std::result::Result<(), Stop> {
+) -> Result<(), Stop> {
     let subkey = opened.subkey(context::PACK_WRAP);
     let wrap: &[u8; WRAP_BYTES] = &trailer.wrap;
     let mut nonce = [0; 24];

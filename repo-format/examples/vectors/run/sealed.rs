@@ -28,8 +28,7 @@ pub fn sealed(fields: &Fields<'_>, kind: &str, body: &[u8]) -> Run {
     let plaintext = sealed::open(&opened.keys, kind, name, body)?;
     let mut facts = show(kind, &plaintext)?;
     let subkey = opened.subkey(sealing_context(kind));
-    let additional =
-        additional_data(kind, opened.repository, &[&body[..16], name.as_bytes()]);
+    let additional = additional_data(kind, opened.repository, &[&body[..16], name.as_bytes()]);
     let mut nonce = [0; 24];
     nonce.copy_from_slice(&body[16..40]);
     if seal_x(&subkey, &nonce, &additional, &plaintext) != body[40..] {

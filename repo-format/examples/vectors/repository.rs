@@ -1,0 +1,341 @@
+//! One complete tiny repository: two points of a disk and a stream, written as a backup would.
+
+use super::fixed::{MASTER, TIME_NS, random, segment_plaintext, zstd_frame};
+use super::{Result, Tree};
+use diskvault_format::allocation::AllocationWriter;
+use diskvault_format::config::Config;
+use diskvault_format::crypto::{Keys, ObjectKind, Secret};
+use diskvault_format::digest::chaining_value;
+use diskvault_format::id::{
+    BackupId, ChunkId, InstanceId, KeySlotId, LeaseId, PointId, RepositoryId, WriterId,
+};
+use diskvault_format::key_slot::{KdfCost, KeySlot, SlotKind, SlotLabel, SlotNonces};
+use diskvault_format::manifest::{
+    Chunking, DiskRecord, Manifest, Statistics, StreamRecord, StreamReference,
+};
+use diskvault_format::map::{Leaf, LeafSlot, MapBuilder, MapShape, map_root};
+use diskvault_format::pack::{PackKind, PackSecrets, PreparedSegment, assemble};
+use diskvault_format::segment::{Entry, EntryKind};
+use diskvault_format::stream_map::{StreamEntry, StreamMapBuilder};
+use diskvault_format::{instance, names, record, sealed};
+use std::collections::BTreeSet;
+
+/// What opens the first key slot.
+pub const PASSPHRASE: &[u8] = b"correct horse battery staple";
+const CHUNK_BYTES: u32 = 64 << 10;
+const SECTOR_BYTES: usize = 512;
+/// Four chunks and nine sectors.
+const SECTORS: usize = 4 * 128 + 9;
+const DAY_NS: i64 = 86_400_000_000_000;
+const XML: &str = "<domain type='kvm'>\n  <name>tiny</name>\n  <memory unit='MiB'>64</memory>\n  \
+                   <devices>\n    <disk type='file'><target dev='vda'/></disk>\n  </devices>\n\
+                   </domain>\n";
+
+/// What opens the second key slot.
+pub fn recovery_key() -> [u8; 20] {
+    random("recovery key")
+}
+
+/// The objects of the repository by name, and the files that its points restore to.
+pub struct Made {
+    /// Objects by name.
+    pub objects: Tree,
+    /// Files by path below `expected/`.
+    pub expected: Tree,
+}
+
+/// Runs of sectors of the disk at its source: how many, and whether there was storage.
+const ALLOCATION: [(usize, bool); 5] =
+    [(100, true), (4, false), (24, true), (128, false), (SECTORS - 256, true)];
+
+/// The disk on `day`: each sector is one byte repeated, chunks 1 and 3 are zeros, of which only
+/// the first is a hole.
+fn disk(day: usize) -> Vec<u8> {
+    let mut disk = Vec::new();
+    for sector in 0..SECTORS {
+        let fill = match sector {
+            100..104 | 128..256 | 384..512 => 0,
+            // What changes between the days: 16 sectors in chunk 2.
+            300..316 => (sector % 100 + day * 100) as u8,
+            _ => (sector % 251 + 1) as u8,
+        };
+        disk.extend_from_slice(&[fill; SECTOR_BYTES]);
+    }
+    disk[..24].copy_from_slice(b"diskvault tiny test disk");
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    disk
+}
+
+fn allocation_text() -> String {
+    let mut start = 0;
+    let mut text = String::new();
+    for (sectors, is_allocated) in ALLOCATION {
+        let (bytes, kind) =
+            (sectors * SECTOR_BYTES, if is_allocated { "allocated" } else { "hole" });
+        text.push_str(&format!("{start}+{bytes} {kind}\n"));
+        start += bytes;
+    }
+    text
+}
+
+/// A chunk or page on its way into a pack.
+struct Piece {
+    entry: Entry,
+    bytes: Vec<u8>,
+}
+
+/// Gathers the pieces that the repository does not have yet, for a data and a map pack.
+struct Writer {
+    keys: Keys,
+    objects: Tree,
+    stored: BTreeSet<[u8; 32]>,
+    data: Vec<Piece>,
+    map: Vec<Piece>,
+}
+
+impl Writer {
+    fn add(&mut self, pack: PackKind, kind: EntryKind, id: [u8; 32], bytes: &[u8]) -> bool {
+        let is_new = self.stored.insert(id);
+        if is_new {
+            let entry = Entry { id, kind, bytes: bytes.len() as u32 };
+            let piece = Piece { entry, bytes: bytes.to_vec() };
+            match pack {
+                PackKind::Data => self.data.push(piece),
+                PackKind::Map => self.map.push(piece),
+            }
+        }
+        is_new
+    }
+
+    fn chunk(&mut self, pack: PackKind, bytes: &[u8]) -> (ChunkId, bool) {
+        let id = self.keys.chunk_id(bytes);
+        (id, self.add(pack, EntryKind::Chunk, id.0, bytes))
+    }
+
+    fn pages(&mut self, pages: Vec<([u8; 32], Vec<u8>)>) {
+        for (id, bytes) in pages {
+            self.add(PackKind::Map, EntryKind::Page, id, &bytes);
+        }
+    }
+
+    /// Writes a pack of what was gathered, two pieces to a segment; the bytes that takes.
+    fn flush(&mut self, kind: PackKind, lease: LeaseId, seed: &str) -> Result<u64> {
+        let pieces = match kind {
+            PackKind::Data => std::mem::take(&mut self.data),
+            PackKind::Map => std::mem::take(&mut self.map),
+        };
+        let prepare = |pieces: &[Piece]| {
+            let entries: Vec<Entry> = pieces.iter().map(|piece| piece.entry).collect();
+            let data: Vec<u8> = pieces.iter().flat_map(|piece| piece.bytes.clone()).collect();
+            let frame = zstd_frame(&data);
+            let plaintext = if frame.len() < data.len() {
+                segment_plaintext(1, &entries, &frame)
+            } else {
+                segment_plaintext(0, &entries, &data)
+            };
+            PreparedSegment { entries, plaintext }
+        };
+        let segments = pieces.chunks(2).map(prepare).collect();
+        let key = Secret::new(random(&format!("tiny pack key {seed}")));
+        let wrap_nonce = random(&format!("tiny wrap nonce {seed}"));
+        let secrets = PackSecrets { key, wrap_nonce };
+        let pack = assemble(&self.keys, kind, lease, &secrets, segments)?;
+        let stored = pack.footer.segments.iter().map(|segment| u64::from(segment.stored_bytes()));
+        let stored = stored.sum();
+        let name = pack.id.to_hex();
+        self.objects.insert(format!("packs/{}/{name}", &name[..2]), pack.bytes);
+        Ok(stored)
+    }
+
+    /// Stores a byte string of one chunk behind a stream map.
+    fn stream(&mut self, pack: PackKind, bytes: &[u8]) -> Result<(StreamReference, bool)> {
+        let (id, is_new) = self.chunk(pack, bytes);
+        let mut pages = Vec::new();
+        let mut sink = |id: diskvault_format::id::PageId, page: Vec<u8>| -> Result<()> {
+            pages.push((id.0, page));
+            Ok(())
+        };
+        let mut builder = StreamMapBuilder::new();
+        let entry = StreamEntry::Chunk { bytes: bytes.len() as u32, id };
+        builder.push(&self.keys, entry, &mut sink)?;
+        let top = builder.finish(&self.keys, &mut sink)?;
+        self.pages(pages);
+        let chunking = Chunking::content(16 << 10, 64 << 10, 256 << 10);
+        let length = bytes.len() as u64;
+        let root = map_root(&self.keys, length, &chunking, top);
+        Ok((StreamReference { bytes: length, chunking, root, top }, is_new))
+    }
+
+    fn disk(&mut self, day: usize) -> Result<DiskRecord> {
+        let disk = disk(day);
+        let size = disk.len() as u64;
+        let shape = MapShape::new(size, CHUNK_BYTES)?;
+        let mut leaf = Leaf::ZERO;
+        let hole_bytes = (4 + 128) * SECTOR_BYTES as u64;
+        let mut statistics = Statistics {
+            virtual_bytes: size,
+            allocated_bytes: size - hole_bytes,
+            read_bytes: size - hole_bytes,
+            hole_bytes,
+            ..Statistics::default()
+        };
+        for (slot, chunk) in disk.chunks(CHUNK_BYTES as usize).enumerate() {
+            let length = chunk.len() as u64;
+            if chunk.iter().all(|byte| *byte == 0) {
+                statistics.zero_bytes += if slot == 3 { length } else { 0 };
+                continue;
+            }
+            let (id, is_new) = self.chunk(PackKind::Data, chunk);
+            let chaining = chaining_value(slot as u64 * u64::from(CHUNK_BYTES), chunk);
+            leaf.slots[slot] = LeafSlot::Chunk { id, chaining };
+            statistics.new_bytes += if is_new { length } else { 0 };
+            statistics.new_chunks += u64::from(is_new);
+            statistics.unchanged_bytes += if is_new { 0 } else { length };
+        }
+        let mut pages = Vec::new();
+        let mut sink = |id: diskvault_format::id::PageId, page: Vec<u8>| -> Result<()> {
+            pages.push((id.0, page));
+            Ok(())
+        };
+        let mut builder = MapBuilder::new(shape);
+        builder.push(&self.keys, 0, &leaf, &mut sink)?;
+        let top = builder.finish(&self.keys, &mut sink)?;
+        self.pages(pages);
+        let mut list = AllocationWriter::new();
+        for (sectors, is_allocated) in ALLOCATION {
+            list.push((sectors * SECTOR_BYTES) as u64, is_allocated);
+        }
+        let chunking = Chunking::fixed(CHUNK_BYTES);
+        Ok(DiskRecord {
+            name: "disk".into(),
+            size,
+            root: shape.root(&self.keys, &chunking, top),
+            chunking,
+            grid_offset: 0,
+            source_format: "raw".into(),
+            top,
+            digest: None,
+            allocation: Some(self.stream(PackKind::Map, &list.finish())?.0),
+            bad_extents: Vec::new(),
+            token: Vec::new(),
+            inherited: Vec::new(),
+            free_space_mode: 0,
+            digests: Vec::new(),
+            statistics,
+            extensions: Vec::new(),
+        })
+    }
+
+    fn point(&mut self, day: usize, previous: &[PointId]) -> Result<PointId> {
+        let lease = LeaseId(random(&format!("tiny lease {day}")));
+        let mut disk = self.disk(day)?;
+        let (content, is_new) = self.stream(PackKind::Data, XML.as_bytes())?;
+        for (kind, name) in [(PackKind::Data, "data"), (PackKind::Map, "map")] {
+            disk.statistics.stored_bytes += self.flush(kind, lease, &format!("{name} {day}"))?;
+        }
+        let bytes = XML.len() as u64;
+        let new_bytes = if is_new { bytes } else { 0 };
+        let stream = StreamRecord {
+            name: "vm.xml".into(),
+            content,
+            digest: *blake3::hash(XML.as_bytes()).as_bytes(),
+            digests: Vec::new(),
+            statistics: Statistics {
+                virtual_bytes: bytes,
+                allocated_bytes: bytes,
+                read_bytes: bytes,
+                unchanged_bytes: bytes - new_bytes,
+                new_bytes,
+                new_chunks: u64::from(is_new),
+                ..Statistics::default()
+            },
+            extensions: Vec::new(),
+        };
+        let time_unix_ns = TIME_NS + (day as i64 - 1) * DAY_NS;
+        let manifest = Manifest {
+            backup_id: BackupId(random(&format!("tiny backup {day}"))),
+            lease,
+            series: "tiny".into(),
+            time_unix_ns,
+            started_unix_ns: time_unix_ns,
+            duration_ms: 250,
+            host: "kvm1".into(),
+            writer: WriterId(random("tiny writer")),
+            program: "diskvault 0.1.0".into(),
+            sequence: day as u64,
+            previous: previous.to_vec(),
+            republishes: None,
+            tags: vec![("day".into(), day.to_string())],
+            disks: vec![disk],
+            streams: vec![stream],
+            signature_kind: 0,
+            extensions: Vec::new(),
+        };
+        manifest.validate()?;
+        let nonce = random(&format!("tiny manifest {day}"));
+        let plaintext = record::encode(&manifest)?;
+        let bytes = sealed::seal(&self.keys, ObjectKind::Manifest, "", &nonce, &plaintext)?;
+        let point = PointId(*blake3::hash(&bytes).as_bytes());
+        self.objects.insert(format!("points/{point}"), bytes);
+        self.objects.insert(format!("points/{}", names::point_ok(point)), Vec::new());
+        Ok(point)
+    }
+
+    fn slot(&mut self, kind: SlotKind, secret: &[u8], name: &str) -> Result<KeySlotId> {
+        let seed = |part: &str| format!("tiny {name} {part}");
+        let nonces = SlotNonces {
+            salt: random(&seed("salt")),
+            keys: random(&seed("keys")),
+            label: random(&seed("label")),
+        };
+        let label = SlotLabel { name: name.into(), created_unix_ns: TIME_NS, host: "kvm1".into() };
+        let repository = self.keys.repository();
+        let (master, cost) = (Secret::new(MASTER), KdfCost::RECOVERY);
+        let slot = KeySlot::make(kind, secret, cost, &master, repository, &label, &nonces)?;
+        let (id, bytes) = slot.encode();
+        self.objects.insert(format!("keys/{id}"), bytes);
+        Ok(id)
+    }
+}
+
+/// Makes the repository.
+pub fn make() -> Result<Made> {
+    let repository = RepositoryId(*b"tiny repository!");
+    let mut writer = Writer {
+        keys: Keys::derive(&Secret::new(MASTER), repository),
+        objects: Tree::new(),
+        stored: BTreeSet::new(),
+        data: Vec::new(),
+        map: Vec::new(),
+    };
+    let mut key_slots = vec![
+        writer.slot(SlotKind::Passphrase, PASSPHRASE, "passphrase")?,
+        writer.slot(SlotKind::Recovery, &recovery_key(), "recovery")?,
+    ];
+    key_slots.sort();
+    let config = Config {
+        generation: 1,
+        repository,
+        features_ignorable: 0,
+        features_write: 0,
+        features_read: 0,
+        chunk_bytes: CHUNK_BYTES,
+        segment_bytes: 1 << 20,
+        pack_bytes: 32 << 20,
+        key_slots,
+    };
+    let name = names::config(config.generation, &random("tiny config"));
+    let bytes = config.encode(&writer.keys, &name);
+    writer.objects.insert(format!("config/{name}"), bytes);
+    let copy = instance::encode(InstanceId(random("tiny instance")));
+    writer.objects.insert(names::INSTANCE.to_owned(), copy);
+    let first = writer.point(1, &[])?;
+    writer.point(2, &[first])?;
+    let mut expected = Tree::new();
+    for day in 1..=2 {
+        expected.insert(format!("day-{day}/disk"), disk(day));
+        expected.insert(format!("day-{day}/disk.allocation"), allocation_text().into_bytes());
+        expected.insert(format!("day-{day}/vm.xml"), XML.as_bytes().to_vec());
+    }
+    Ok(Made { objects: writer.objects, expected })
+}

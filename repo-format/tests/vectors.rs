@@ -1,0 +1,155 @@
+//! Every file below `vectors/` is read or refused as it says, and is what the generator makes.
+
+#[path = "../examples/vectors/mod.rs"]
+mod vectors;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::OnceLock;
+use vectors::form::Vector;
+use vectors::{EXPECTED, INDEX, REPOSITORY, Tree, UNREACHABLE};
+
+/// The whole tree may have this many bytes.
+const TREE_BYTES_MAX: usize = 1 << 20;
+
+/// The files below `vectors/` as they are on disk.
+fn tree() -> &'static Tree {
+    static TREE: OnceLock<Tree> = OnceLock::new();
+    TREE.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("vectors");
+        vectors::read_tree(&folder).expect("the vectors must be readable")
+    })
+}
+
+/// Every file but the index, the repository and what it restores to is a vector.
+fn files() -> impl Iterator<Item = (&'static String, &'static Vec<u8>)> {
+    tree().iter().filter(|(path, _)| {
+        *path != INDEX && !path.starts_with(REPOSITORY) && !path.starts_with(EXPECTED)
+    })
+}
+
+/// The files below one folder, by what follows it.
+fn below(folder: &str) -> Tree {
+    let inside = |(path, bytes): (&String, &Vec<u8>)| {
+        Some((path.strip_prefix(folder)?.to_owned(), bytes.clone()))
+    };
+    tree().iter().filter_map(inside).collect()
+}
+
+/// The rules named anywhere in the crate, such as `P-7`.
+fn rules_of_the_crate() -> BTreeSet<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let sources = vectors::read_tree(&folder).expect("the sources must be readable");
+    let mut rules = BTreeSet::new();
+    for source in sources.values() {
+        let text = std::str::from_utf8(source).expect("sources are UTF-8");
+        rules.extend(text.split('"').filter(|part| is_rule(part)).map(str::to_owned));
+    }
+    rules
+}
+
+fn is_rule(text: &str) -> bool {
+    text.split_once('-').is_some_and(|(letter, number)| {
+        letter.len() == 1
+            && letter.bytes().all(|byte| byte.is_ascii_uppercase())
+            && !number.is_empty()
+            && number.bytes().all(|byte| byte.is_ascii_digit())
+    })
+}
+
+#[test]
+fn every_vector_is_judged_as_it_says() {
+    let mut faults = Vec::new();
+    for (path, file) in files() {
+        if let Err(cause) = vectors::run::check(file) {
+            faults.push(format!("{path}: {cause}"));
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn a_changed_or_unknown_field_fails() {
+    let file = &tree()["config/first"];
+    let text = String::from_utf8_lossy(file);
+    let line = text.lines().find(|line| line.starts_with("chunk-bytes: ")).unwrap();
+    let end = file.windows(2).position(|pair| pair == b"\n\n").unwrap();
+    let with = |header: String| [header.as_bytes(), &file[end..]].concat();
+    let header = std::str::from_utf8(&file[..end]).unwrap();
+    assert!(vectors::run::check(&with(header.to_owned())).is_ok());
+    for changed in [
+        format!("{header}\nunknown: 1"),
+        format!("{header}\n{line}"),
+        header.replace(line, "chunk-bytes: 4096"),
+        header.replace(&format!("{line}\n"), ""),
+        header.replace("expect: ok", "expect: C-1"),
+    ] {
+        assert!(vectors::run::check(&with(changed.clone())).is_err(), "{changed}");
+    }
+}
+
+#[test]
+fn the_index_is_complete() {
+    let index = std::str::from_utf8(&tree()[INDEX]).unwrap();
+    let listed: Vec<&str> = index.lines().filter(|line| !line.starts_with('#')).collect();
+    let wanted: Vec<String> = files()
+        .map(|(path, file)| {
+            let vector = Vector::parse(file).unwrap();
+            format!("{path}\t{}\t{}", vector.expect(), vector.comment())
+        })
+        .collect();
+    assert_eq!(listed, wanted);
+}
+
+#[test]
+fn most_vectors_are_refused_and_every_rule_has_one() {
+    let mut refused: BTreeMap<String, usize> = BTreeMap::new();
+    let mut all = 0;
+    for (_, file) in files() {
+        let vector = Vector::parse(file).unwrap();
+        all += 1;
+        if vector.expect() != "ok" {
+            *refused.entry(vector.expect().to_owned()).or_default() += 1;
+        }
+    }
+    assert!(all >= 90, "{all} vectors");
+    assert!(refused.values().sum::<usize>() * 2 > all, "{refused:?} of {all}");
+    let unreachable: BTreeSet<&str> = UNREACHABLE.iter().map(|(rule, _)| *rule).collect();
+    for rule in rules_of_the_crate() {
+        let has_vector = refused.contains_key(&rule);
+        assert!(has_vector != unreachable.contains(rule.as_str()), "rule {rule}: {has_vector}");
+    }
+}
+
+#[test]
+fn the_generator_makes_this_tree() {
+    let made = vectors::tree().unwrap_or_else(|cause| panic!("{cause}"));
+    assert_eq!(vectors::differences(&made, tree()), Vec::<String>::new());
+    let bytes: usize = made.values().map(Vec::len).sum();
+    assert!(bytes < TREE_BYTES_MAX, "{bytes} bytes");
+}
+
+#[test]
+fn the_repository_restores_to_what_is_expected() {
+    let expected = below(EXPECTED);
+    assert_eq!(expected.len(), 6);
+    assert_ne!(expected["day-1/disk"], expected["day-2/disk"]);
+    vectors::restore::verify(&below(REPOSITORY), &expected).unwrap();
+}
+
+#[test]
+fn a_damaged_repository_does_not_restore() {
+    let good = below(REPOSITORY);
+    let secret = vectors::repository::PASSPHRASE;
+    assert!(vectors::restore::restore(&good, secret).is_ok());
+    for (path, bytes) in &good {
+        let mut damaged = good.clone();
+        match bytes.len() {
+            // An ok has no bytes; without it there is no point.
+            0 => drop(damaged.remove(path)),
+            length => damaged.get_mut(path).unwrap()[length / 3] ^= 4,
+        }
+        let found = vectors::restore::restore(&damaged, secret).ok();
+        assert!(found != Some(below(EXPECTED)), "{path}");
+    }
+}

@@ -1,0 +1,218 @@
+//! Making a restore point: `backup`.
+//!
+//! `plan` decides what every input is and how it is cut; `disk` and `stream` read, find what is
+//! new and build maps; this file runs them under one session and publishes the manifest.
+//!
+//! Invariant: a point is published only after every byte of every part was read, everything it
+//! names is durable, and each source still has the size it had at the start.
+
+mod digests;
+mod disk;
+mod plan;
+mod stream;
+
+pub use digests::{DigestKind, Digests};
+pub use plan::{ChunkerChoice, InputRequest, PartPlan, PlannedSource};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::monitor::Monitor;
+use crate::repository::Repository;
+use crate::repository::packer::ChunkWriter;
+use crate::repository::points::{Point, PointSet};
+use crate::repository::session::{Session, remember_heads};
+use diskvault_format::id::{BackupId, PointId};
+use diskvault_format::manifest::{Manifest, Statistics};
+use rayon::ThreadPool;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A backup that is fenced starts over; more often than this somebody has to look.
+const TRIES_MAX: u32 = 3;
+
+/// What to back up and how.
+pub struct BackupOptions {
+    /// The series the point belongs to.
+    pub series: String,
+    /// Its inputs, in order.
+    pub inputs: Vec<InputRequest>,
+    /// How disks are cut.
+    pub chunker: ChunkerChoice,
+    /// Name for standard input.
+    pub stdin_name: Option<String>,
+    /// Tags: key and value.
+    pub tags: Vec<(String, String)>,
+    /// The time the point shows; now if `None`. Nanoseconds since 1970.
+    pub time_unix_ns: Option<i64>,
+    /// Digests to compute beside BLAKE3.
+    pub digests: Vec<DigestKind>,
+    /// This host's name.
+    pub host: String,
+}
+
+/// What a backup did.
+#[derive(Clone, Debug)]
+pub struct BackupReport {
+    /// The new point.
+    pub point: PointId,
+    /// Its record.
+    pub manifest: Manifest,
+    /// The sum over all parts.
+    pub statistics: Statistics,
+    /// Wall time in seconds.
+    pub duration_seconds: f64,
+}
+
+/// What all parts of one backup share.
+struct Context<'a> {
+    repository: &'a Repository,
+    session: &'a Session<'a>,
+    writer: &'a mut ChunkWriter,
+    pool: &'a Arc<ThreadPool>,
+    monitor: &'a dyn Monitor,
+    digests: &'a [DigestKind],
+}
+
+/// Makes a restore point.
+///
+/// # Errors
+/// `Usage` for names that cannot be, `Source` for an input that cannot be read or changes its
+/// size, `NoSpace`, `Storage`, `Cancelled`; nothing is published then, and what was stored is
+/// found by the next run.
+pub fn run(
+    repository: &Repository,
+    options: &BackupOptions,
+    pool: &Arc<ThreadPool>,
+    monitor: &dyn Monitor,
+) -> Result<BackupReport> {
+    plan::validate_request(options)?;
+    let backup_id = BackupId(crate::environment::random_array(repository.environment().as_ref())?);
+    let mut tries = 1;
+    loop {
+        match run_once(repository, options, backup_id, pool, monitor) {
+            Err(error) if error.kind() == ErrorKind::Fenced => {
+                let from_pipe = options.inputs.iter().any(InputRequest::is_standard_input);
+                if from_pipe || tries == TRIES_MAX {
+                    return Err(error.hint("run the backup again"));
+                }
+                monitor.warn(&format!("{}; starting over", error.full_text()));
+                tries += 1;
+            }
+            other => return other,
+        }
+    }
+}
+
+fn run_once(
+    repository: &Repository,
+    options: &BackupOptions,
+    backup_id: BackupId,
+    pool: &Arc<ThreadPool>,
+    monitor: &dyn Monitor,
+) -> Result<BackupReport> {
+    let began = Instant::now();
+    let started_unix_ns = repository.environment().now_unix_ns();
+    // Sources are opened before anything is registered, so that a wrong path costs nothing.
+    let sources = plan::open_inputs(options)?;
+    let session = Session::begin(repository, &options.host, monitor)?;
+    let parent = session.points().latest(&options.series).cloned();
+    let parts = plan::decide(repository, options, sources, parent.as_ref(), monitor)?;
+    let mut manifest =
+        start_manifest(repository, &session, options, backup_id, started_unix_ns, parent.as_ref())?;
+    let mut writer =
+        ChunkWriter::new(repository, session.lease(), session.presence().clone(), pool.clone());
+    for part in parts {
+        let mut context = Context {
+            repository,
+            session: &session,
+            writer: &mut writer,
+            pool,
+            monitor,
+            digests: &options.digests,
+        };
+        match part.source {
+            PlannedSource::Disk(source) => {
+                let request = disk::DiskRequest {
+                    name: part.name,
+                    source,
+                    chunking: part.chunking,
+                    parent: parent.as_ref(),
+                };
+                manifest.disks.push(disk::backup_disk(&mut context, request)?);
+            }
+            PlannedSource::Stream(reader) => {
+                let record = stream::backup_stream(&mut context, part.name, reader)?;
+                manifest.streams.push(record);
+            }
+        }
+    }
+    let stored = writer.finish()?;
+    drop(writer);
+    share_stored_bytes(&mut manifest, stored.pack_bytes);
+    manifest.duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    monitor.check_cancelled()?;
+    let point = session.publish(&manifest)?;
+    remember_point(repository, point)?;
+    Ok(BackupReport {
+        point,
+        statistics: manifest.statistics(),
+        manifest,
+        duration_seconds: began.elapsed().as_secs_f64(),
+    })
+}
+
+fn start_manifest(
+    repository: &Repository,
+    session: &Session<'_>,
+    options: &BackupOptions,
+    backup_id: BackupId,
+    started_unix_ns: i64,
+    parent: Option<&Point>,
+) -> Result<Manifest> {
+    Ok(Manifest {
+        backup_id,
+        lease: session.lease(),
+        series: options.series.clone(),
+        time_unix_ns: options.time_unix_ns.unwrap_or(started_unix_ns),
+        started_unix_ns,
+        duration_ms: 0,
+        host: options.host.clone(),
+        writer: repository.writer_id()?,
+        program: crate::PROGRAM.to_string(),
+        sequence: parent.map_or(0, |point| point.manifest.sequence) + 1,
+        previous: session.points().heads(&options.series),
+        republishes: None,
+        tags: options.tags.clone(),
+        disks: Vec::new(),
+        streams: Vec::new(),
+        signature_kind: 0,
+        extensions: Vec::new(),
+    })
+}
+
+/// Segments of several parts share packs, so each part gets its share by its new bytes.
+fn share_stored_bytes(manifest: &mut Manifest, stored_bytes: u64) {
+    let new_bytes = manifest.statistics().new_bytes;
+    let disks = manifest.disks.iter_mut().map(|disk| &mut disk.statistics);
+    let streams = manifest.streams.iter_mut().map(|stream| &mut stream.statistics);
+    let mut left = stored_bytes;
+    let mut parts: Vec<&mut Statistics> = disks.chain(streams).collect();
+    let last = parts.len().saturating_sub(1);
+    for (number, statistics) in parts.iter_mut().enumerate() {
+        let share = match u128::from(new_bytes) {
+            0 => 0,
+            all => (u128::from(stored_bytes) * u128::from(statistics.new_bytes) / all) as u64,
+        };
+        statistics.stored_bytes = if number == last { left } else { share.min(left) };
+        left -= statistics.stored_bytes;
+    }
+}
+
+/// Remembers the new head on this host, so that its loss shows here.
+fn remember_point(repository: &Repository, point: PointId) -> Result<()> {
+    let points = PointSet::load(repository)?;
+    if !points.points.iter().any(|known| known.id == point) {
+        let text = format!("cannot find the new point {} in the listing", point.short());
+        return Err(Error::new(ErrorKind::Storage, text));
+    }
+    remember_heads(repository, &points)
+}

@@ -1,0 +1,215 @@
+//! What every input of a backup is: its name, disk or stream, and how it is cut.
+//!
+//! Invariant: names are unique and fit the format before anything is read; what a name was in
+//! the series' last point it stays, unless the user says otherwise.
+
+use super::BackupOptions;
+use crate::chunking::{Chunking, ContentParameters};
+use crate::error::{Error, ErrorKind, Result};
+use crate::monitor::Monitor;
+use crate::repository::Repository;
+use crate::repository::points::Point;
+use crate::source::{
+    DiskSource, InputKind, STANDARD_INPUT, default_kind, open_disk, open_stream, partition_layout,
+};
+use diskvault_format::limits::{FIELDS_MAX, PARTS_MAX, TEXT_BYTES_MAX};
+use diskvault_format::manifest::{validate_part_name, validate_series_name};
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// How disks are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ChunkerChoice {
+    /// By the partitions: the grid if they start on 4 KiB, else by content.
+    #[default]
+    Auto,
+    /// The fixed grid.
+    Fixed,
+    /// FastCDC.
+    Content,
+}
+
+/// One input as the user named it.
+#[derive(Clone, Debug)]
+pub struct InputRequest {
+    /// Its name; from the path if `None`.
+    pub name: Option<String>,
+    /// Where it is; `-` is standard input.
+    pub path: PathBuf,
+    /// Disk or stream; by size and history if `None`.
+    pub kind: Option<InputKind>,
+}
+
+impl InputRequest {
+    /// True for `-`.
+    pub fn is_standard_input(&self) -> bool {
+        self.path == Path::new(STANDARD_INPUT)
+    }
+
+    fn part_name(&self, stdin_name: Option<&str>) -> Result<String> {
+        if let Some(name) = &self.name {
+            return Ok(name.clone());
+        }
+        if self.is_standard_input() {
+            return Ok(stdin_name.unwrap_or("stdin").to_string());
+        }
+        let name = self.path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
+            let text = format!("cannot make a name from the path {:?}", self.path);
+            Error::new(ErrorKind::Usage, text).hint("give one with --disk NAME=PATH")
+        })?;
+        Ok(name.replace(['/', ':'], "_"))
+    }
+}
+
+/// An opened source.
+pub enum PlannedSource {
+    /// A disk.
+    Disk(Arc<dyn DiskSource>),
+    /// A stream.
+    Stream(Box<dyn Read + Send>),
+}
+
+/// One part of the point to be.
+pub struct PartPlan {
+    /// Its name.
+    pub name: String,
+    /// Where its bytes come from.
+    pub source: PlannedSource,
+    /// How it is cut.
+    pub chunking: Chunking,
+}
+
+/// Checks everything that needs no file.
+///
+/// # Errors
+/// `Usage`.
+pub fn validate_request(options: &BackupOptions) -> Result<()> {
+    let usage = |cause: diskvault_format::error::FormatError| {
+        Error::new(ErrorKind::Usage, format!("cannot back up: {}", cause.detail))
+    };
+    validate_series_name(&options.series).map_err(usage)?;
+    if options.inputs.is_empty() || options.inputs.len() > PARTS_MAX {
+        let text =
+            format!("cannot back up {} inputs: expected 1 to {PARTS_MAX}", options.inputs.len());
+        return Err(Error::new(ErrorKind::Usage, text));
+    }
+    let mut names = BTreeSet::new();
+    for input in &options.inputs {
+        let name = input.part_name(options.stdin_name.as_deref())?;
+        validate_part_name(&name).map_err(usage)?;
+        if !names.insert(name.clone()) {
+            let text = format!("cannot back up two inputs with one name: {}", name.escape_debug());
+            return Err(Error::new(ErrorKind::Usage, text)
+                .hint("give them names with --disk NAME=PATH or --stream NAME=PATH"));
+        }
+    }
+    if options.inputs.iter().filter(|input| input.is_standard_input()).count() > 1 {
+        return Err(Error::new(ErrorKind::Usage, "cannot read standard input twice"));
+    }
+    let too_long = |text: &String| text.len() > TEXT_BYTES_MAX;
+    if options.tags.len() > FIELDS_MAX
+        || options.tags.iter().any(|(key, value)| too_long(key) || too_long(value))
+    {
+        return Err(Error::new(ErrorKind::Usage, "cannot back up: too many or too long tags"));
+    }
+    Ok(())
+}
+
+/// An input that exists.
+pub struct OpenedInput {
+    name: String,
+    request: InputRequest,
+    default: InputKind,
+}
+
+/// Looks at every input, so that a wrong path fails before anything is stored.
+///
+/// # Errors
+/// `Source`.
+pub fn open_inputs(options: &BackupOptions) -> Result<Vec<OpenedInput>> {
+    let mut opened = Vec::new();
+    for request in &options.inputs {
+        opened.push(OpenedInput {
+            name: request.part_name(options.stdin_name.as_deref())?,
+            default: default_kind(&request.path)?,
+            request: request.clone(),
+        });
+    }
+    Ok(opened)
+}
+
+/// Decides kind and cut of every part and opens it.
+///
+/// # Errors
+/// `Source`, or `Usage` for a disk from a pipe.
+pub fn decide(
+    repository: &Repository,
+    options: &BackupOptions,
+    inputs: Vec<OpenedInput>,
+    parent: Option<&Point>,
+    monitor: &dyn Monitor,
+) -> Result<Vec<PartPlan>> {
+    let mut parts = Vec::new();
+    for input in inputs {
+        let kind = input.request.kind.or_else(|| kind_before(parent, &input.name));
+        let kind = kind.unwrap_or(input.default);
+        let path = &input.request.path;
+        let part = match kind {
+            InputKind::Stream => PartPlan {
+                source: PlannedSource::Stream(open_stream(path)?),
+                chunking: Chunking::Content(ContentParameters::default()),
+                name: input.name,
+            },
+            InputKind::Disk => {
+                if input.request.is_standard_input() {
+                    let text = "cannot read a disk from standard input: it has no size";
+                    return Err(Error::new(ErrorKind::Usage, text).hint("use --stream"));
+                }
+                let source: Arc<dyn DiskSource> = Arc::from(open_disk(path)?);
+                let chunk_bytes = repository.config().chunk_bytes;
+                let (chunking, why) = cut_disk(options.chunker, source.as_ref(), chunk_bytes)?;
+                monitor.note(&format!("disk {}: {why}", input.name.escape_debug()));
+                PartPlan { source: PlannedSource::Disk(source), chunking, name: input.name }
+            }
+        };
+        parts.push(part);
+    }
+    Ok(parts)
+}
+
+fn kind_before(parent: Option<&Point>, name: &str) -> Option<InputKind> {
+    let manifest = &parent?.manifest;
+    if manifest.disks.iter().any(|disk| disk.name == name) {
+        return Some(InputKind::Disk);
+    }
+    manifest.streams.iter().any(|stream| stream.name == name).then_some(InputKind::Stream)
+}
+
+fn cut_disk(
+    choice: ChunkerChoice,
+    source: &dyn DiskSource,
+    chunk_bytes: u32,
+) -> Result<(Chunking, String)> {
+    let fixed = Chunking::Fixed { chunk_bytes };
+    let content = Chunking::Content(ContentParameters::default());
+    let grid = format!("cut on the fixed grid of {} KiB", chunk_bytes >> 10);
+    Ok(match choice {
+        ChunkerChoice::Fixed => (fixed, format!("{grid}, as asked for")),
+        ChunkerChoice::Content => (content, "cut by FastCDC, as asked for".into()),
+        ChunkerChoice::Auto => {
+            let layout = partition_layout(source)?;
+            let (table, count) = (layout.table, layout.partitions);
+            if layout.misaligned > 0 {
+                let bad = layout.misaligned;
+                let why = format!("{table} with {bad} of {count} partitions off 4 KiB");
+                (content, format!("{why}: cut by FastCDC"))
+            } else if count == 0 {
+                (fixed, format!("no partitions: {grid}"))
+            } else {
+                (fixed, format!("{table} with {count} partitions on 4 KiB: {grid}"))
+            }
+        }
+    })
+}

@@ -1,0 +1,186 @@
+//! Reading packs in full and verifying every byte.
+//!
+//! Invariant: a pack that is passed has the BLAKE3 of its name, zero padding, equal ends, and
+//! every entry has the id by which it is found.
+
+use super::CheckReport;
+use crate::error::{Error, ErrorKind, Result};
+use crate::monitor::Monitor;
+use crate::repository::Repository;
+use crate::repository::locate::Locator;
+use crate::repository::objects::refused;
+use crate::repository::pack_reader::{open_pack, pack_name};
+use diskvault_format::id::PackId;
+use diskvault_format::limits::PACK_BYTES_MAX;
+use diskvault_format::pack::{decode_header, decode_trailer, verify_ends, verify_padding};
+use diskvault_format::segment::{EntryKind, SegmentDecoder};
+use rayon::ThreadPool;
+use rayon::prelude::*;
+
+/// Which packs to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataSubset {
+    /// All.
+    All,
+    /// Part `number` (from 1) of `of` equal parts, by id: `of` runs read everything once.
+    Part {
+        /// From 1 to `of`.
+        number: u32,
+        /// Number of parts.
+        of: u32,
+    },
+    /// A random share, in thousandths of a percent.
+    Random {
+        /// 100,000 is everything.
+        milli_percent: u32,
+    },
+}
+
+impl DataSubset {
+    /// Reads `n/t` or `x%`.
+    ///
+    /// # Errors
+    /// `Usage`.
+    pub fn parse(text: &str) -> Result<DataSubset> {
+        let bad = || {
+            let text = format!("cannot read the subset {text:?}: expected such as 1/7 or 2.5%");
+            Error::new(ErrorKind::Usage, text)
+        };
+        if let Some(percent) = text.strip_suffix('%') {
+            let percent: f64 = percent.parse().map_err(|_| bad())?;
+            if !(percent > 0.0 && percent <= 100.0) {
+                return Err(bad());
+            }
+            return Ok(DataSubset::Random { milli_percent: (percent * 1000.0).ceil() as u32 });
+        }
+        let (number, of) = text.split_once('/').ok_or_else(bad)?;
+        let (number, of) = (number.parse().map_err(|_| bad())?, of.parse().map_err(|_| bad())?);
+        if number == 0 || number > of {
+            return Err(bad());
+        }
+        Ok(DataSubset::Part { number, of })
+    }
+
+    fn contains(self, id: PackId, random: u64) -> bool {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&id.0[..8]);
+        let value = u64::from_le_bytes(bytes);
+        match self {
+            DataSubset::All => true,
+            DataSubset::Part { number, of } => value % u64::from(of) == u64::from(number) - 1,
+            DataSubset::Random { milli_percent } => {
+                (value ^ random) % 100_000 < u64::from(milli_percent)
+            }
+        }
+    }
+}
+
+/// Reads and verifies the packs of the subset, each worker one at a time.
+///
+/// # Errors
+/// `Cancelled`, or no randomness.
+pub fn check_packs(
+    repository: &Repository,
+    locator: &Locator,
+    subset: &DataSubset,
+    pool: &ThreadPool,
+    report: &mut CheckReport,
+    monitor: &dyn Monitor,
+) -> Result<()> {
+    let random = crate::environment::random_array(repository.environment().as_ref())?;
+    let random = u64::from_le_bytes(random);
+    let chosen: Vec<PackId> =
+        locator.listed().iter().copied().filter(|id| subset.contains(*id, random)).collect();
+    let mut total = 0;
+    for id in &chosen {
+        total += repository.storage().size(&pack_name(*id)?)?.unwrap_or(0);
+    }
+    monitor.start("reading packs", Some(total));
+    let results: Vec<(PackId, Result<u64>)> = pool.install(|| {
+        let check = |id: &PackId| {
+            let result = monitor.check_cancelled().and_then(|()| check_pack(repository, *id));
+            if let Ok(bytes) = &result {
+                monitor.advance(*bytes);
+            }
+            (*id, result)
+        };
+        chosen.par_iter().map(check).collect()
+    });
+    monitor.finish();
+    for (id, result) in results {
+        match result {
+            Ok(bytes) => {
+                report.packs_read += 1;
+                report.bytes_read += bytes;
+            }
+            Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
+            Err(error) => {
+                report.packs_read += 1;
+                report.damage(format!("pack {id} is damaged: {}", error.full_text()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Verifies one pack and returns its size.
+fn check_pack(repository: &Repository, id: PackId) -> Result<u64> {
+    let storage = repository.storage().as_ref();
+    let mut bytes = storage.get(&pack_name(id)?, PACK_BYTES_MAX)?;
+    if blake3::hash(&bytes) != id.0 {
+        let text = "its bytes do not hash to its name (rule N-3)";
+        return Err(Error::new(ErrorKind::Damage, text));
+    }
+    let refuse = |cause| refused(format!("pack {id}"), cause);
+    let header = decode_header(&bytes).map_err(refuse)?;
+    let trailer = decode_trailer(&bytes, bytes.len() as u64).map_err(refuse)?;
+    verify_ends(&header, &trailer).map_err(refuse)?;
+    let pack = open_pack(storage, repository.keys(), id)?;
+    verify_padding(&bytes, &pack.footer, &trailer).map_err(refuse)?;
+    let mut decoder = SegmentDecoder::new().map_err(refuse)?;
+    let mut data = Vec::new();
+    for (ordinal, segment) in pack.footer.segments.iter().enumerate() {
+        let start = segment.offset as usize;
+        let stored = &mut bytes[start..start + segment.stored_bytes() as usize];
+        let entries = pack.decode_segment(ordinal as u32, stored, &mut decoder, &mut data)?;
+        if entries != segment.entries {
+            let text = format!("segment {ordinal} has another table than the footer (rule S-10)");
+            return Err(Error::new(ErrorKind::Damage, text));
+        }
+        let mut start = 0;
+        for entry in entries {
+            let content = &data[start..start + entry.bytes as usize];
+            start += entry.bytes as usize;
+            let found = match entry.kind {
+                EntryKind::Chunk => repository.keys().chunk_id(content).0,
+                EntryKind::Page => repository.keys().page_id(content).0,
+            };
+            if found != entry.id {
+                let id = diskvault_format::id::to_hex(&entry.id);
+                let text = format!("entry {id} has bytes of another id (rule S-9)");
+                return Err(Error::new(ErrorKind::Damage, text));
+            }
+        }
+    }
+    Ok(pack.bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_cover_everything_once() {
+        assert_eq!(DataSubset::parse("2/7").unwrap(), DataSubset::Part { number: 2, of: 7 });
+        assert_eq!(DataSubset::parse("2.5%").unwrap(), DataSubset::Random { milli_percent: 2500 });
+        for bad in ["", "0/3", "4/3", "x%", "0%", "101%", "3"] {
+            assert!(DataSubset::parse(bad).is_err(), "{bad}");
+        }
+        for first in 0..=255 {
+            let id = PackId([first; 32]);
+            let parts = (1..=7)
+                .filter(|number| DataSubset::Part { number: *number, of: 7 }.contains(id, 0));
+            assert_eq!(parts.count(), 1);
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! Writing a disk to a target, out of order, zeros as the user wants them.
+//!
+//! Invariants: the map root is verified before anything is written; a range is skipped as a hole
+//! only if its verified bytes are zeros, whatever the allocation list says.
+
+use super::fetch::{Fetcher, Wanted};
+use super::sequential::read_bytes;
+use crate::chunking::{is_zero, nonzero_runs};
+use crate::error::{Error, ErrorKind, Result};
+use crate::repository::map_reader::MapReader;
+use crate::repository::objects::refused;
+use crate::target::{DiskTarget, ZeroState};
+use diskvault_format::allocation::AllocationReader;
+use diskvault_format::limits::{ALLOCATION_BYTES_MAX, LEAF_SLOTS};
+use diskvault_format::manifest::DiskRecord;
+use diskvault_format::map::{LeafSlot, MapShape, map_root};
+use diskvault_format::stream_map::StreamEntry;
+
+/// Chunks gathered before they are fetched: 8 GiB of disk at 64 KiB, some 10 MiB of memory.
+const WINDOW_CHUNKS: usize = 128 << 10;
+/// Where the source could not tell holes, zeros of at least one file system block become holes.
+const HOLE_BYTES_MIN: usize = 4096;
+
+/// What zeros become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum SparseMode {
+    /// Holes wherever the disk has zeros, down to the source's own holes.
+    #[default]
+    Auto,
+    /// Holes where the source had holes, written zeros where it had written zeros.
+    Exact,
+    /// Everything written.
+    Never,
+}
+
+/// What a restore wrote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RestoreReport {
+    /// Size of the disk.
+    pub virtual_bytes: u64,
+    /// Bytes of chunks.
+    pub data_bytes: u64,
+    /// Bytes of zeros.
+    pub zero_bytes: u64,
+}
+
+/// Restores a disk. The target has the disk's size and is not finished here.
+///
+/// # Errors
+/// `Damage` for what does not verify, `Target` or `NoSpace` for what cannot be written.
+pub fn restore_disk(
+    fetcher: &Fetcher<'_>,
+    record: &DiskRecord,
+    target: &dyn DiskTarget,
+    mode: SparseMode,
+) -> Result<RestoreReport> {
+    let keys = fetcher.repository.keys();
+    if map_root(keys, record.size, &record.chunking, record.top) != record.root {
+        let text = "cannot use the disk's map: its root does not fit (rule F-9)";
+        return Err(Error::new(ErrorKind::Damage, text));
+    }
+    let reader = MapReader::new(fetcher.repository, fetcher.locator);
+    let allocation = match (&record.allocation, mode) {
+        (_, SparseMode::Never) | (None, _) => None,
+        (Some(list), _) => {
+            let bytes = read_bytes(fetcher, &reader, list, ALLOCATION_BYTES_MAX)?;
+            Some(Boundaries::decode(&bytes, record.size)?)
+        }
+    };
+    let placer =
+        Placer { target, mode, allocation, is_new: target.zero_state() == ZeroState::AlreadyZero };
+    let mut gatherer = Gatherer {
+        fetcher,
+        placer: &placer,
+        window: Vec::new(),
+        end: 0,
+        report: RestoreReport::default(),
+    };
+    match record.chunking.grid() {
+        Some(chunk_bytes) => {
+            let shape = MapShape::new(record.size, chunk_bytes)
+                .map_err(|cause| refused("the disk's map", cause))?;
+            reader.walk_disk(shape, record.top, &mut |number, leaf| {
+                for (slot, content) in leaf.slots.iter().enumerate() {
+                    if let LeafSlot::Chunk { id, .. } = content {
+                        let slot = number * LEAF_SLOTS as u64 + slot as u64;
+                        let offset = slot * u64::from(chunk_bytes);
+                        gatherer.add(Wanted {
+                            offset,
+                            bytes: shape.bytes_in_slot(slot),
+                            id: *id,
+                        })?;
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        None => {
+            reader.walk_stream(record.size, record.top, &mut |offset, entry| match entry {
+                StreamEntry::Chunk { bytes, id } => gatherer.add(Wanted { offset, bytes, id }),
+                StreamEntry::Zeros(_) => Ok(()),
+            })?;
+        }
+    }
+    gatherer.zeros_up_to(record.size)?;
+    gatherer.flush()?;
+    let mut report = gatherer.report;
+    report.virtual_bytes = record.size;
+    Ok(report)
+}
+
+struct Gatherer<'a> {
+    fetcher: &'a Fetcher<'a>,
+    placer: &'a Placer<'a>,
+    window: Vec<Wanted>,
+    end: u64,
+    report: RestoreReport,
+}
+
+impl Gatherer<'_> {
+    fn add(&mut self, wanted: Wanted) -> Result<()> {
+        self.zeros_up_to(wanted.offset)?;
+        self.end = wanted.offset + u64::from(wanted.bytes);
+        self.report.data_bytes += u64::from(wanted.bytes);
+        self.window.push(wanted);
+        if self.window.len() >= WINDOW_CHUNKS {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn zeros_up_to(&mut self, end: u64) -> Result<()> {
+        if end > self.end {
+            self.fetcher.monitor.check_cancelled()?;
+            self.placer.place_zeros(self.end, end)?;
+            self.report.zero_bytes += end - self.end;
+            self.fetcher.monitor.advance(end - self.end);
+            self.end = end;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let window = std::mem::take(&mut self.window);
+        self.fetcher.fetch(window, &|offset, data| self.placer.place_data(offset, data))
+    }
+}
+
+/// Decides what is written, what is a hole and what is written zeros.
+struct Placer<'a> {
+    target: &'a dyn DiskTarget,
+    mode: SparseMode,
+    allocation: Option<Boundaries>,
+    is_new: bool,
+}
+
+impl Placer<'_> {
+    fn place_zeros(&self, start: u64, end: u64) -> Result<()> {
+        match (self.mode, &self.allocation) {
+            (SparseMode::Never, _) => self.target.write_zeroes(start, end - start),
+            (SparseMode::Exact, Some(allocation)) => {
+                allocation.each(start, end, &mut |from, to, is_allocated| {
+                    if is_allocated {
+                        self.target.write_zeroes(from, to - from)
+                    } else {
+                        self.make_hole(from, to)
+                    }
+                })
+            }
+            // A source that could not tell had storage everywhere.
+            (SparseMode::Exact, None) => self.target.write_zeroes(start, end - start),
+            (SparseMode::Auto, _) => self.make_hole(start, end),
+        }
+    }
+
+    fn make_hole(&self, start: u64, end: u64) -> Result<()> {
+        if self.is_new {
+            return Ok(());
+        }
+        self.target.make_hole(start, end - start)
+    }
+
+    fn place_data(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let end = offset + data.len() as u64;
+        match (self.mode, &self.allocation) {
+            (SparseMode::Auto | SparseMode::Exact, Some(allocation)) => {
+                allocation.each(offset, end, &mut |from, to, is_allocated| {
+                    let piece = &data[(from - offset) as usize..(to - offset) as usize];
+                    if is_allocated || !is_zero(piece) {
+                        self.target.write_at(from, piece)
+                    } else {
+                        self.make_hole(from, to)
+                    }
+                })
+            }
+            (SparseMode::Auto, None) if self.is_new => {
+                let mut result = Ok(());
+                nonzero_runs(data, HOLE_BYTES_MIN, &mut |start, bytes| {
+                    if result.is_ok() {
+                        let piece = &data[start..start + bytes];
+                        result = self.target.write_at(offset + start as u64, piece);
+                    }
+                });
+                result
+            }
+            _ => self.target.write_at(offset, data),
+        }
+    }
+}
+
+/// Where runs begin, ascending; even positions are holes, odd ones allocated.
+struct Boundaries {
+    starts: Vec<u64>,
+    size: u64,
+}
+
+impl Boundaries {
+    fn decode(list: &[u8], size: u64) -> Result<Boundaries> {
+        let mut reader = AllocationReader::new(list, size);
+        let mut starts = Vec::new();
+        while let Some(run) =
+            reader.next_run().map_err(|cause| refused("the allocation list", cause))?
+        {
+            if starts.is_empty() && run.is_allocated {
+                starts.push(0);
+            }
+            starts.push(run.start);
+        }
+        Ok(Boundaries { starts, size })
+    }
+
+    /// Calls `each` with the runs inside `start..end`, clipped.
+    fn each(
+        &self,
+        start: u64,
+        end: u64,
+        each: &mut dyn FnMut(u64, u64, bool) -> Result<()>,
+    ) -> Result<()> {
+        let mut position = self.starts.partition_point(|begin| *begin <= start).saturating_sub(1);
+        let mut from = start;
+        while from < end {
+            let run_end = self.starts.get(position + 1).copied().unwrap_or(self.size);
+            let to = run_end.min(end);
+            if to > from {
+                each(from, to, position % 2 == 1)?;
+                from = to;
+            } else if position >= self.starts.len() {
+                // Beyond the last run: not possible for a list that was validated.
+                return each(from, end, true);
+            }
+            position += 1;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use diskvault_format::allocation::AllocationWriter;
+
+    #[test]
+    fn runs_are_clipped() {
+        for first_is_allocated in [false, true] {
+            let mut writer = AllocationWriter::new();
+            writer.push(1024, first_is_allocated);
+            writer.push(512, !first_is_allocated);
+            writer.push(512, first_is_allocated);
+            let boundaries = Boundaries::decode(&writer.finish(), 2048).unwrap();
+            let mut found = Vec::new();
+            let mut each = |from, to, is_allocated| {
+                found.push((from, to, is_allocated == first_is_allocated));
+                Ok(())
+            };
+            boundaries.each(1000, 1600, &mut each).unwrap();
+            assert_eq!(found, [(1000, 1024, true), (1024, 1536, false), (1536, 1600, true)]);
+        }
+    }
+}

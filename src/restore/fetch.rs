@@ -1,0 +1,288 @@
+//! Getting chunks out of packs: each segment is read once per window, in pack order, and decoded
+//! on all cores; results arrive in any order.
+//!
+//! Invariants: every chunk is verified by its id and length before anybody sees it; memory is
+//! bounded by the window and the reads in flight.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::index::Location;
+use crate::monitor::Monitor;
+use crate::repository::Repository;
+use crate::repository::locate::{Found, Locator, prefix};
+use crate::repository::lock;
+use crate::repository::objects::refused;
+use crate::repository::pack_reader::{OpenPack, pack_name};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use diskvault_format::id::{ChunkId, PackId};
+use diskvault_format::segment::SegmentDecoder;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// Two segments of a pack are read with one call if at most this many bytes lie between them.
+const GAP_BYTES_MAX: u64 = 64 << 10;
+/// Most bytes of one read.
+const READ_BYTES_MAX: u64 = 4 << 20;
+/// Threads that read; one waits for the storage while the other copies.
+const READING_THREADS: usize = 2;
+
+/// A chunk and the place it goes to.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// Offset in the disk or stream.
+    pub offset: u64,
+    /// Its length.
+    pub bytes: u32,
+    /// Its id.
+    pub id: ChunkId,
+}
+
+/// Receives verified chunks, from several threads.
+pub type ChunkSink<'a> = dyn Fn(u64, &[u8]) -> Result<()> + Sync + 'a;
+
+/// Reads chunks of one repository.
+pub struct Fetcher<'a> {
+    /// The repository.
+    pub repository: &'a Repository,
+    /// Where things are.
+    pub locator: &'a Locator,
+    /// Decoding threads.
+    pub threads: usize,
+    /// Hears of progress.
+    pub monitor: &'a dyn Monitor,
+}
+
+/// What one segment is read for: slots, and where each goes.
+type Uses = Vec<(u32, Wanted)>;
+
+/// One read: neighbouring segments of one pack.
+struct Run {
+    pack: Arc<OpenPack>,
+    start: u64,
+    bytes: u64,
+    segments: Vec<(u32, Uses)>,
+}
+
+struct Shared<'a> {
+    runs: Vec<Run>,
+    next: AtomicUsize,
+    has_failed: AtomicBool,
+    failure: Mutex<Option<Error>>,
+    sink: &'a ChunkSink<'a>,
+}
+
+impl Shared<'_> {
+    fn fail(&self, error: Error) {
+        lock(&self.failure).get_or_insert(error);
+        self.has_failed.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Fetcher<'_> {
+    /// Gets all wanted chunks and hands them to `sink`, in any order.
+    ///
+    /// # Errors
+    /// `Damage` for a chunk that no pack holds or that does not verify, naming it and the offset;
+    /// the storage's or the sink's first error.
+    pub fn fetch(&self, wanted: Vec<Wanted>, sink: &ChunkSink<'_>) -> Result<()> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let runs = self.plan(wanted)?;
+        let shared = Shared {
+            runs,
+            next: AtomicUsize::new(0),
+            has_failed: AtomicBool::new(false),
+            failure: Mutex::new(None),
+            sink,
+        };
+        // At most this many reads wait to be decoded: 4 MiB each.
+        let (send, receive) = bounded::<(usize, Vec<u8>)>(self.threads + 1);
+        std::thread::scope(|scope| {
+            for _ in 0..READING_THREADS {
+                let send = send.clone();
+                scope.spawn(|| self.read_runs(&shared, send));
+            }
+            drop(send);
+            for _ in 0..self.threads {
+                let receive = receive.clone();
+                let shared = &shared;
+                scope.spawn(move || self.decode_runs(shared, &receive));
+            }
+            drop(receive);
+        });
+        match lock(&shared.failure).take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Finds every chunk and groups them into reads, in pack order.
+    fn plan(&self, wanted: Vec<Wanted>) -> Result<Vec<Run>> {
+        let mut by_pack: HashMap<PackId, Vec<(Location, Wanted)>> = HashMap::new();
+        let mut locations = Vec::new();
+        for item in wanted {
+            locations.clear();
+            self.locator.index().locations(&prefix(&item.id.0), &mut locations)?;
+            let Some(location) = locations.first() else { return Err(missing(&item)) };
+            by_pack.entry(PackId(location.pack)).or_default().push((*location, item));
+        }
+        let mut packs: Vec<_> = by_pack.into_iter().collect();
+        packs.sort_unstable_by_key(|(id, _)| *id);
+        let mut grouped: BTreeMap<(PackId, u32), (Arc<OpenPack>, Uses)> = BTreeMap::new();
+        for (id, items) in packs {
+            let pack = self.locator.pack(self.repository, id).ok();
+            for (location, item) in items {
+                let found = self.verify_location(pack.as_ref(), &location, &item)?;
+                let key = (found.pack.id, found.segment);
+                let (_, uses) = grouped.entry(key).or_insert((found.pack, Vec::new()));
+                uses.push((found.slot, item));
+            }
+        }
+        Ok(coalesce(grouped))
+    }
+
+    /// The location if the footer agrees, another one otherwise.
+    fn verify_location(
+        &self,
+        pack: Option<&Arc<OpenPack>>,
+        location: &Location,
+        item: &Wanted,
+    ) -> Result<Found> {
+        if let Some(pack) = pack {
+            let segment = pack.footer.segments.get(location.segment as usize);
+            let entry = segment.and_then(|segment| segment.entries.get(location.slot as usize));
+            if entry.is_some_and(|entry| entry.id == item.id.0) {
+                let (segment, slot) = (location.segment, location.slot);
+                return Ok(Found { pack: pack.clone(), segment, slot });
+            }
+        }
+        self.locator.find(self.repository, &item.id.0)?.ok_or_else(|| missing(item))
+    }
+
+    fn read_runs(&self, shared: &Shared<'_>, send: Sender<(usize, Vec<u8>)>) {
+        loop {
+            let number = shared.next.fetch_add(1, Ordering::Relaxed);
+            let Some(run) = shared.runs.get(number) else { return };
+            if shared.has_failed.load(Ordering::Relaxed) {
+                return;
+            }
+            if let Err(error) = self.monitor.check_cancelled() {
+                return shared.fail(error);
+            }
+            let mut stored = vec![0; run.bytes as usize];
+            let read = pack_name(run.pack.id).and_then(|name| {
+                self.repository.storage().get_range(&name, run.start, &mut stored)
+            });
+            match read {
+                Ok(()) => {
+                    if send.send((number, stored)).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => return shared.fail(error),
+            }
+        }
+    }
+
+    fn decode_runs(&self, shared: &Shared<'_>, receive: &Receiver<(usize, Vec<u8>)>) {
+        let mut decoder = match SegmentDecoder::new() {
+            Ok(decoder) => decoder,
+            Err(cause) => return shared.fail(refused("a segment", cause)),
+        };
+        let mut data = Vec::new();
+        for (number, mut stored) in receive {
+            if shared.has_failed.load(Ordering::Relaxed) {
+                continue;
+            }
+            let run = &shared.runs[number];
+            for (ordinal, uses) in &run.segments {
+                let result = self.decode_segment(
+                    shared.sink,
+                    run,
+                    *ordinal,
+                    uses,
+                    &mut stored,
+                    &mut decoder,
+                    &mut data,
+                );
+                if let Err(error) = result {
+                    shared.fail(error);
+                    break;
+                }
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn decode_segment(
+        &self,
+        sink: &ChunkSink<'_>,
+        run: &Run,
+        ordinal: u32,
+        uses: &Uses,
+        stored: &mut [u8],
+        decoder: &mut SegmentDecoder,
+        data: &mut Vec<u8>,
+    ) -> Result<()> {
+        let segment = &run.pack.footer.segments[ordinal as usize];
+        let start = (u64::from(segment.offset) - run.start) as usize;
+        let sealed = &mut stored[start..start + segment.stored_bytes() as usize];
+        let entries = run.pack.decode_segment(ordinal, sealed, decoder, data)?;
+        let mut starts = Vec::with_capacity(entries.len());
+        let mut end = 0;
+        for entry in &entries {
+            starts.push(end);
+            end += entry.bytes as usize;
+        }
+        let mut verified: Option<u32> = None;
+        for (slot, item) in uses {
+            let place = entries.get(*slot as usize).zip(starts.get(*slot as usize));
+            let chunk =
+                place.and_then(|(entry, start)| data.get(*start..*start + entry.bytes as usize));
+            let chunk = chunk.filter(|chunk| chunk.len() == item.bytes as usize);
+            // The same slot may go to several places; it is hashed once.
+            let fits = |chunk: &&[u8]| {
+                verified == Some(*slot) || self.repository.keys().chunk_id(chunk) == item.id
+            };
+            let Some(chunk) = chunk.filter(fits) else {
+                let text = format!(
+                    "cannot use chunk {} at offset {} from pack {}: its bytes have another id \
+                     (rule S-9)",
+                    item.id, item.offset, run.pack.id
+                );
+                return Err(Error::new(ErrorKind::Damage, text));
+            };
+            verified = Some(*slot);
+            sink(item.offset, chunk)?;
+            self.monitor.advance(chunk.len() as u64);
+        }
+        Ok(())
+    }
+}
+
+fn missing(item: &Wanted) -> Error {
+    let text = format!("cannot find chunk {} at offset {}: no pack holds it", item.id, item.offset);
+    Error::new(ErrorKind::Damage, text)
+}
+
+fn coalesce(grouped: BTreeMap<(PackId, u32), (Arc<OpenPack>, Uses)>) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for ((_, ordinal), (pack, mut uses)) in grouped {
+        uses.sort_unstable_by_key(|(slot, item)| (*slot, item.offset));
+        let segment = &pack.footer.segments[ordinal as usize];
+        let start = u64::from(segment.offset);
+        let end = start + u64::from(segment.stored_bytes());
+        if let Some(run) = runs.last_mut() {
+            let run_end = run.start + run.bytes;
+            let is_near = start >= run_end && start - run_end <= GAP_BYTES_MAX;
+            if run.pack.id == pack.id && is_near && end - run.start <= READ_BYTES_MAX {
+                run.bytes = end - run.start;
+                run.segments.push((ordinal, uses));
+                continue;
+            }
+        }
+        runs.push(Run { pack, start, bytes: end - start, segments: vec![(ordinal, uses)] });
+    }
+    runs
+}

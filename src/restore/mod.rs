@@ -1,0 +1,15 @@
+//! Bringing a point back: `restore` and `dump`.
+//!
+//! `fetch` gets chunks in any order; `disk` writes them to a target out of order and decides what
+//! zeros become; `sequential` puts them into order for streams, pipes and digests.
+//!
+//! Invariant: nothing unverified is written, and a target that is new appears under its name only
+//! when it is complete.
+
+mod disk;
+pub mod fetch;
+mod part;
+pub mod sequential;
+
+pub use disk::{RestoreReport, SparseMode, restore_disk};
+pub use part::{Part, find_part, only_part, parts};

@@ -1,0 +1,76 @@
+//! Choosing a disk or stream of a point.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::repository::points::Point;
+use diskvault_format::manifest::{DiskRecord, StreamRecord};
+
+/// A disk or stream of a point.
+#[derive(Clone, Copy, Debug)]
+pub enum Part<'a> {
+    /// A disk.
+    Disk(&'a DiskRecord),
+    /// A stream.
+    Stream(&'a StreamRecord),
+}
+
+impl<'a> Part<'a> {
+    /// Its name.
+    pub fn name(self) -> &'a str {
+        match self {
+            Part::Disk(disk) => &disk.name,
+            Part::Stream(stream) => &stream.name,
+        }
+    }
+
+    /// Its size in bytes.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Part::Disk(disk) => disk.size,
+            Part::Stream(stream) => stream.content.bytes,
+        }
+    }
+}
+
+/// All parts of a point, disks first.
+pub fn parts(point: &Point) -> impl Iterator<Item = Part<'_>> {
+    let disks = point.manifest.disks.iter().map(Part::Disk);
+    disks.chain(point.manifest.streams.iter().map(Part::Stream))
+}
+
+fn names(point: &Point) -> String {
+    let names: Vec<String> =
+        parts(point).map(|part| part.name().escape_debug().to_string()).collect();
+    names.join(", ")
+}
+
+/// The part called `name`.
+///
+/// # Errors
+/// `NotFound`, naming the parts there are.
+pub fn find_part<'a>(point: &'a Point, name: &str) -> Result<Part<'a>> {
+    parts(point).find(|part| part.name() == name).ok_or_else(|| {
+        let (name, id) = (name.escape_debug(), point.id.short());
+        let text = format!("cannot find {name} in point {id}: it has {}", names(point));
+        Error::new(ErrorKind::NotFound, text)
+    })
+}
+
+/// The only part of a point.
+///
+/// # Errors
+/// `Usage` if it has several.
+pub fn only_part(point: &Point) -> Result<Part<'_>> {
+    let mut all = parts(point);
+    match (all.next(), all.next()) {
+        (Some(part), None) => Ok(part),
+        (None, _) => {
+            let text = format!("point {} has no disk and no stream", point.id.short());
+            Err(Error::new(ErrorKind::NotFound, text))
+        }
+        (Some(_), Some(_)) => {
+            let id = point.id.short();
+            let text = format!("cannot choose a part of point {id}: it has {}", names(point));
+            Err(Error::new(ErrorKind::Usage, text).hint("name one as POINT/DISK"))
+        }
+    }
+}
