@@ -11,6 +11,7 @@
 pub mod backup;
 pub mod check;
 pub mod chunking;
+pub mod cli;
 pub mod digest;
 pub mod environment;
 pub mod error;

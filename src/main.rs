@@ -1,1 +1,5 @@
-fn main() {}
+//! The diskvault program.
+
+fn main() -> std::process::ExitCode {
+    diskvault::cli::main()
+}

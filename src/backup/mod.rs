@@ -12,7 +12,7 @@ mod plan;
 mod stream;
 
 pub use digests::{DigestKind, Digests};
-pub use plan::{ChunkerChoice, InputRequest, PartPlan, PlannedSource};
+pub use plan::{ChunkerChoice, InputRequest, PlannedSource, validate_request as validate};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;

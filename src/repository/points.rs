@@ -3,7 +3,7 @@
 //! Invariant: a point is visible only if its manifest and its `ok` both exist.
 
 use super::Repository;
-use super::objects::{get_hashed, open_record};
+use super::objects::{get_hashed, get_record, open_record};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Folder, ObjectName};
 use diskvault_format::crypto::ObjectKind;
@@ -11,6 +11,7 @@ use diskvault_format::id::PointId;
 use diskvault_format::limits::PREVIOUS_MAX;
 use diskvault_format::manifest::Manifest;
 use diskvault_format::names::{self, PointName};
+use diskvault_format::small::{NOTE_REMOVAL, Note};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One visible restore point.
@@ -135,4 +136,56 @@ impl PointSet {
 fn order_key(point: &Point) -> (&str, u64, i64, PointId) {
     let manifest = &point.manifest;
     (&manifest.series, manifest.sequence, manifest.time_unix_ns, point.id)
+}
+
+impl PointSet {
+    /// Reasons to doubt that the newest visible point of a series is the newest there was:
+    /// unreadable manifests, an `ok` without manifest, a head this host saw that is gone.
+    ///
+    /// # Errors
+    /// Fails only if the notes cannot be listed.
+    pub fn doubts(&self, repository: &Repository) -> Result<Vec<String>> {
+        let mut doubts: Vec<String> =
+            self.damaged.iter().map(|(_, error)| error.full_text()).collect();
+        let mut gone: Vec<(PointId, String)> = self
+            .lonely_oks
+            .iter()
+            .map(|id| (*id, format!("the manifest of point {id} is gone")))
+            .collect();
+        let visible: BTreeSet<PointId> = self.points.iter().map(|point| point.id).collect();
+        for (series, remembered) in repository.memory().series {
+            for head in remembered.heads.iter().filter_map(|head| PointId::from_hex(head)) {
+                if !visible.contains(&head) {
+                    let series = series.escape_debug();
+                    gone.push((head, format!("point {head} of {series}, seen here, is gone")));
+                }
+            }
+        }
+        if !gone.is_empty() {
+            let removed = removed_points(repository)?;
+            doubts.extend(gone.into_iter().filter(|(id, _)| !removed.contains(id)).map(|d| d.1));
+        }
+        Ok(doubts)
+    }
+}
+
+/// Points that a removal note or the trash explains.
+///
+/// # Errors
+/// Fails only if a folder cannot be listed.
+pub fn removed_points(repository: &Repository) -> Result<BTreeSet<PointId>> {
+    let mut removed = BTreeSet::new();
+    for entry in repository.storage().list(Folder::Notes)? {
+        let Some(point) = names::parse_note(entry.name.leaf()) else { continue };
+        let storage = repository.storage().as_ref();
+        let note: Result<Note> =
+            get_record(storage, repository.keys(), ObjectKind::Note, &entry.name);
+        if note.is_ok_and(|note| note.kind == NOTE_REMOVAL) {
+            removed.insert(point);
+        }
+    }
+    for entry in repository.storage().list(Folder::Trash)? {
+        removed.extend(PointId::from_hex(entry.name.leaf()));
+    }
+    Ok(removed)
 }

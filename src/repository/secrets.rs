@@ -28,6 +28,12 @@ impl Passphrase {
         &self.0
     }
 
+    /// True if both are the same secret.
+    pub fn is_same(&self, other: &Passphrase) -> bool {
+        // Hashes compare in constant time.
+        blake3::hash(self.bytes()) == blake3::hash(other.bytes())
+    }
+
     /// True if there is nothing in it.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -72,7 +72,7 @@ pub fn zstd_frame(data: &[u8]) -> Vec<u8> {
     frame.extend_from_slice(&(data.len() as u32).to_le_bytes());
     let mut rest = data;
     while !rest.is_empty() {
-        let run = run_length(rest).min(64 << 10);
+        let run = run_length(rest);
         let (kind, taken) = if run >= 8 { (1, run) } else { (0, raw_length(rest)) };
         let (block, after) = rest.split_at(taken);
         let last = u32::from(after.is_empty());
@@ -84,8 +84,9 @@ pub fn zstd_frame(data: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// Length of the run of equal bytes that `data` starts with, at most 64 KiB.
 fn run_length(data: &[u8]) -> usize {
-    data.iter().take_while(|byte| **byte == data[0]).count()
+    data.iter().take(64 << 10).take_while(|byte| **byte == data[0]).count()
 }
 
 /// Bytes up to the next run of eight, at most 64 KiB.

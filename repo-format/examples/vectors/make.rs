@@ -32,6 +32,11 @@ fn keyed(vector: Vector) -> Vector {
     vector.with_bytes("master", &fixed::MASTER).with_bytes("repository", &fixed::REPOSITORY.0)
 }
 
+/// The same for a page that is read: a page has no use for the keys before it is.
+fn keyed_if_ok(vector: Vector) -> Vector {
+    if vector.expect() == "ok" { keyed(vector) } else { vector }
+}
+
 /// A copy of `bytes`, changed.
 fn changed(bytes: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut copy = bytes.to_vec();

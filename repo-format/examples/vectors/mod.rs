@@ -27,11 +27,12 @@ pub const REPOSITORY: &str = "repository/";
 /// The folder of what restoring that repository gives.
 pub const EXPECTED: &str = "expected/";
 
-/// Rules that no stored bytes can break, with the reason.
-pub const UNREACHABLE: &[(&str, &str)] = &[(
-    "K-3",
-    "only a writer is held to it: a reader bounds the label by the length of the whole slot (K-1)",
-)];
+/// Rules that no vector of one object can show, with the reason.
+pub const UNREACHABLE: &[(&str, &str)] = &[
+    ("F-11", "shows only when all chunks of a disk or stream were read"),
+    ("M-8", "needs a page and a chunk"),
+    ("T-7", "needs a page and a chunk"),
+];
 
 /// Vectors while they are collected.
 #[derive(Default)]
@@ -89,8 +90,15 @@ fn index(mut lines: Vec<String>) -> String {
          # A vector is lines of `key: value`, an empty line, then the bytes of the object.\n\
          # `zeros: offset+length ...` names runs of zeros that are left out of those bytes and\n\
          # belong at these offsets of the object, in order. Byte strings are lower-case hex.\n\
-         # The repository in repository/ opens with the passphrase \"correct horse battery staple\";\n\
-         # expected/day-1 and expected/day-2 are what its two points restore to.\n",
+         # Lists are separated by blanks; `item*n` is n times the item.\n\
+         # What a reader is given: master and repository (the key and the repository id), name (the\n\
+         # leaf it stands under), secret (of a key slot), copies (so many such slots), folder, record\n\
+         # (the type), first and end (where segments lie), read: tail (without the header),\n\
+         # pack-bytes, used, level, page, size, chunk-bytes, zero-slots, bytes-expected, asked-for.\n\
+         # All other fields of an ok vector are what a reader must find, in between and at the end.\n\
+         # A name that is refused by N-1, N-2 or N-4 is to be ignored.\n\
+         # The repository in repository/ opens with the passphrase \"correct horse battery\n\
+         # staple\"; expected/day-1 and expected/day-2 are what its two points restore to.\n",
     );
     let recovery = diskvault_format::id::to_hex(&repository::recovery_key());
     text.push_str(&format!("# Its recovery key is the bytes {recovery}.\n"));

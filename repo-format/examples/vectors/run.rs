@@ -11,7 +11,7 @@ pub use key_slot::derive as derive_slot;
 use super::Result;
 use super::form::{Fields, Vector};
 use diskvault_format::crypto::{Keys, Secret, context};
-use diskvault_format::error::FormatError;
+use diskvault_format::error::{FormatError, malformed};
 use diskvault_format::id::{RepositoryId, to_hex};
 
 /// Why a run ended early.
@@ -55,10 +55,30 @@ impl Facts {
         self.add(key, to_hex(value));
     }
 
-    /// Adds a list, which is `none` if it is empty.
+    /// Adds a list, which is `none` if it is empty; `item*n` stands for `n` times the item.
     pub fn add_list<T: ToString>(&mut self, key: &str, items: impl IntoIterator<Item = T>) {
         let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
+        let show = |run: &[String]| match run {
+            [only] => only.clone(),
+            _ => format!("{}*{}", run[0], run.len()),
+        };
+        let items: Vec<String> = items.chunk_by(|a, b| a == b).map(show).collect();
         self.add(key, if items.is_empty() { "none".to_owned() } else { items.join(" ") });
+    }
+}
+
+/// A refusal by a rule of the specification that needs more than the object's own bytes.
+fn refuse(rule: &'static str, detail: &str) -> Stop {
+    Stop::Refused(malformed(rule, detail))
+}
+
+/// Refuses an object whose name, if the vector states one, is not the hash of its bytes (N-3).
+fn check_name(fields: &Fields<'_>, body: &[u8]) -> std::result::Result<(), Stop> {
+    match fields.optional("name") {
+        Some(name) if name != blake3::hash(body).to_hex().as_str() => {
+            Err(refuse("N-3", "the name is not the hash of the bytes"))
+        }
+        _ => Ok(()),
     }
 }
 

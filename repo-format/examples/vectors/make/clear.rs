@@ -5,7 +5,7 @@ use crate::vectors::fixed::random;
 use crate::vectors::form::Vector;
 use crate::vectors::{Result, Set};
 use diskvault_format::allocation::AllocationWriter;
-use diskvault_format::id::{InstanceId, LeaseId, PointId};
+use diskvault_format::id::{InstanceId, LeaseId, PackId, PointId};
 use diskvault_format::{instance, names, record};
 
 /// Adds the vectors.
@@ -42,7 +42,7 @@ fn add_names(set: &mut Set) {
     let lease = LeaseId(random("lease"));
     let tail: [u8; 16] = random("tail of a name");
     let vector = |vector: Vector, folder: &str| vector.with("folder", folder);
-    let mut ok = |path: &str, folder, comment, leaf: String| {
+    let mut ok = |path: &str, folder: &str, comment, leaf: String| {
         set.add(&format!("name/{path}"), vector(Vector::ok("name", comment, leaf), folder));
     };
     ok("config", "config", "generation 26 in hexadecimal", names::config(26, &tail));
@@ -51,6 +51,9 @@ fn add_names(set: &mut Set) {
     ok("note", "notes", "a note on a point", names::note(point, &tail));
     ok("lease", "leases", "a lease", lease.to_hex());
     ok("heartbeat", "leases", "the first heartbeat", names::heartbeat(lease, 1));
+    let pack = PackId(random("pack")).to_hex();
+    let folder = format!("packs/{}", &pack[..2]);
+    ok("pack", &folder, "a pack in the folder of its first two digits", pack.clone());
     ok("heartbeat-last", "leases", "the last heartbeat", names::heartbeat(lease, u64::MAX));
     let mut refuse = |path: &str, folder, comment, leaf: String| {
         let refused = Vector::refused("name", "N-1", comment, leaf);
@@ -72,6 +75,15 @@ fn add_names(set: &mut Set) {
     refuse("heartbeat-sign", "leases", "a sign", format!("{lease}.+1"));
     refuse("heartbeat-long", "leases", "2^64", format!("{lease}.18446744073709551616"));
     refuse("heartbeat-none", "leases", "a dot and no number", format!("{lease}."));
+    refuse("pack-short", &folder, "62 digits", pack[2..].to_owned());
+    for (path, rule, folder, comment) in [
+        ("folder-reserved", "N-2", "index", "a reserved folder is ignored"),
+        ("folder-unknown", "N-2", "snapshots", "an unknown folder is ignored"),
+        ("pack-elsewhere", "N-4", "packs/zz", "lies in another folder than its first two digits"),
+    ] {
+        let refused = Vector::refused("name", rule, comment, pack.clone());
+        set.add(&format!("name/{path}"), vector(refused, folder));
+    }
 }
 
 fn add_records(set: &mut Set) -> Result<()> {

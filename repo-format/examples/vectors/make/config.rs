@@ -1,4 +1,4 @@
-//! Vectors of config objects (rules C-1 to C-7).
+//! Vectors of config objects (rules C-1 to C-8).
 
 use super::{changed, keyed, put};
 use crate::vectors::Set;
@@ -32,9 +32,13 @@ fn sample(slots: usize) -> Config {
 }
 
 /// Authenticates any bytes, so that only the rule in question is broken.
-fn authenticated(mut bytes: Vec<u8>) -> Vec<u8> {
+fn authenticated(bytes: Vec<u8>) -> Vec<u8> {
+    authenticated_as(&name(), bytes)
+}
+
+fn authenticated_as(name: &str, mut bytes: Vec<u8>) -> Vec<u8> {
     let key = subkey(context::CONFIG, &MASTER, REPOSITORY);
-    let input = additional_data(ObjectKind::Config, REPOSITORY, &[name().as_bytes(), &bytes]);
+    let input = additional_data(ObjectKind::Config, REPOSITORY, &[name.as_bytes(), &bytes]);
     bytes.extend_from_slice(blake3::keyed_hash(key.expose(), &input).as_bytes());
     bytes
 }
@@ -89,6 +93,16 @@ pub fn add(set: &mut Set) {
     let twice = changed(&two, |bytes| bytes.copy_within(72..104, 104));
     refuse("slots-twice", "C-6", "lists the same key slot twice", twice);
     add_unauthentic(set, &two);
+    for (path, comment, told, generation) in [
+        ("generation-zero", "generation 0", 0, 0_u32),
+        ("generation-name", "the name tells generation 2, the config 1", 2, 1),
+    ] {
+        let name = names::config(told, &random("config"));
+        let bytes = changed(&two, |bytes| put(bytes, 12, &generation.to_le_bytes()));
+        let bytes = authenticated_as(&name, bytes);
+        let vector = keyed(Vector::refused("config", "C-8", comment, bytes));
+        set.add(&format!("config/{path}"), vector.with("name", name));
+    }
 }
 
 fn add_ok(set: &mut Set) {
@@ -103,13 +117,8 @@ fn add_ok(set: &mut Set) {
     ok("features-ignorable", "unknown features that a reader may ignore", &ignorable);
     let write = Config { features_write: 6, ..sample(1) };
     ok("features-write", "unknown features that forbid writing but not reading", &write);
-    let extreme = Config {
-        generation: u32::MAX,
-        chunk_bytes: 4 << 20,
-        segment_bytes: 4 << 20,
-        pack_bytes: 512 << 20,
-        ..sample(1)
-    };
+    let extreme =
+        Config { chunk_bytes: 4 << 20, segment_bytes: 4 << 20, pack_bytes: 512 << 20, ..sample(1) };
     ok("largest", "every size at its limit", &extreme);
     let least = Config { chunk_bytes: 4 << 10, segment_bytes: 1, pack_bytes: 1, ..sample(1) };
     ok("least", "every size at its least", &least);
@@ -124,12 +133,12 @@ fn add_unauthentic(set: &mut Set, body: &[u8]) {
     let last = good.len() - 1;
     let check = changed(&good, |bytes| bytes[last] ^= 1);
     refuse("authenticator", "the authenticator's last bit is flipped", check, name());
-    let generation = changed(&good, |bytes| bytes[12] = 2);
-    refuse("generation", "the generation was raised after authentication", generation, name());
+    let chunk = changed(&good, |bytes| put(bytes, 56, &4096_u32.to_le_bytes()));
+    refuse("sizes-changed", "the chunk size was changed after authentication", chunk, name());
     let slot = changed(&good, |bytes| bytes[100] ^= 1);
     refuse("slot-replaced", "a key slot was replaced after authentication", slot, name());
-    let other = names::config(2, &random("config"));
-    refuse("renamed", "stands under the name of a later generation", good.clone(), other);
+    let other = names::config(1, &random("another config"));
+    refuse("renamed", "stands under the name of another config", good.clone(), other);
     let vector = Vector::refused("config", "C-7", "authenticated by another master key", good)
         .with_bytes("master", &[7; 32])
         .with_bytes("repository", &REPOSITORY.0)

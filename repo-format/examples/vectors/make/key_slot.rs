@@ -1,4 +1,4 @@
-//! Vectors of key slots (rules K-1 to K-9).
+//! Vectors of key slots (rules K-1 to K-10).
 
 use super::{changed, keyed, put};
 use crate::vectors::fixed::{MASTER, REPOSITORY, TIME_NS, envelope_key_label, random};
@@ -39,10 +39,14 @@ impl Sealer {
     }
 
     fn seal(&self, clear: &[u8], keys: &[u8]) -> Result<Vec<u8>> {
+        self.seal_with(clear, keys, &label())
+    }
+
+    fn seal_with(&self, clear: &[u8], keys: &[u8], label: &SlotLabel) -> Result<Vec<u8>> {
         let additional = additional_data(ObjectKind::KeySlot, REPOSITORY, &[clear]);
         let sealed = seal_x(&self.key, &self.nonce, &additional, keys);
         let length = (sealed.len() as u32).to_le_bytes();
-        let label = envelope_key_label(clear, &record::encode(&label())?);
+        let label = envelope_key_label(clear, &record::encode(label)?);
         Ok([clear, &self.nonce, &length, &sealed, &label].concat())
     }
 }
@@ -64,7 +68,22 @@ pub fn add(set: &mut Set) -> Result<()> {
     add_ok(set, &good, &sealer)?;
     add_layout(set, &good, &sealer)?;
     add_cost(set, &good);
+    add_repositories(set, &good);
     add_unauthentic(set, &good, &sealer)
+}
+
+fn add_repositories(set: &mut Set, good: &[u8]) {
+    let mut other = REPOSITORY;
+    other.0[0] ^= 3;
+    let comment = "is a good slot of another repository than the config";
+    let foreign = named(Vector::refused("key-slot", "K-10", comment, good));
+    let foreign = foreign.with_bytes("secret", SECRET).with_bytes("master", &MASTER);
+    set.add("key-slot/foreign", foreign.with_bytes("repository", &other.0));
+    let comment = "was sealed for another repository and relabelled";
+    let relabelled = changed(good, |bytes| put(bytes, 24, &other.0));
+    let relabelled = named(Vector::refused("key-slot", "K-7", comment, relabelled));
+    let relabelled = relabelled.with_bytes("secret", SECRET).with_bytes("master", &MASTER);
+    set.add("key-slot/relabelled", relabelled.with_bytes("repository", &other.0));
 }
 
 fn add_ok(set: &mut Set, good: &[u8], sealer: &Sealer) -> Result<()> {
@@ -166,9 +185,13 @@ fn add_unauthentic(set: &mut Set, good: &[u8], sealer: &Sealer) -> Result<()> {
     };
     let flip = |offset: usize| changed(good, |bytes| bytes[offset] ^= 3);
     refuse("kind-changed", "K-7", "was sealed as a passphrase slot", flip(10));
-    refuse("other-repository", "K-7", "was sealed for another repository", flip(24));
     refuse("nonce", "K-7", "another nonce", flip(104));
     refuse("keys-flipped", "K-7", "a bit of the sealed keys is flipped", flip(140));
+    let entries: Entries = vec![(1, 0, MASTER)];
+    let plaintext = record::encode(&entries)?;
+    let host = SlotLabel { host: "h".repeat(256), ..label() };
+    let long = sealer.seal_with(&good[..104], &plaintext, &host)?;
+    refuse("label-long", "K-3", "the label's host has 256 bytes", long);
     let empty = changed(good, |bytes| {
         let length = bytes[128];
         put(bytes, 128, &[0]);

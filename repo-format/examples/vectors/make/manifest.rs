@@ -1,4 +1,4 @@
-//! Vectors of manifests: their records (rules F-1 to F-8), and sealed ones.
+//! Vectors of manifests: their records (rules F-1 to F-10, A-3), and sealed ones.
 
 use super::{changed, keyed, put};
 use crate::vectors::fixed::{TIME_NS, keys, random};
@@ -12,21 +12,25 @@ use diskvault_format::manifest::{
 use diskvault_format::map::map_root;
 use diskvault_format::{record, sealed};
 
-fn root(seed: &str) -> (MapRoot, Option<PageId>) {
-    (MapRoot(random(&format!("root of {seed}"))), Some(PageId(random(&format!("top of {seed}")))))
+/// The top page of a part, and the root that follows.
+fn root(seed: &str, size: u64, chunking: &Chunking) -> (MapRoot, Option<PageId>) {
+    let top = Some(PageId(random(&format!("top of {seed}"))));
+    (map_root(&keys(), size, chunking, top), top)
 }
 
 fn content(seed: &str, bytes: u64) -> StreamReference {
-    let (root, top) = root(seed);
-    StreamReference { bytes, chunking: Chunking::content(16384, 65536, 262_144), root, top }
+    let chunking = Chunking::content(16384, 65536, 262_144);
+    let (root, top) = root(seed, bytes, &chunking);
+    StreamReference { bytes, chunking, root, top }
 }
 
 fn disk() -> DiskRecord {
-    let (root, top) = root("vda");
+    let chunking = Chunking::fixed(64 << 10);
+    let (root, top) = root("vda", 1 << 30, &chunking);
     DiskRecord {
         name: "vda".into(),
         size: 1 << 30,
-        chunking: Chunking::fixed(64 << 10),
+        chunking,
         grid_offset: 0,
         source_format: "raw".into(),
         root,
@@ -85,7 +89,32 @@ pub fn add(set: &mut Set) -> Result<()> {
     add_names(set)?;
     add_numbers(set)?;
     add_order(set)?;
+    add_digests(set)?;
     add_sealed(set)
+}
+
+/// A digest stands in the manifest where the map does not give it, and only there (F-10).
+fn add_digests(set: &mut Set) -> Result<()> {
+    let mut add = |path: &str, rule, comment, change: Change<'_>| -> Result<()> {
+        set.add(&format!("manifest/{path}"), vector(rule, comment, change)?);
+        Ok(())
+    };
+    fn resize(manifest: &mut Manifest, size: u64, has_digest: bool) {
+        let disk = &mut manifest.disks[0];
+        disk.size = size;
+        disk.digest = has_digest.then(|| random("digest"));
+    }
+    add("one-chunk", "ok", "a disk of one chunk has its digest", &|m| resize(m, 65536, true))?;
+    let comment = "a disk of one chunk without a digest";
+    add("one-chunk-no-digest", "F-10", comment, &|m| resize(m, 65536, false))?;
+    let comment = "a disk of two chunks with a digest";
+    add("two-chunks-digest", "F-10", comment, &|m| resize(m, 65537, true))?;
+    add("cuts-no-digest", "F-10", "a disk cut by content without a digest", &|manifest| {
+        manifest.disks[0].chunking = Chunking::content(1, 2, 3);
+    })?;
+    add("allocation-long", "A-3", "an allocation list above 64 MiB", &|manifest| {
+        manifest.disks[0].allocation = Some(content("allocation", (64 << 20) + 1));
+    })
 }
 
 type Change<'a> = &'a dyn Fn(&mut Manifest);
@@ -126,6 +155,7 @@ fn add_ok(set: &mut Set) -> Result<()> {
         manifest.disks[0].name = "n".repeat(255);
         manifest.series = "\u{fc}\u{4e16}\u{1f5a5} .x".into();
         manifest.disks[0].chunking = Chunking::content(1, 4 << 20, 4 << 20);
+        manifest.disks[0].digest = Some(random("digest"));
         manifest.previous = (0..64).map(|number| PointId([number; 32])).collect();
         manifest.republishes = Some(PointId([255; 32]));
         manifest.sequence = u64::MAX;
@@ -145,14 +175,23 @@ fn add_counts(set: &mut Set) -> Result<()> {
         manifest.tags = vec![(String::new(), String::new()); 257];
     })?;
     refuse("tag-long", "a tag's value of 4097 bytes", &|manifest| {
-        manifest.tags[0].1 = "x".repeat(4097);
+        manifest.tags[0].1 = "\0".repeat(4097);
     })?;
-    refuse("host-long", "a host of 4097 bytes", &|manifest| manifest.host = "x".repeat(4097))?;
+    refuse("host-long", "a host of 4097 bytes", &|manifest| manifest.host = "\0".repeat(4097))?;
     refuse("format-long", "a source format of 4097 bytes", &|manifest| {
-        manifest.disks[0].source_format = "x".repeat(4097);
+        manifest.disks[0].source_format = "\0".repeat(4097);
     })?;
     refuse("token-long", "a change-tracking token of 4097 bytes", &|manifest| {
         manifest.disks[0].token = vec![0; 4097];
+    })?;
+    refuse("digest-long", "the value of a digest has 4097 bytes", &|manifest| {
+        manifest.disks[0].digests[0].1 = vec![0; 4097];
+    })?;
+    refuse("digest-name-long", "the name of a digest has 4097 bytes", &|manifest| {
+        manifest.disks[0].digests[0].0 = "\0".repeat(4097);
+    })?;
+    refuse("extension-long", "an extension of 4097 bytes", &|manifest| {
+        manifest.extensions = vec![Extension { number: 1, value: vec![0; 4097] }];
     })?;
     refuse("digests-many", "257 digests of a stream", &|manifest| {
         manifest.streams[0].digests = vec![(String::new(), Vec::new()); 257];
@@ -268,9 +307,14 @@ fn add_order(set: &mut Set) -> Result<()> {
     }
     refuse("disk-top", "F-7", "a disk of no bytes has a top page", &|manifest| {
         let disk = &mut manifest.disks[0];
-        (disk.size, disk.allocation) = (0, None);
+        (disk.size, disk.allocation, disk.digest) = (0, None, Some(*blake3::hash(b"").as_bytes()));
         disk.bad_extents.clear();
         disk.inherited.clear();
+    })?;
+    refuse("cuts-no-top", "F-7", "a disk cut by content has bytes and no top page", &|manifest| {
+        let disk = &mut manifest.disks[0];
+        disk.chunking = Chunking::content(1, 2, 3);
+        (disk.top, disk.digest) = (None, Some(random("digest")));
     })?;
     refuse("stream-top", "F-7", "a stream of no bytes has a top page", &|manifest| {
         manifest.streams[0].content.bytes = 0;
@@ -307,5 +351,30 @@ fn add_sealed(set: &mut Set) -> Result<()> {
     add("-claims", "R-2", "a series name of 2^63 - 1 bytes", &claims)?;
     let mut unknown = sample();
     unknown.extensions = vec![Extension { number: u16::MAX, value: Vec::new() }];
-    add("-extension", "F-8", "an extension that must be known", &record::encode(&unknown)?)
+    for (path, comment, change) in [
+        (
+            "-disk-root",
+            "the root of a disk of another size",
+            (|m: &mut Manifest| m.disks[0].size += 512) as fn(&mut Manifest),
+        ),
+        ("-chunking-root", "the root of a disk on another grid", |m: &mut Manifest| {
+            m.disks[0].chunking = Chunking::fixed(4096);
+        }),
+        ("-stream-root", "the root of another stream", |m: &mut Manifest| {
+            m.streams[0].content.root = MapRoot([1; 32]);
+        }),
+        ("-allocation-root", "the root of an allocation list with another top page", |m| {
+            m.disks[0].allocation.iter_mut().for_each(|list| list.top = Some(PageId([1; 32])));
+        }),
+    ] {
+        let mut manifest = sample();
+        change(&mut manifest);
+        add(path, "F-9", comment, &record::encode(&manifest)?)?;
+    }
+    add("-extension", "F-8", "an extension that must be known", &record::encode(&unknown)?)?;
+    let nonce = random("nonce of a manifest");
+    let bytes = sealed::seal(&keys(), ObjectKind::Manifest, "", &nonce, &good)?;
+    let vector = keyed(Vector::refused("sealed-manifest", "N-3", "has another name", bytes));
+    set.add("sealed/manifest-renamed", vector.with_bytes("name", &[7; 32]));
+    Ok(())
 }

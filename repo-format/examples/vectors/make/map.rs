@@ -1,6 +1,6 @@
-//! Vectors of disk map pages (rules M-1 to M-6) and of digests.
+//! Vectors of disk map pages (rules M-1 to M-7) and of digests.
 
-use super::{changed, keyed, put};
+use super::{changed, keyed, keyed_if_ok, put};
 use crate::vectors::Set;
 use crate::vectors::fixed::random;
 use crate::vectors::form::Vector;
@@ -38,7 +38,7 @@ pub fn add(set: &mut Set) {
 
 fn add_leaves(set: &mut Set) {
     let add = |set: &mut Set, path: &str, rule: &str, comment: &str, used, bytes: Vec<u8>| {
-        let vector = keyed(Vector::refused("map-leaf", rule, comment, bytes));
+        let vector = keyed_if_ok(Vector::refused("map-leaf", rule, comment, bytes));
         set.add(&format!("map/leaf-{path}"), vector.with("used", used));
     };
     let all: Vec<usize> = (0..64).collect();
@@ -72,7 +72,7 @@ fn add_leaves(set: &mut Set) {
 
 fn add_inner(set: &mut Set) {
     let add = |set: &mut Set, path: &str, rule: &str, comment: &str, used, bytes: Vec<u8>| {
-        let vector = keyed(Vector::refused("map-inner", rule, comment, bytes));
+        let vector = keyed_if_ok(Vector::refused("map-inner", rule, comment, bytes));
         let level = if path == "high" { 6 } else { 1 };
         set.add(&format!("map/inner-{path}"), vector.with("level", level).with("used", used));
     };
@@ -110,7 +110,7 @@ fn add_inner(set: &mut Set) {
 
 fn add_shapes(set: &mut Set) {
     let mut leaf_of = |path: &str, rule: &str, comment: &str, size: u64, chunk: u32, page: u64| {
-        let vector = keyed(Vector::refused("map-leaf", rule, comment, leaf(&[0])));
+        let vector = keyed_if_ok(Vector::refused("map-leaf", rule, comment, leaf(&[0])));
         let vector = vector.with("size", size).with("chunk-bytes", chunk).with("page", page);
         set.add(&format!("map/shape-{path}"), vector);
     };
@@ -119,7 +119,15 @@ fn add_shapes(set: &mut Set) {
     leaf_of("largest", "ok", "the last leaf of 2^60 bytes", 1 << 60, 4096, (1 << 42) - 1);
     leaf_of("large", "M-1", "a disk of 2^60 + 1 bytes", (1 << 60) + 1, 1 << 16, 0);
     leaf_of("chunk-odd", "M-1", "chunks of 65537 bytes", 1 << 30, 65537, 0);
+    leaf_of("chunk-small", "M-1", "chunks of 2 KiB", 1 << 30, 2048, 0);
     leaf_of("chunk-none", "M-1", "chunks of no bytes", 1 << 30, 0, 0);
+    for (object, bytes) in [("map-leaf", leaf(&[0])), ("map-inner", inner(1, &[(0, true)]))] {
+        let comment = "is another page than was asked for";
+        let vector = keyed(Vector::refused(object, "M-7", comment, bytes));
+        let vector = if object == "map-inner" { vector.with("level", 1) } else { vector };
+        let vector = vector.with("used", 64).with_bytes("asked-for", &[7; 32]);
+        set.add(&format!("map/{}-other", &object[4..]), vector);
+    }
     let page =
         keyed(Vector::ok("map-inner", "the top page of 2^60 bytes", inner(6, &[(0, false)])));
     let page = page.with("level", 6).with("page", 0);

@@ -1,4 +1,4 @@
-//! Vectors of whole packs (rules P-1 to P-12, S-1, S-2).
+//! Vectors of whole packs (rules P-1 to P-13, S-1, S-2, S-9, S-10, N-3).
 
 use super::{changed, keyed, put};
 use crate::vectors::fixed::{
@@ -35,8 +35,8 @@ fn prepared(kind: EntryKind, data: &[u8], compress: bool) -> PreparedSegment {
 /// A data pack of two segments, one raw and one compressed.
 fn sample(kind: PackKind, entry: EntryKind) -> Result<SealedPack> {
     let secrets = PackSecrets { key: pack_key(), wrap_nonce: random("wrap nonce") };
-    let runs = [vec![1; 5000], pattern(100), vec![2; 3000]].concat();
-    let segments = vec![prepared(entry, &pattern(300), false), prepared(entry, &runs, true)];
+    let runs = [vec![1; 5000], pattern(50), vec![2; 3000]].concat();
+    let segments = vec![prepared(entry, &pattern(100), false), prepared(entry, &runs, true)];
     Ok(assemble(&keys(), kind, LeaseId(random("lease")), &secrets, segments)?)
 }
 
@@ -45,6 +45,7 @@ struct Wrap {
     kind: u8,
     clear: [u8; 24],
     commitment: [u8; 32],
+    nonce: [u8; 24],
 }
 
 impl Wrap {
@@ -53,16 +54,15 @@ impl Wrap {
         clear[0] = 1;
         let key = pack_key();
         let commitment = blake3::derive_key(context::PACK_COMMITMENT, key.expose());
-        Wrap { kind, clear, commitment }
+        Wrap { kind, clear, commitment, nonce: random("wrap nonce") }
     }
 
     fn seal(&self) -> Vec<u8> {
-        let nonce: [u8; 24] = random("wrap nonce");
         let clear = [&self.clear[..], &self.commitment].concat();
         let additional = additional_data(ObjectKind::PackKey, REPOSITORY, &[&[self.kind], &clear]);
         let key = subkey(context::PACK_WRAP, &MASTER, REPOSITORY);
-        let sealed = seal_x(&key, &nonce, &additional, pack_key().expose());
-        [&clear[..], &nonce, &sealed].concat()
+        let sealed = seal_x(&key, &self.nonce, &additional, pack_key().expose());
+        [&clear[..], &self.nonce, &sealed].concat()
     }
 }
 
@@ -93,11 +93,38 @@ pub fn add(set: &mut Set) -> Result<()> {
     let ok = |comment, pack: &SealedPack| keyed(Vector::ok("pack", comment, pack.bytes.clone()));
     set.add("pack/data", ok("a data pack of two segments", &data));
     set.add("pack/map", ok("a map pack of two pages", &map));
+    let tail = ok("the same data pack, read from its tail", &data);
+    set.add("pack/data-tail", tail.with("read", "tail"));
     add_ends(set, &data);
+    add_kinds(set, &data);
     add_wraps(set, &data);
     add_repositories(set, &data);
     add_footers(set, &data);
     add_segments(set, &data);
+    add_tables(set)
+}
+
+/// Packs whose segments are sealed well but hold something else than is said.
+fn add_tables(set: &mut Set) -> Result<()> {
+    let data = pattern(100);
+    let mut false_id = prepared(EntryKind::Chunk, &data, false);
+    false_id.entries[0].id[31] ^= 1;
+    false_id.plaintext = segment_plaintext(0, &false_id.entries, &data);
+    let mut other = prepared(EntryKind::Chunk, &data, false);
+    other.plaintext = prepared(EntryKind::Chunk, &data[1..], false).plaintext;
+    let mut page = prepared(EntryKind::Chunk, &data, false);
+    page.entries[0].kind = EntryKind::Page;
+    page.plaintext = segment_plaintext(0, &page.entries, &data);
+    for (path, rule, comment, segment) in [
+        ("chunk-id", "S-9", "a bit of a chunk's id is flipped, in table and footer", false_id),
+        ("chunk-as-page", "S-9", "an entry called page has the id of a chunk", page),
+        ("table", "S-10", "the footer names another chunk than the segment's table", other),
+    ] {
+        let secrets = PackSecrets { key: pack_key(), wrap_nonce: random("wrap nonce") };
+        let writer = LeaseId(random("lease"));
+        let pack = assemble(&keys(), PackKind::Data, writer, &secrets, vec![segment])?;
+        refuse(set, path, rule, comment, pack.bytes);
+    }
     Ok(())
 }
 
@@ -122,18 +149,6 @@ fn add_ends(set: &mut Set, pack: &SealedPack) {
     refuse("tail-magic", "P-2", "the magic of the trailer ends in X", patch(good.len() - 1, b"X"));
     refuse("tail-reserved", "P-2", "reserved bytes of the trailer", patch(trailer + 143, &[1]));
     refuse("tail-reserved-end", "P-2", "bytes before the magic", patch(trailer + 183, &[1]));
-    let newer = (FORMAT_VERSION + 1).to_le_bytes();
-    refuse("head-version", "P-3", "the header's version is one too new", patch(8, &newer));
-    refuse(
-        "tail-version",
-        "P-3",
-        "the trailer's version is one too new",
-        patch(trailer + 136, &newer),
-    );
-    refuse("head-kind", "P-3", "a header of kind 3, with a key wrapped for it", {
-        changed(&patch(10, &[3]), |bytes| put(bytes, 48, &Wrap::new(3).seal()))
-    });
-    refuse("tail-kind", "P-3", "a trailer of kind 0", patch(trailer + 138, &[0]));
     let number = |offset, number: u32| patch(trailer + offset, &number.to_le_bytes());
     refuse(
         "footer-early",
@@ -156,46 +171,78 @@ fn add_ends(set: &mut Set, pack: &SealedPack) {
     });
 }
 
+/// A vector that is read from the tail, so that only the trailer is looked at.
+fn refuse_tail(set: &mut Set, path: &str, rule: &str, comment: &str, bytes: Vec<u8>) {
+    let vector = keyed(Vector::refused("pack", rule, comment, bytes));
+    set.add(&format!("pack/{path}"), vector.with("read", "tail"));
+}
+
+/// Writes `value` at an offset in the header and at one in the trailer.
+fn at_ends(pack: &SealedPack, offset: usize, in_trailer: usize, value: &[u8]) -> Vec<u8> {
+    let trailer = pack.bytes.len() - TRAILER_BYTES;
+    changed(&pack.bytes, |bytes| {
+        put(bytes, offset, value);
+        put(bytes, trailer + in_trailer, value);
+    })
+}
+
+fn add_kinds(set: &mut Set, pack: &SealedPack) {
+    let trailer = pack.bytes.len() - TRAILER_BYTES;
+    let patch =
+        |offset, value: &[u8]| changed(&pack.bytes, |bytes| put(bytes, trailer + offset, value));
+    let newer = (FORMAT_VERSION + 1).to_le_bytes();
+    refuse(set, "version", "P-3", "the version is one too new", at_ends(pack, 8, 136, &newer));
+    refuse_tail(set, "tail-version", "P-3", "the version is one too new", patch(136, &newer));
+    let third = changed(&at_ends(pack, 10, 138, &[3]), |bytes| {
+        put(bytes, 48, &Wrap::new(3).seal());
+        put(bytes, trailer, &Wrap::new(3).seal());
+    });
+    refuse(set, "kind", "P-3", "kind 3, with a key wrapped for it", third);
+    refuse_tail(set, "tail-kind", "P-3", "kind 0", patch(138, &[0]));
+    let mut wrap = Wrap::new(PackKind::Data as u8);
+    wrap.nonce = random("another wrap nonce");
+    let comment = "the same key is wrapped with another nonce in the trailer";
+    refuse(set, "ends-wrap", "P-13", comment, patch(0, &wrap.seal()));
+    let other = changed(&patch(138, &[2]), |bytes| put(bytes, trailer, &Wrap::new(2).seal()));
+    let comment = "a data pack in the header, a map pack in the trailer, each with its wrap";
+    refuse(set, "ends-kind", "P-13", comment, other);
+}
+
 fn add_wraps(set: &mut Set, pack: &SealedPack) {
     let trailer = pack.bytes.len() - TRAILER_BYTES;
-    let mut rewrap = |path: &str, rule: &str, comment: &str, at, change: &dyn Fn(&mut Wrap)| {
+    let mut rewrap = |path: &str, rule: &str, comment: &str, change: &dyn Fn(&mut Wrap)| {
         let mut wrap = Wrap::new(PackKind::Data as u8);
         change(&mut wrap);
-        let bytes = changed(&pack.bytes, |bytes| put(bytes, at, &wrap.seal()));
-        refuse(set, path, rule, comment, bytes);
+        refuse(set, path, rule, comment, at_ends(pack, 48, 0, &wrap.seal()));
+        let tail = changed(&pack.bytes, |bytes| put(bytes, trailer, &wrap.seal()));
+        refuse_tail(set, &format!("tail-{path}"), rule, comment, tail);
     };
-    rewrap("wrap-algorithm", "P-5", "algorithm 2", 48, &|wrap| wrap.clear[0] = 2);
-    rewrap("wrap-kind", "P-5", "the reserved wrap kind 1", trailer, &|wrap| wrap.clear[1] = 1);
-    rewrap("wrap-epoch", "P-5", "key epoch 1", 48, &|wrap| wrap.clear[4] = 1);
-    rewrap("wrap-key-id", "P-5", "a wrap key id", trailer, &|wrap| wrap.clear[23] = 1);
+    rewrap("wrap-algorithm", "P-5", "algorithm 2", &|wrap| wrap.clear[0] = 2);
+    rewrap("wrap-kind", "P-5", "the reserved wrap kind 1", &|wrap| wrap.clear[1] = 1);
+    rewrap("wrap-epoch", "P-5", "key epoch 1", &|wrap| wrap.clear[4] = 1);
+    rewrap("wrap-key-id", "P-5", "a wrap key id", &|wrap| wrap.clear[23] = 1);
     let comment = "a sealed key that is not the one committed to";
-    rewrap("wrap-commitment", "P-6", comment, 48, &|wrap| wrap.commitment[0] ^= 1);
+    rewrap("wrap-commitment", "P-6", comment, &|wrap| wrap.commitment[0] ^= 1);
     let comment = "the key was wrapped for a map pack";
-    rewrap("wrap-other-kind", "P-6", comment, trailer, &|wrap| wrap.kind = 2);
-    let flip = |offset: usize| changed(&pack.bytes, |bytes| bytes[offset] ^= 1);
-    refuse(set, "head-wrap", "P-6", "a bit of the header's wrapped key is flipped", flip(140));
-    refuse(
-        set,
-        "tail-wrap",
-        "P-6",
-        "a bit of the trailer's commitment is flipped",
-        flip(trailer + 30),
-    );
-    refuse(set, "wrap-nonce", "P-6", "a bit of the wrap nonce is flipped", flip(48 + 60));
+    rewrap("wrap-other-kind", "P-6", comment, &|wrap| wrap.kind = 2);
+    let mut flip = |path: &str, comment: &str, offset: usize| {
+        let value = [pack.bytes[48 + offset] ^ 1];
+        refuse(set, path, "P-6", comment, at_ends(pack, 48 + offset, offset, &value));
+    };
+    flip("wrap-flipped", "a bit of the wrapped key is flipped", 92);
+    flip("commitment-flipped", "a bit of the commitment is flipped", 30);
+    flip("wrap-nonce", "a bit of the wrap nonce is flipped", 60);
 }
 
 fn add_repositories(set: &mut Set, pack: &SealedPack) {
     let trailer = pack.bytes.len() - TRAILER_BYTES;
     let other = RepositoryId(*b"quite another dv");
-    let patch = |offset| changed(&pack.bytes, |bytes| put(bytes, offset, &other.0));
-    refuse(set, "head-repository", "P-7", "the header names another repository", patch(16));
-    refuse(
-        set,
-        "tail-repository",
-        "P-7",
-        "the trailer names another repository",
-        patch(trailer + 144),
-    );
+    let comment = "names another repository";
+    refuse(set, "repository", "P-7", comment, at_ends(pack, 16, 144, &other.0));
+    let tail = changed(&pack.bytes, |bytes| put(bytes, trailer + 144, &other.0));
+    refuse_tail(set, "tail-repository", "P-7", comment, tail);
+    let vector = keyed(Vector::refused("pack", "N-3", "has another name", pack.bytes.clone()));
+    set.add("pack/renamed", vector.with_bytes("name", &[7; 32]));
 }
 
 fn add_footers(set: &mut Set, pack: &SealedPack) {

@@ -96,6 +96,12 @@ fn add_payload_faults(set: &mut Set) {
     refuse("zstd-cut", "S-8", "the frame is cut off", sized(2000, &COMPRESSED[..24]));
     let trailing = [COMPRESSED, &[0]].concat();
     refuse("zstd-trailing", "S-8", "a byte follows the frame", sized(2000, &trailing));
+    let twice = [&zstd_frame(&text[..1000])[..], &zstd_frame(&text[1000..])].concat();
+    refuse("zstd-frames", "S-8", "two frames that add up", sized(2000, &twice));
+    let skippable = [0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4];
+    refuse("zstd-skippable", "S-8", "a skippable frame alone", sized(2000, &skippable));
+    let first = [&skippable[..], COMPRESSED].concat();
+    refuse("zstd-skippable-first", "S-8", "a skippable frame first", sized(2000, &first));
     let magic = changed(COMPRESSED, |bytes| bytes[0] = 0x29);
     refuse("zstd-magic", "S-8", "the frame has another magic", sized(2000, &magic));
     let bomb = zstd_frame(&vec![0; 64 << 20]);

@@ -1,4 +1,4 @@
-//! Vectors of small sealed objects (rules O-1 to O-5) and of notes (L-1).
+//! Vectors of small sealed objects (rules O-1 to O-5) and their records (L-1 to L-3).
 
 use super::{changed, keyed};
 use crate::vectors::fixed::{REPOSITORY, TIME_NS, envelope, keys, random};
@@ -6,7 +6,6 @@ use crate::vectors::form::Vector;
 use crate::vectors::{Result, Set};
 use diskvault_format::crypto::ObjectKind;
 use diskvault_format::id::{LeaseId, PackId, PointId};
-use diskvault_format::key_slot::SlotLabel;
 use diskvault_format::limits::FORMAT_VERSION;
 use diskvault_format::small::{Condemned, Heartbeat, Lease, Lost, NOTE_PIN, NOTE_TAG, Note};
 use diskvault_format::{names, record, sealed};
@@ -41,7 +40,58 @@ pub fn add(set: &mut Set) -> Result<()> {
     add_notes(set)?;
     add_faults(set)?;
     add_unauthentic(set)?;
+    add_lists(set)?;
     add_records(set)
+}
+
+/// Records that decode and then break a rule of their own.
+fn add_lists(set: &mut Set) -> Result<()> {
+    let mut refuse =
+        |path: &str, kind, name: &str, rule, comment, plaintext: Vec<u8>| -> Result<()> {
+            let object = format!("sealed-{}", path.split('-').next().unwrap_or(""));
+            let vector = Vector::refused(&object, rule, comment, seal(kind, name, &plaintext)?);
+            set.add(&format!("sealed/{path}"), named(vector, name));
+            Ok(())
+        };
+    let long = "\0".repeat(4097);
+    let begun = |host: &str, program: &str| Lease {
+        purpose: 1,
+        host: host.into(),
+        process: 1,
+        started_unix_ns: TIME_NS,
+        program: program.into(),
+    };
+    let name = lease().to_hex();
+    let comment = "a host of 4097 bytes";
+    let record = record::encode(&begun(&long, ""))?;
+    refuse("lease-host", ObjectKind::Lease, &name, "L-1", comment, record)?;
+    let comment = "a program of 4097 bytes";
+    let record = record::encode(&begun("", &long))?;
+    refuse("lease-program", ObjectKind::Lease, &name, "L-1", comment, record)?;
+    let name = names::condemned(&random("condemned"));
+    let condemned = |packs: &[u8], host: &str| Condemned {
+        packs: packs.iter().map(|number| PackId([*number; 32])).collect(),
+        host: host.into(),
+        time_unix_ns: TIME_NS,
+    };
+    let kind = ObjectKind::Condemned;
+    let record = record::encode(&condemned(&[1], &long))?;
+    refuse("condemned-host", kind, &name, "L-1", "a host of 4097 bytes", record)?;
+    let record = record::encode(&condemned(&[2, 1], ""))?;
+    refuse("condemned-order", kind, &name, "L-3", "the packs descend", record)?;
+    let record = record::encode(&condemned(&[1, 1], ""))?;
+    refuse("condemned-twice", kind, &name, "L-3", "the same pack twice", record)?;
+    let lost = Lost { ids: vec![[2; 32], [1; 32]], time_unix_ns: TIME_NS };
+    let record = record::encode(&lost)?;
+    refuse("lost-order", ObjectKind::Lost, "", "L-3", "the ids descend", record)?;
+    let kind = ObjectKind::Heartbeat;
+    let record = || record::encode(&heartbeat());
+    let name = names::heartbeat(lease(), 301);
+    let comment = "number 300 sealed under the name of 301";
+    refuse("heartbeat-number", kind, &name, "L-2", comment, record()?)?;
+    let name = names::heartbeat(LeaseId(random("another lease")), 300);
+    let comment = "sealed under the name of another lease";
+    refuse("heartbeat-lease", kind, &name, "L-2", comment, record()?)
 }
 
 fn add_ok(set: &mut Set) -> Result<()> {
@@ -74,10 +124,7 @@ fn add_ok(set: &mut Set) -> Result<()> {
     ok("lost", ObjectKind::Lost, "", comment, record::encode(&lost)?)?;
     let name = names::note(PointId(random("point")), &random("note"));
     let plaintext = record::encode(&note(NOTE_PIN, Vec::new()))?;
-    ok("note", ObjectKind::Note, &name, "a pin", plaintext)?;
-    let label = SlotLabel { name: String::new(), created_unix_ns: -1, host: String::new() };
-    let comment = "a label in an envelope, with empty texts and a time before 1970";
-    ok("key-label", ObjectKind::KeyLabel, "", comment, record::encode(&label)?)
+    ok("note", ObjectKind::Note, &name, "a pin", plaintext)
 }
 
 fn note(kind: u8, fields: Vec<(String, String)>) -> Note {
@@ -93,7 +140,7 @@ fn add_notes(set: &mut Set) -> Result<()> {
         Ok(())
     };
     let field = |key: &str, value: &str| vec![(key.to_owned(), value.to_owned())];
-    let long = "x".repeat(4097);
+    let long = "\0".repeat(4097);
     add("note-unknown", "ok", "notes of unknown kinds are read", &note(99, field("a", "b")))?;
     let many = note(NOTE_TAG, vec![field("a", "b").remove(0); 257]);
     add("note-fields", "L-1", "257 fields", &many)?;
@@ -165,6 +212,10 @@ fn add_unauthentic(set: &mut Set) -> Result<()> {
     let moved = seal(ObjectKind::Note, &point, &record::encode(&note(NOTE_PIN, Vec::new()))?)?;
     let other = names::note(PointId(random("another point")), &random("note"));
     refuse("note-moved", "note", "a note moved to another point", moved, &other);
+    let lost = record::encode(&Lost { ids: Vec::new(), time_unix_ns: 0 })?;
+    let lost = seal(ObjectKind::Lost, "", &lost)?;
+    let vector = keyed(Vector::refused("sealed-lost", "N-3", "has another name", lost));
+    set.add("sealed/lost-renamed", vector.with_bytes("name", &[7; 32]));
     let comment = "sealed for another repository";
     let vector = Vector::refused("sealed-heartbeat", "O-5", comment, good)
         .with_bytes("master", &crate::vectors::fixed::MASTER)

@@ -1,6 +1,6 @@
-//! Vectors of stream map pages (rules T-1 to T-5).
+//! Vectors of stream map pages (rules T-1 to T-6).
 
-use super::{changed, keyed, put};
+use super::{changed, keyed, keyed_if_ok, put};
 use crate::vectors::Set;
 use crate::vectors::fixed::random;
 use crate::vectors::form::Vector;
@@ -21,7 +21,7 @@ fn inner(level: u8, lengths: &[u64]) -> Vec<u8> {
 }
 
 fn add_page(set: &mut Set, path: &str, rule: &str, comment: &str, sum: u64, bytes: Vec<u8>) {
-    let vector = keyed(Vector::refused("stream-page", rule, comment, bytes));
+    let vector = keyed_if_ok(Vector::refused("stream-page", rule, comment, bytes));
     set.add(&format!("stream-map/{path}"), vector.with("bytes-expected", sum));
 }
 
@@ -41,6 +41,7 @@ pub fn add(set: &mut Set) {
 }
 
 fn add_faults(set: &mut Set) {
+    let zeros = StreamEntry::Zeros;
     let good = leaf(&[chunk(5), chunk(6)]);
     let above = inner(1, &[1000, 2000]);
     let mut refuse =
@@ -68,7 +69,23 @@ fn add_faults(set: &mut Set) {
     refuse("inner-entries-many", "T-2", "129 pages below", 129, inner(1, &[1; 129]));
     refuse("sum-less", "T-4", "a byte less than the parent says", 12, good.clone());
     refuse("sum-more", "T-4", "a byte more than the parent says", 10, good);
-    refuse("inner-sum", "T-4", "a byte less than the parent says", 3001, above);
+    refuse("inner-sum", "T-4", "a byte less than the parent says", 3001, above.clone());
+    let wraps: Vec<u64> = std::iter::repeat_n(1 << 60, 16).chain([5]).collect();
+    refuse("inner-sum-wraps", "T-4", "the sum is 2^64 + 5", 5, inner(1, &wraps));
+    let pairs = [zeros(1 << 60), chunk(1)].repeat(16);
+    refuse("leaf-sum-wraps", "T-4", "the sum is 2^64 + 16", 16, leaf(&pairs));
+    let comment = "is another page than was asked for";
+    let other = keyed(Vector::refused("stream-page", "M-7", comment, above.clone()));
+    let other = other.with("bytes-expected", 3000).with_bytes("asked-for", &[7; 32]);
+    set.add("stream-map/other", other);
+    for (path, comment, level) in [
+        ("level-same", "a page of the level of its parent", 0),
+        ("level-skipped", "a page two levels below its parent", 2),
+    ] {
+        let vector = keyed(Vector::refused("stream-page", "T-6", comment, above.clone()));
+        let vector = vector.with("bytes-expected", 3000).with("level", level);
+        set.add(&format!("stream-map/{path}"), vector);
+    }
 }
 
 fn add_entry_faults(set: &mut Set) {

@@ -1,10 +1,10 @@
 //! Objects without a seal: configs, instance objects, names, records, allocation lists.
 
-use super::{Facts, Opened, Run, Stop};
+use super::{Facts, Opened, Run, refuse};
 use crate::vectors::form::Fields;
 use diskvault_format::config::Config;
 use diskvault_format::crypto::{ObjectKind, additional_data, context};
-use diskvault_format::error::malformed;
+use diskvault_format::id::PackId;
 use diskvault_format::names::PointName;
 use diskvault_format::{allocation, instance, names, record};
 use serde::Serialize;
@@ -16,6 +16,9 @@ pub fn config(fields: &Fields<'_>, body: &[u8]) -> Run {
     let name = fields.text("name")?;
     let config = Config::decode(body)?;
     config.verify(&opened.keys, name, body)?;
+    if names::parse_config(name) != Some(config.generation) {
+        return Err(refuse("C-8", "the name tells another generation"));
+    }
     let mut facts = Facts::default();
     facts.add("generation", config.generation);
     facts.add("features-ignorable", config.features_ignorable);
@@ -44,9 +47,10 @@ pub fn instance(body: &[u8]) -> Run {
     Ok(facts)
 }
 
-/// A leaf name; one that does not fit the grammar is no part of the repository (N-1).
+/// A leaf name; a reader ignores one that does not fit the grammar (N-1), unknown folders (N-2)
+/// and packs in another folder than their own (N-4).
 pub fn name(fields: &Fields<'_>, body: &[u8]) -> Run {
-    let foreign = || Stop::Refused(malformed("N-1", "is no name of the folder"));
+    let foreign = || refuse("N-1", "is no name of the folder");
     let leaf = std::str::from_utf8(body).map_err(|cause| cause.to_string())?;
     let mut facts = Facts::default();
     match fields.text("folder")? {
@@ -61,7 +65,16 @@ pub fn name(fields: &Fields<'_>, body: &[u8]) -> Run {
             facts.add("lease", lease);
             facts.add("heartbeat", number.map_or("none".to_owned(), |number| number.to_string()));
         }
-        other => return Err(format!("there is no folder {other}").into()),
+        other => match other.strip_prefix("packs/") {
+            Some(digits) => {
+                let pack = PackId::from_hex(leaf).ok_or_else(foreign)?;
+                if !leaf.starts_with(digits) {
+                    return Err(refuse("N-4", "the pack lies in another folder"));
+                }
+                facts.add("pack", pack);
+            }
+            None => return Err(refuse("N-2", "the folder is not known")),
+        },
     }
     Ok(facts)
 }

@@ -1,6 +1,6 @@
 //! Key slots.
 
-use super::{Facts, Opened, Run, Stop};
+use super::{Facts, Opened, Run, Stop, refuse};
 use crate::vectors::form::Fields;
 use argon2::{Algorithm, Argon2, Params, Version};
 use diskvault_format::crypto::{ObjectKind, Secret, additional_data, context, open_x};
@@ -14,6 +14,9 @@ pub fn key_slot(fields: &Fields<'_>, body: &[u8]) -> Run {
     let opened = fields.optional("master").map(|_| Opened::new(fields)).transpose()?;
     let copies = fields.optional("copies").map(|_| fields.number("copies")).transpose()?;
     let slot = KeySlot::decode(KeySlotId(fields.bytes("name")?), body)?;
+    if opened.as_ref().is_some_and(|opened| opened.repository != slot.repository) {
+        return Err(refuse("K-10", "belongs to another repository than the config"));
+    }
     validate_total_cost(&vec![slot.cost; copies.unwrap_or(1) as usize])?;
     let mut facts = Facts::default();
     facts.add("kind", format!("{:?}", slot.kind).to_lowercase());

@@ -1,6 +1,6 @@
 //! Map pages, stream map pages, and the digest of a whole disk.
 
-use super::{Facts, Opened, Run, SUBKEYS, Stop};
+use super::{Facts, Opened, Run, SUBKEYS, Stop, refuse};
 use crate::vectors::fixed::pattern;
 use crate::vectors::form::Fields;
 use diskvault_format::digest::{Chaining, chaining_value, chaining_value_of_zeros, merge_root};
@@ -28,8 +28,19 @@ fn used(fields: &Fields<'_>, level: u32) -> Result<usize, Stop> {
     })
 }
 
-fn page_id(fields: &Fields<'_>, body: &[u8], facts: &mut Facts) -> Result<(), Stop> {
-    facts.add("page-id", Opened::new(fields)?.keys.page_id(body));
+/// The id of a page, if the vector has a master key.
+fn page_id(
+    opened: Option<&Opened>,
+    fields: &Fields<'_>,
+    body: &[u8],
+    facts: &mut Facts,
+) -> Result<(), Stop> {
+    let Some(opened) = opened else { return Ok(()) };
+    let page = opened.keys.page_id(body);
+    if fields.optional("asked-for").is_some_and(|asked| asked != page.to_hex()) {
+        return Err(refuse("M-7", "the page has another id than was asked for"));
+    }
+    facts.add("page-id", page);
     Ok(())
 }
 
@@ -40,8 +51,9 @@ fn known(chaining: Option<Chaining>) -> String {
 /// A leaf of a disk map.
 pub fn leaf(fields: &Fields<'_>, body: &[u8]) -> Run {
     let mut facts = Facts::default();
-    page_id(fields, body, &mut facts)?;
+    let opened = fields.optional("master").map(|_| Opened::new(fields)).transpose()?;
     let used = used(fields, 0)?;
+    page_id(opened.as_ref(), fields, body, &mut facts)?;
     let leaf = Leaf::decode(body, used)?;
     if leaf.encode().as_deref() != Some(body) {
         return Err("encoding again gives other bytes".into());
@@ -59,9 +71,10 @@ pub fn leaf(fields: &Fields<'_>, body: &[u8]) -> Run {
 /// An inner page of a disk map.
 pub fn inner(fields: &Fields<'_>, body: &[u8]) -> Run {
     let mut facts = Facts::default();
-    page_id(fields, body, &mut facts)?;
+    let opened = fields.optional("master").map(|_| Opened::new(fields)).transpose()?;
     let level = u32::try_from(fields.number("level")?).map_err(|cause| cause.to_string())?;
     let used = used(fields, level)?;
+    page_id(opened.as_ref(), fields, body, &mut facts)?;
     let inner = Inner::decode(body, level, used)?;
     if inner.encode().as_deref() != Some(body) {
         return Err("encoding again gives other bytes".into());
@@ -79,14 +92,20 @@ pub fn inner(fields: &Fields<'_>, body: &[u8]) -> Run {
 /// A page of a stream map.
 pub fn stream_page(fields: &Fields<'_>, body: &[u8]) -> Run {
     let mut facts = Facts::default();
-    page_id(fields, body, &mut facts)?;
-    let page = StreamPage::decode(body, fields.number("bytes-expected")?)?;
+    let opened = fields.optional("master").map(|_| Opened::new(fields)).transpose()?;
+    let level = fields.optional("level").map(|_| fields.number("level")).transpose()?;
+    let expected = fields.number("bytes-expected")?;
+    page_id(opened.as_ref(), fields, body, &mut facts)?;
+    let page = StreamPage::decode(body, expected)?;
+    if level.is_some_and(|level| level != u64::from(body[1])) {
+        return Err(refuse("T-6", "the level is not one less than the parent's"));
+    }
     if page.encode() != body {
         return Err("encoding again gives other bytes".into());
     }
     match page {
         StreamPage::Leaf(entries) => {
-            facts.add("level", 0);
+            facts.add("page-level", 0);
             facts.add_list(
                 "entries",
                 entries.iter().map(|entry| match entry {
@@ -96,7 +115,7 @@ pub fn stream_page(fields: &Fields<'_>, body: &[u8]) -> Run {
             );
         }
         StreamPage::Inner(level, entries) => {
-            facts.add("level", level);
+            facts.add("page-level", level);
             facts.add_list("entries", entries.iter().map(|(bytes, id)| format!("{id}:{bytes}")));
         }
     }

@@ -1,6 +1,6 @@
 //! Packs, and the plaintext of their segments and footers.
 
-use super::{Facts, Opened, Run, Stop};
+use super::{Facts, Opened, Run, Stop, check_name, refuse};
 use crate::vectors::form::Fields;
 use diskvault_format::crypto::{
     ObjectKind, PackCipher, Secret, additional_data, context, open_x, seal_x,
@@ -8,7 +8,8 @@ use diskvault_format::crypto::{
 use diskvault_format::footer::{Footer, FooterSegment};
 use diskvault_format::id::to_hex;
 use diskvault_format::pack::{
-    PackKind, PackOpener, Trailer, WRAP_BYTES, decode_header, decode_trailer, verify_padding,
+    PackKind, PackOpener, Trailer, WRAP_BYTES, decode_header, decode_trailer, verify_ends,
+    verify_padding,
 };
 use diskvault_format::segment::{Entry, EntryKind, SegmentDecoder};
 
@@ -20,21 +21,31 @@ fn show_segment(segment: &FooterSegment) -> String {
     format!("{}+{}:{}", segment.offset, segment.stored_bytes(), segment.entries.len())
 }
 
-/// A whole pack: both ends, footer, padding, every segment, every id.
+/// A pack: both ends, footer, padding, every segment, every id. With `read: tail` it is read as
+/// over a network: from the trailer, without the header and the padding.
 pub fn pack(fields: &Fields<'_>, body: &[u8]) -> Run {
     let opened = Opened::new(fields)?;
     let length = match fields.optional("pack-bytes") {
         Some(_) => fields.number("pack-bytes")?,
         None => body.len() as u64,
     };
-    let header = decode_header(body)?;
+    let header = match fields.optional("read") {
+        Some(_) => None,
+        None => Some(decode_header(body)?),
+    };
+    check_name(fields, body)?;
     let trailer = decode_trailer(body, length)?;
-    PackOpener::new(&opened.keys, header.kind, header.repository, &header.wrap)?;
+    if let Some(header) = &header {
+        PackOpener::new(&opened.keys, header.kind, header.repository, &header.wrap)?;
+        verify_ends(header, &trailer)?;
+    }
     let opener = PackOpener::new(&opened.keys, trailer.kind, trailer.repository, &trailer.wrap)?;
     let start = trailer.footer_offset as usize;
     let mut sealed = body[start..start + trailer.footer_bytes as usize].to_vec();
     let footer = opener.open_footer(&trailer, &mut sealed)?;
-    verify_padding(body, &footer, &trailer)?;
+    if header.is_some() {
+        verify_padding(body, &footer, &trailer)?;
+    }
     let mut whole = Vec::new();
     for (ordinal, segment) in footer.segments.iter().enumerate() {
         let start = segment.offset as usize;
@@ -43,21 +54,23 @@ pub fn pack(fields: &Fields<'_>, body: &[u8]) -> Run {
         let mut data = Vec::new();
         let entries = SegmentDecoder::new()?.decode(plaintext, &mut data)?;
         if entries != segment.entries {
-            return Err("a segment's table is not what the footer says".into());
+            return Err(refuse("S-10", "a segment's table is not what the footer says"));
         }
         check_ids(&opened, &entries, &data)?;
         whole.append(&mut data);
     }
     let mut facts = Facts::default();
     facts.add_bytes("pack-id", blake3::hash(body).as_bytes());
-    facts.add("kind", format!("{:?}", header.kind).to_lowercase());
-    facts.add("writer", header.writer);
+    facts.add("kind", format!("{:?}", trailer.kind).to_lowercase());
+    if let Some(header) = header {
+        facts.add("writer", header.writer);
+    }
     facts.add("footer-at", format!("{}+{}", trailer.footer_offset, trailer.footer_bytes));
     facts.add_list("segments", footer.segments.iter().map(show_segment));
     let entries = footer.segments.iter().flat_map(|segment| &segment.entries);
     facts.add_list("entries", entries.map(show_entry));
     facts.add_bytes("plaintext-blake3", blake3::hash(&whole).as_bytes());
-    intermediates(&opened, &trailer, header.kind, &mut sealed_footer(body, &trailer), &mut facts)?;
+    intermediates(&opened, &trailer, trailer.kind, &mut sealed_footer(body, &trailer), &mut facts)?;
     Ok(facts)
 }
 
@@ -74,7 +87,7 @@ fn check_ids(opened: &Opened, entries: &[Entry], mut data: &[u8]) -> Result<(), 
             EntryKind::Page => opened.keys.page_id(bytes).0,
         };
         if id != entry.id {
-            return Err("an id is not that of its bytes".into());
+            return Err(refuse("S-9", "an id is not that of the bytes"));
         }
         data = rest;
     }

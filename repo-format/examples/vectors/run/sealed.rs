@@ -1,19 +1,19 @@
 //! Small sealed objects and the records in them.
 
-use super::{Facts, Opened, Run, Stop};
+use super::{Facts, Opened, Run, Stop, check_name, refuse};
 use crate::vectors::fixed::sealing_context;
 use crate::vectors::form::Fields;
 use diskvault_format::crypto::{ObjectKind, additional_data, seal_x};
 use diskvault_format::id::to_hex;
-use diskvault_format::key_slot::SlotLabel;
 use diskvault_format::manifest::{Chunking, DiskRecord, Manifest, StreamRecord, StreamReference};
+use diskvault_format::map::map_root;
+use diskvault_format::names::parse_lease;
 use diskvault_format::small::{Condemned, Heartbeat, Lease, Lost, Note};
 use diskvault_format::{record, sealed};
 
 /// A small object of `kind`: opened under its name, decoded, validated.
 pub fn sealed(fields: &Fields<'_>, kind: &str, body: &[u8]) -> Run {
     let opened = Opened::new(fields)?;
-    let name = fields.optional("name").unwrap_or("");
     let kind = match kind {
         "manifest" => ObjectKind::Manifest,
         "lease" => ObjectKind::Lease,
@@ -21,12 +21,22 @@ pub fn sealed(fields: &Fields<'_>, kind: &str, body: &[u8]) -> Run {
         "condemned" => ObjectKind::Condemned,
         "note" => ObjectKind::Note,
         "lost" => ObjectKind::Lost,
-        "key-label" => ObjectKind::KeyLabel,
         "segment" => ObjectKind::Segment,
         other => return Err(format!("there is no small object {other}").into()),
     };
+    let name = match kind {
+        // Their name is the hash of the bytes and is not bound a second time.
+        ObjectKind::Manifest | ObjectKind::Lost => {
+            check_name(fields, body)?;
+            ""
+        }
+        _ => fields.text("name")?,
+    };
     let plaintext = sealed::open(&opened.keys, kind, name, body)?;
-    let mut facts = show(kind, &plaintext)?;
+    let mut facts = show(kind, name, &plaintext)?;
+    if kind == ObjectKind::Manifest {
+        check_roots(&opened, &record::decode(&plaintext)?)?;
+    }
     let subkey = opened.subkey(sealing_context(kind));
     let additional = additional_data(kind, opened.repository, &[&body[..16], name.as_bytes()]);
     let mut nonce = [0; 24];
@@ -42,12 +52,24 @@ pub fn sealed(fields: &Fields<'_>, kind: &str, body: &[u8]) -> Run {
     Ok(facts)
 }
 
-fn show(kind: ObjectKind, plaintext: &[u8]) -> Run {
+/// Compares every map root with what size, chunking and top page give (F-9).
+fn check_roots(opened: &Opened, manifest: &Manifest) -> Result<(), Stop> {
+    let fits = |size, chunking, top, root| map_root(&opened.keys, size, chunking, top) == root;
+    let contents = manifest.streams.iter().map(|stream| &stream.content);
+    let lists = manifest.disks.iter().filter_map(|disk| disk.allocation.as_ref());
+    let all =
+        manifest.disks.iter().all(|disk| fits(disk.size, &disk.chunking, disk.top, disk.root))
+            && contents.chain(lists).all(|map| fits(map.bytes, &map.chunking, map.top, map.root));
+    if all { Ok(()) } else { Err(refuse("F-9", "a map has another root")) }
+}
+
+fn show(kind: ObjectKind, name: &str, plaintext: &[u8]) -> Run {
     let mut facts = Facts::default();
     match kind {
         ObjectKind::Manifest => return manifest(plaintext),
         ObjectKind::Lease => {
             let lease: Lease = record::decode(plaintext)?;
+            lease.validate()?;
             facts.add("purpose", lease.purpose);
             facts.add("host", lease.host);
             facts.add("process", lease.process);
@@ -56,11 +78,15 @@ fn show(kind: ObjectKind, plaintext: &[u8]) -> Run {
         }
         ObjectKind::Heartbeat => {
             let heartbeat: Heartbeat = record::decode(plaintext)?;
+            if parse_lease(name) != Some((heartbeat.lease, Some(heartbeat.number))) {
+                return Err(refuse("L-2", "the name tells another heartbeat"));
+            }
             facts.add("lease", heartbeat.lease);
             facts.add("number", heartbeat.number);
         }
         ObjectKind::Condemned => {
             let condemned: Condemned = record::decode(plaintext)?;
+            condemned.validate()?;
             facts.add_list("packs", condemned.packs);
             facts.add("host", condemned.host);
             facts.add("time", condemned.time_unix_ns);
@@ -75,14 +101,9 @@ fn show(kind: ObjectKind, plaintext: &[u8]) -> Run {
         }
         ObjectKind::Lost => {
             let lost: Lost = record::decode(plaintext)?;
+            lost.validate()?;
             facts.add_list("ids", lost.ids.iter().map(|id| to_hex(id)));
             facts.add("time", lost.time_unix_ns);
-        }
-        ObjectKind::KeyLabel => {
-            let label: SlotLabel = record::decode(plaintext)?;
-            facts.add("label-name", label.name);
-            facts.add("label-created", label.created_unix_ns);
-            facts.add("label-host", label.host);
         }
         _ => return Err(Stop::from("the kind has no record")),
     }

@@ -1,0 +1,192 @@
+//! `backup`: makes a restore point.
+
+use super::context::{Context, host_name};
+use super::output::{escape, json_line, line};
+use super::sizes::{format_bytes, format_seconds};
+use crate::backup::{
+    BackupOptions, BackupReport, ChunkerChoice, DigestKind, InputRequest, run as run_backup,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::repository::address::{format_time_utc, parse_time};
+use crate::source::InputKind;
+use clap::ValueEnum;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// Options of `backup`.
+#[derive(clap::Args, Debug)]
+pub struct Arguments {
+    /// The series the point belongs to, such as the machine's name
+    #[arg(long, value_name = "SERIES")]
+    name: String,
+    /// A disk, whatever its size
+    #[arg(long, value_name = "NAME=PATH")]
+    disk: Vec<String>,
+    /// A stream: any file or pipe
+    #[arg(long, value_name = "NAME=PATH")]
+    stream: Vec<String>,
+    /// Disks and files of one point; `-` is standard input
+    #[arg(value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// How disks are cut
+    #[arg(long, value_enum, default_value_t = Chunker::Auto)]
+    chunker: Chunker,
+    /// Name for standard input
+    #[arg(long, value_name = "NAME")]
+    stdin_name: Option<String>,
+    /// A tag of the point
+    #[arg(long, value_name = "KEY=VALUE")]
+    tag: Vec<String>,
+    /// The time the point shows, such as 2026-11-01T03:00; now by default
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    time: Option<String>,
+    /// Compute this digest too, on every byte
+    #[arg(long, value_enum, value_name = "KIND")]
+    digest: Vec<Digest>,
+}
+
+/// `--chunker`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Chunker {
+    /// By the partitions
+    Auto,
+    /// The fixed grid
+    Fixed,
+    /// By content
+    Fastcdc,
+}
+
+/// `--digest` and `--with`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Digest {
+    /// SHA-256
+    Sha256,
+    /// SHA-1
+    Sha1,
+    /// MD5
+    Md5,
+}
+
+impl Digest {
+    /// The library's name for it.
+    pub fn kind(self) -> DigestKind {
+        match self {
+            Digest::Sha256 => DigestKind::Sha256,
+            Digest::Sha1 => DigestKind::Sha1,
+            Digest::Md5 => DigestKind::Md5,
+        }
+    }
+}
+
+/// Splits `NAME=PATH` or `KEY=VALUE` at the first `=`.
+fn split_pair<'a>(text: &'a str, option: &str) -> Result<(&'a str, &'a str)> {
+    text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(|| {
+        let text = format!("cannot read {option} {text:?}: expected NAME=VALUE");
+        Error::new(ErrorKind::Usage, text)
+    })
+}
+
+fn options_of(arguments: Arguments) -> Result<BackupOptions> {
+    let mut inputs = Vec::new();
+    for (list, option, kind) in [
+        (&arguments.disk, "--disk", InputKind::Disk),
+        (&arguments.stream, "--stream", InputKind::Stream),
+    ] {
+        for text in list {
+            let (name, path) = split_pair(text, option)?;
+            let name = Some(name.to_string());
+            inputs.push(InputRequest { name, path: PathBuf::from(path), kind: Some(kind) });
+        }
+    }
+    for path in arguments.paths {
+        inputs.push(InputRequest { name: None, path, kind: None });
+    }
+    let mut tags = Vec::new();
+    for text in &arguments.tag {
+        let (key, value) = split_pair(text, "--tag")?;
+        tags.push((key.to_string(), value.to_string()));
+    }
+    Ok(BackupOptions {
+        series: arguments.name,
+        inputs,
+        chunker: match arguments.chunker {
+            Chunker::Auto => ChunkerChoice::Auto,
+            Chunker::Fixed => ChunkerChoice::Fixed,
+            Chunker::Fastcdc => ChunkerChoice::Content,
+        },
+        stdin_name: arguments.stdin_name,
+        tags,
+        time_unix_ns: arguments.time.as_deref().map(parse_time).transpose()?,
+        digests: arguments.digest.into_iter().map(Digest::kind).collect(),
+        host: host_name(),
+    })
+}
+
+/// Runs `backup`.
+///
+/// # Errors
+/// As the backup.
+pub fn run(context: &Context, arguments: Arguments) -> Result<()> {
+    let options = options_of(arguments)?;
+    crate::backup::validate(&options)?;
+    let repository = context.open()?;
+    let report = run_backup(&repository, &options, &context.pool()?, context.monitor())?;
+    let printed = if context.json() { json_line(&summary(&report)) } else { print(&report) };
+    printed.map_err(|error| {
+        let text = format!("point {} was made, but {}", report.point, error.full_text());
+        Error::new(ErrorKind::Failed, text)
+    })
+}
+
+fn summary(report: &BackupReport) -> Value {
+    let statistics = &report.statistics;
+    json!({
+        "message_type": "summary",
+        "point_id": report.point.to_hex(),
+        "series": report.manifest.series,
+        "time": format_time_utc(report.manifest.time_unix_ns),
+        "virtual_bytes": statistics.virtual_bytes,
+        "allocated_bytes": statistics.allocated_bytes,
+        "read_bytes": statistics.read_bytes,
+        "hole_bytes": statistics.hole_bytes,
+        "zero_bytes": statistics.zero_bytes,
+        "unchanged_bytes": statistics.unchanged_bytes,
+        "deduplicated_bytes": statistics.deduplicated_bytes,
+        "new_bytes": statistics.new_bytes,
+        "stored_bytes": statistics.stored_bytes,
+        "new_chunks": statistics.new_chunks,
+        "duration_seconds": report.duration_seconds,
+    })
+}
+
+fn print(report: &BackupReport) -> Result<()> {
+    let statistics = &report.statistics;
+    let parts: Vec<String> = report.manifest.part_names().map(escape).collect();
+    line(&format!(
+        "point {} of {} ({})",
+        report.point.short(),
+        escape(&report.manifest.series),
+        parts.join(", ")
+    ))?;
+    let rows = [
+        ("virtual", statistics.virtual_bytes),
+        ("allocated", statistics.allocated_bytes),
+        ("read", statistics.read_bytes),
+        ("holes", statistics.hole_bytes),
+        ("zeros", statistics.zero_bytes),
+        ("unchanged", statistics.unchanged_bytes),
+        ("deduplicated", statistics.deduplicated_bytes),
+        ("new", statistics.new_bytes),
+        ("stored", statistics.stored_bytes),
+    ];
+    for (name, bytes) in rows {
+        line(&format!("  {name:<13}{:>10}", format_bytes(bytes)))?;
+    }
+    let rate = statistics.virtual_bytes as f64 / report.duration_seconds.max(0.001);
+    line(&format!(
+        "  {} new chunks in {} ({}/s)",
+        statistics.new_chunks,
+        format_seconds(report.duration_seconds),
+        format_bytes(rate as u64)
+    ))
+}

@@ -1,0 +1,28 @@
+//! `completions`: scripts for shells, made from the definitions of the command line.
+
+use super::Cli;
+use super::output::cannot_write;
+use crate::error::Result;
+use clap::CommandFactory;
+use clap_complete::Shell;
+use std::io::Write;
+
+/// Options of `completions`.
+#[derive(clap::Args, Debug)]
+pub struct Arguments {
+    /// The shell
+    #[arg(value_enum)]
+    shell: Shell,
+}
+
+/// Runs `completions`.
+///
+/// # Errors
+/// Fails if nobody reads it.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(arguments.shell, &mut Cli::command(), "diskvault", &mut script);
+    super::output::ignore_broken_pipe(
+        std::io::stdout().lock().write_all(&script).map_err(cannot_write),
+    )
+}

@@ -1,0 +1,199 @@
+//! What every command needs: options, monitor, threads, and the open repository.
+
+use super::GlobalOptions;
+use super::password;
+use super::progress::Progress;
+use crate::environment::SystemEnvironment;
+use crate::error::{Error, ErrorKind, Result};
+use crate::monitor::Monitor;
+use crate::repository::Repository;
+use crate::repository::address::{Address, parse_time, resolve, resolve_at};
+use crate::repository::locate::Locator;
+use crate::repository::points::{Point, PointSet};
+use crate::restore::fetch::Fetcher;
+use crate::storage::local::LocalStorage;
+use rayon::ThreadPool;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Options and monitor of one run.
+pub struct Context {
+    options: GlobalOptions,
+    monitor: Progress,
+}
+
+impl Context {
+    /// Prepares a run.
+    ///
+    /// # Errors
+    /// Fails if signals cannot be handled; `Usage` for zero threads.
+    pub fn new(options: GlobalOptions) -> Result<Context> {
+        if options.threads == Some(0) {
+            return Err(Error::new(ErrorKind::Usage, "cannot work with 0 threads"));
+        }
+        let monitor =
+            Progress::new(options.json, options.quiet, options.progress, options.no_progress)?;
+        Ok(Context { options, monitor })
+    }
+
+    /// True if results are JSON.
+    pub fn json(&self) -> bool {
+        self.options.json
+    }
+
+    /// True if nothing but results and errors is wanted.
+    pub fn quiet(&self) -> bool {
+        self.options.quiet
+    }
+
+    /// Hears of progress and warnings.
+    pub fn monitor(&self) -> &Progress {
+        &self.monitor
+    }
+
+    /// The folder of the repository.
+    ///
+    /// # Errors
+    /// `Usage` if none is named, or for a kind of place that this version does not know.
+    pub fn repository_path(&self) -> Result<PathBuf> {
+        let named = match (&self.options.repo, &self.options.repository_file) {
+            (Some(repo), _) => repo.clone(),
+            (None, Some(file)) => {
+                let cannot = |cause| {
+                    let text = format!("cannot read repository file {}", file.display());
+                    Error::io(ErrorKind::Failed, text, cause)
+                };
+                let mut line = String::new();
+                let opened = std::fs::File::open(file).map_err(cannot)?;
+                BufReader::new(opened).read_line(&mut line).map_err(cannot)?;
+                line.trim_end_matches(['\r', '\n']).to_string()
+            }
+            (None, None) => {
+                let error = Error::new(ErrorKind::Usage, "cannot find out which repository to use");
+                return Err(error.hint("use --repo or set DISKVAULT_REPOSITORY"));
+            }
+        };
+        if named.is_empty() {
+            return Err(Error::new(ErrorKind::Usage, "cannot use an empty repository path"));
+        }
+        if let Some((scheme, _)) = named.split_once("://") {
+            let text =
+                format!("cannot use {}:// repositories: expected a folder", scheme.escape_debug());
+            return Err(Error::new(ErrorKind::Usage, text));
+        }
+        Ok(PathBuf::from(named))
+    }
+
+    /// The folder of all caches: `--cache-dir`, or below `XDG_CACHE_HOME` or `~/.cache`.
+    ///
+    /// # Errors
+    /// `Usage` if none can be found.
+    pub fn cache(&self) -> Result<PathBuf> {
+        if let Some(folder) = &self.options.cache_dir {
+            return Ok(folder.clone());
+        }
+        let variable = |name| std::env::var_os(name).filter(|text| !text.is_empty());
+        if let Some(folder) = variable("XDG_CACHE_HOME") {
+            return Ok(PathBuf::from(folder).join("diskvault"));
+        }
+        if let Some(home) = variable("HOME") {
+            return Ok(PathBuf::from(home).join(".cache/diskvault"));
+        }
+        let error = Error::new(ErrorKind::Usage, "cannot find a place for the cache");
+        Err(error.hint("use --cache-dir or set DISKVAULT_CACHE_DIR"))
+    }
+
+    /// The first password of a new repository.
+    ///
+    /// # Errors
+    /// As [`password::first`].
+    pub fn first_password(&self) -> Result<crate::repository::secrets::Passphrase> {
+        password::first(
+            self.options.password_file.as_deref(),
+            self.options.password_command.as_deref(),
+        )
+    }
+
+    /// Opens the repository.
+    ///
+    /// # Errors
+    /// As [`Repository::open`].
+    pub fn open(&self) -> Result<Repository> {
+        let storage = Arc::new(LocalStorage::open(&self.repository_path()?)?);
+        let secret = password::existing(
+            self.options.password_file.as_deref(),
+            self.options.password_command.as_deref(),
+        )?;
+        let environment = Arc::new(SystemEnvironment);
+        let repository = Repository::open(storage, environment, &self.cache()?, &secret)?;
+        for warning in repository.warnings() {
+            self.monitor.warn(warning);
+        }
+        Ok(repository)
+    }
+
+    /// Number of worker threads.
+    pub fn threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        self.options.threads.unwrap_or_else(cores)
+    }
+
+    /// The worker threads.
+    ///
+    /// # Errors
+    /// Fails if they cannot be started.
+    pub fn pool(&self) -> Result<Arc<ThreadPool>> {
+        let builder = rayon::ThreadPoolBuilder::new().num_threads(self.threads());
+        let pool = builder.build().map_err(|cause| {
+            Error::new(ErrorKind::Failed, "cannot start the worker threads").because(cause)
+        })?;
+        Ok(Arc::new(pool))
+    }
+
+    /// Reads chunks.
+    pub fn fetcher<'a>(&'a self, repository: &'a Repository, locator: &'a Locator) -> Fetcher<'a> {
+        Fetcher { repository, locator, threads: self.threads(), monitor: &self.monitor }
+    }
+
+    /// Finds the point an address names, with `--at` if it is given.
+    ///
+    /// A name that depends on which points there are (`latest`, a series, a time) is refused if
+    /// one of them is damaged or gone: the answer could be an older point than the user means.
+    ///
+    /// # Errors
+    /// `NotFound`, `Usage`, or `Damage`.
+    pub fn find_point(
+        &self,
+        repository: &Repository,
+        address: &Address<'_>,
+        at: Option<&str>,
+    ) -> Result<Point> {
+        let points = PointSet::load(repository)?;
+        let found = match at {
+            None => resolve(&points, address.point),
+            Some(_) if address.point.contains('@') || address.point.starts_with("id:") => {
+                let text = "cannot use --at with a point that names its time or id";
+                return Err(Error::new(ErrorKind::Usage, text));
+            }
+            Some(time) => resolve_at(&points, address.point, parse_time(time)?),
+        };
+        let doubts = points.doubts(repository)?;
+        let by_id = found.as_ref().is_ok_and(|point| {
+            let name = address.point.strip_prefix("id:").unwrap_or(address.point);
+            point.id.to_hex().starts_with(&name.to_ascii_lowercase())
+        });
+        if let (Some(doubt), false) = (doubts.first(), by_id) {
+            let text = format!("cannot tell which point is meant: {doubt}");
+            return Err(Error::new(ErrorKind::Damage, text)
+                .hint("name a point by its id, as `diskvault list` shows it"));
+        }
+        found.cloned()
+    }
+}
+
+/// The name of this host.
+pub fn host_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    if name.is_empty() { "localhost".into() } else { name }
+}

@@ -1,0 +1,51 @@
+//! `dump`: one disk or stream to standard output.
+
+use super::context::Context;
+use super::output::cannot_write;
+use crate::error::Result;
+use crate::monitor::Monitor;
+use crate::repository::address::Address;
+use crate::repository::locate::Locator;
+use crate::restore::sequential::{Output, read_part};
+use crate::restore::{find_part, only_part};
+use std::io::{self, Write};
+
+/// Options of `dump`.
+#[derive(clap::Args, Debug)]
+pub struct Arguments {
+    /// The point and its disk or stream: SERIES, SERIES@latest~1/DISK, ID/DISK
+    #[arg(value_name = "POINT[/DISK]")]
+    point: String,
+    /// The newest point not later than this time; POINT is then a series
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    at: Option<String>,
+}
+
+/// Runs `dump`.
+///
+/// # Errors
+/// `Damage`, or `Failed` if nobody reads to the end.
+pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
+    let repository = context.open()?;
+    let address = Address::parse(&arguments.point)?;
+    let point = context.find_point(&repository, &address, arguments.at.as_deref())?;
+    let part = match address.part {
+        Some(name) => find_part(&point, name)?,
+        None => only_part(&point)?,
+    };
+    let locator = Locator::open(&repository, context.monitor())?;
+    let fetcher = context.fetcher(&repository, &locator);
+    context.monitor().start(&format!("dumping {}", part.name()), Some(part.bytes()));
+    let mut output = StandardOutput;
+    read_part(&fetcher, part, &mut output)?;
+    context.monitor().finish();
+    io::stdout().lock().flush().map_err(cannot_write)
+}
+
+struct StandardOutput;
+
+impl Output for StandardOutput {
+    fn data(&mut self, data: &[u8]) -> Result<()> {
+        io::stdout().lock().write_all(data).map_err(cannot_write)
+    }
+}

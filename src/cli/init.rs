@@ -1,0 +1,144 @@
+//! `init`: makes a repository, with a recovery key.
+//!
+//! Invariant: the recovery key is on a terminal or in its file before there is a repository that
+//! it opens, and never anywhere else; a refusal leaves nothing behind.
+
+use super::context::{Context, host_name};
+use super::output::{json_line, line, remark};
+use super::sizes::{format_bytes, parse_bytes};
+use crate::environment::SystemEnvironment;
+use crate::error::{Error, ErrorKind, Result};
+use crate::repository::secrets::{Passphrase, make_recovery_key};
+use crate::repository::{InitOptions, InitReport, initialise};
+use crate::storage::local::LocalStorage;
+use diskvault_format::key_slot::KdfCost;
+use serde_json::json;
+use std::fs::OpenOptions;
+use std::io::{IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
+
+/// Options of `init`.
+#[derive(clap::Args, Debug)]
+pub struct Arguments {
+    /// Chunk size of the fixed grid: a power of two from 4KiB to 4MiB
+    #[arg(long, value_name = "SIZE", default_value = "64KiB")]
+    chunk_size: String,
+    /// Write the recovery key to this new file
+    #[arg(long, value_name = "FILE", conflicts_with = "no_recovery_key")]
+    recovery_key_file: Option<PathBuf>,
+    /// Make no recovery key: whoever forgets the password loses everything
+    #[arg(long)]
+    no_recovery_key: bool,
+}
+
+/// Runs `init`.
+///
+/// # Errors
+/// `Usage` without a place for the recovery key, `AlreadyExists`, or what the storage says.
+pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
+    let path = context.repository_path()?;
+    let chunk_bytes = u32::try_from(parse_bytes(&arguments.chunk_size)?)
+        .map_err(|_| Error::new(ErrorKind::Usage, "cannot cut into chunks of 4 GiB or more"))?;
+    if !chunk_bytes.is_power_of_two() || !(4 << 10..=4 << 20).contains(&chunk_bytes) {
+        let text = format!(
+            "cannot cut into chunks of {}: expected a power of two from 4KiB to 4MiB",
+            arguments.chunk_size
+        );
+        return Err(Error::new(ErrorKind::Usage, text));
+    }
+    let is_terminal = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
+    if !is_terminal && !arguments.no_recovery_key && arguments.recovery_key_file.is_none() {
+        let text = "cannot show the recovery key: there is no terminal";
+        return Err(Error::new(ErrorKind::Usage, text)
+            .hint("use --recovery-key-file FILE or --no-recovery-key"));
+    }
+    let password = context.first_password()?;
+    if password.is_empty() {
+        let text = "cannot make a repository: the password is empty";
+        return Err(Error::new(ErrorKind::Usage, text));
+    }
+    let recovery = match arguments.no_recovery_key {
+        true => None,
+        false => Some(make_recovery_key(&SystemEnvironment)?),
+    };
+    if let (Some(file), Some(key)) = (&arguments.recovery_key_file, &recovery) {
+        write_recovery_key(file, key)?;
+    }
+    let made = make(&path, &password, recovery.as_ref(), chunk_bytes);
+    if let (Err(_), Some(file)) = (&made, &arguments.recovery_key_file) {
+        // Made a moment ago by this run, and good for nothing.
+        let _ = std::fs::remove_file(file);
+    }
+    let report = made?;
+    if let (None, Some(key)) = (&arguments.recovery_key_file, &recovery) {
+        show_recovery_key(key)?;
+    }
+    print_report(context, &path, &report)
+}
+
+fn make(
+    path: &Path,
+    password: &Passphrase,
+    recovery: Option<&Zeroizing<String>>,
+    chunk_bytes: u32,
+) -> Result<InitReport> {
+    let recovery = recovery.map(|key| Passphrase::new(key.as_bytes().to_vec()));
+    let storage = LocalStorage::create(path)?;
+    let options = InitOptions {
+        passphrase: password,
+        recovery: recovery.as_ref(),
+        chunk_bytes: Some(chunk_bytes),
+        pack_bytes: None,
+        cost: KdfCost::PASSPHRASE,
+        host: &host_name(),
+    };
+    initialise(&storage, &SystemEnvironment, &options)
+}
+
+fn write_recovery_key(file: &Path, key: &str) -> Result<()> {
+    let cannot = |cause| {
+        let text = format!("cannot write recovery key file {}", file.display());
+        Error::io(ErrorKind::Failed, text, cause)
+    };
+    let mut opened =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(file).map_err(cannot)?;
+    let written = writeln!(opened, "{key}").and_then(|()| opened.sync_all());
+    if written.is_err() {
+        // Half a key helps nobody.
+        let _ = std::fs::remove_file(file);
+    }
+    written.map_err(cannot)
+}
+
+/// Shows the key on the terminal itself, so that a redirected output does not keep it.
+fn show_recovery_key(key: &str) -> Result<()> {
+    let cannot = |cause| Error::io(ErrorKind::Failed, "cannot show the recovery key", cause);
+    let mut terminal = OpenOptions::new().write(true).open("/dev/tty").map_err(cannot)?;
+    let text = "Recovery key: opens the repository when the password is lost. Write it down now:";
+    writeln!(terminal, "\n{text}\n\n    {key}\n").map_err(cannot)
+}
+
+fn print_report(context: &Context, path: &Path, report: &InitReport) -> Result<()> {
+    if context.json() {
+        return json_line(&json!({
+            "message_type": "initialized",
+            "repository_id": report.repository.to_hex(),
+            "repository": path.display().to_string(),
+            "chunk_bytes": report.chunk_bytes,
+            "key_slots": report.key_slots.iter().map(|id| id.to_hex()).collect::<Vec<_>>(),
+        }));
+    }
+    line(&format!(
+        "made repository {} at {}, chunks of {}, {} key slots",
+        report.repository.short(),
+        super::output::escape(&path.display().to_string()),
+        format_bytes(report.chunk_bytes.into()),
+        report.key_slots.len()
+    ))?;
+    if !context.quiet() {
+        remark("without the password or the recovery key nobody can read it again");
+    }
+    Ok(())
+}

@@ -1,0 +1,177 @@
+//! `key`: passwords and recovery keys.
+
+use super::context::{Context, host_name};
+use super::output::{escape, json_line, line, table};
+use super::password;
+use crate::environment::SystemEnvironment;
+use crate::error::{Error, ErrorKind, Result};
+use crate::repository::address::{format_time_local, format_time_utc};
+use crate::repository::secrets::{Passphrase, make_recovery_key};
+use crate::repository::{Repository, SlotDescription};
+use clap::Subcommand;
+use diskvault_format::key_slot::{KdfCost, SlotKind};
+use serde_json::{Value, json};
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Options of `key`.
+#[derive(clap::Args, Debug)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Add a password, or a recovery key
+    Add {
+        /// File whose first line is the new password
+        #[arg(long, value_name = "FILE", conflicts_with = "recovery_key_file")]
+        new_password_file: Option<PathBuf>,
+        /// Make a recovery key and write it to this new file
+        #[arg(long, value_name = "FILE")]
+        recovery_key_file: Option<PathBuf>,
+        /// A name for the key
+        #[arg(long, default_value = "password")]
+        name: String,
+    },
+    /// List the keys
+    List,
+    /// Remove a key
+    Remove {
+        /// First digits of its id
+        id: String,
+    },
+    /// Change the password this run was opened with
+    Passwd {
+        /// File whose first line is the new password
+        #[arg(long, value_name = "FILE")]
+        new_password_file: Option<PathBuf>,
+    },
+    /// Write the sealed key slot of this password to a new file; it is useless without the
+    /// password, and replaces a lost file in keys/
+    Export {
+        /// A new file, or - for standard output
+        file: PathBuf,
+    },
+}
+
+/// Runs `key`.
+///
+/// # Errors
+/// As the repository.
+pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
+    let mut repository = context.open()?;
+    match &arguments.command {
+        Command::Add { new_password_file, recovery_key_file, name } => add(
+            context,
+            &mut repository,
+            new_password_file.as_deref(),
+            recovery_key_file.as_deref(),
+            name,
+        ),
+        Command::List => list(context, &repository),
+        Command::Remove { id } => {
+            let removed = repository.remove_key(id)?;
+            tell(context, "removed", &removed.to_hex())
+        }
+        Command::Passwd { new_password_file } => {
+            let old = repository.current_key();
+            let password = password::new(new_password_file.as_deref())?;
+            let name = label_of(&repository, old)?;
+            let (kind, cost) = (SlotKind::Passphrase, KdfCost::PASSPHRASE);
+            let id = repository.add_key(kind, &password, cost, &name, &host_name())?;
+            repository.remove_key(&old.to_hex())?;
+            tell(context, "changed", &id.to_hex())
+        }
+        Command::Export { file } => {
+            let bytes = repository.export_key(repository.current_key())?;
+            if file == Path::new("-") {
+                return std::io::stdout().write_all(&bytes).map_err(super::output::cannot_write);
+            }
+            write_new(file, &bytes)?;
+            tell(context, "exported", &repository.current_key().to_hex())
+        }
+    }
+}
+
+fn label_of(repository: &Repository, id: diskvault_format::id::KeySlotId) -> Result<String> {
+    let slots = repository.key_slots()?;
+    let label = slots.into_iter().find(|slot| slot.id == id).and_then(|slot| slot.label.ok());
+    Ok(label.map_or_else(|| "password".into(), |label| label.name))
+}
+
+fn write_new(file: &Path, bytes: &[u8]) -> Result<()> {
+    let cannot =
+        |cause| Error::io(ErrorKind::Failed, format!("cannot write {}", file.display()), cause);
+    let mut opened =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(file).map_err(cannot)?;
+    opened.write_all(bytes).and_then(|()| opened.sync_all()).map_err(cannot)
+}
+
+fn add(
+    context: &Context,
+    repository: &mut Repository,
+    new_password_file: Option<&Path>,
+    recovery_key_file: Option<&Path>,
+    name: &str,
+) -> Result<()> {
+    let host = host_name();
+    let id = match recovery_key_file {
+        Some(file) => {
+            let key = make_recovery_key(&SystemEnvironment)?;
+            write_new(file, format!("{}\n", key.as_str()).as_bytes())?;
+            let secret = Passphrase::new(key.as_bytes().to_vec());
+            repository.add_key(SlotKind::Recovery, &secret, KdfCost::RECOVERY, name, &host)?
+        }
+        None => {
+            let secret = password::new(new_password_file)?;
+            repository.add_key(SlotKind::Passphrase, &secret, KdfCost::PASSPHRASE, name, &host)?
+        }
+    };
+    tell(context, "added", &id.to_hex())
+}
+
+fn tell(context: &Context, what: &str, id: &str) -> Result<()> {
+    if context.json() {
+        return json_line(&json!({"message_type": format!("key_{what}"), "key_id": id}));
+    }
+    line(&format!("{what} key {}", &id[..8]))
+}
+
+fn list(context: &Context, repository: &Repository) -> Result<()> {
+    let slots = repository.key_slots()?;
+    let kind = |slot: &SlotDescription| match slot.kind {
+        Some(SlotKind::Passphrase) => "password",
+        Some(SlotKind::Recovery) => "recovery key",
+        None => "unreadable",
+    };
+    if context.json() {
+        let describe = |slot: &SlotDescription| {
+            let label = slot.label.as_ref().ok();
+            json!({
+                "key_id": slot.id.to_hex(),
+                "kind": kind(slot),
+                "name": label.map(|label| &label.name),
+                "host": label.map(|label| &label.host),
+                "created": label.map(|label| format_time_utc(label.created_unix_ns)),
+                "is_current": slot.is_current,
+            })
+        };
+        return json_line(&slots.iter().map(describe).collect::<Value>());
+    }
+    let mut rows = vec![["", "KEY", "KIND", "NAME", "MADE", "ON"].map(String::from).to_vec()];
+    for slot in &slots {
+        let (name, made, host) = match &slot.label {
+            Ok(label) => {
+                (escape(&label.name), format_time_local(label.created_unix_ns), escape(&label.host))
+            }
+            Err(text) => (escape(text), String::new(), String::new()),
+        };
+        let mark = if slot.is_current { "*" } else { "" };
+        rows.push(vec![mark.into(), slot.id.short(), kind(slot).into(), name, made, host]);
+    }
+    table(&rows)
+}

@@ -1,0 +1,99 @@
+//! `list`: the restore points.
+
+use super::context::Context;
+use super::output::{escape, ignore_broken_pipe, json_line, line, table};
+use super::sizes::format_bytes;
+use crate::error::{Error, ErrorKind, Result};
+use crate::monitor::Monitor;
+use crate::repository::address::{format_time_local, format_time_utc};
+use crate::repository::points::{Point, PointSet};
+use serde_json::{Value, json};
+
+/// Options of `list`.
+#[derive(clap::Args, Debug)]
+pub struct Arguments {
+    /// Only this series
+    series: Option<String>,
+}
+
+/// Runs `list`.
+///
+/// # Errors
+/// `NotFound` for a series that is not there.
+pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
+    let repository = context.open()?;
+    let points = PointSet::load(&repository)?;
+    for doubt in points.doubts(&repository)? {
+        context.monitor().warn(&doubt);
+    }
+    if let Some(series) = &arguments.series
+        && points.latest(series).is_none()
+    {
+        let text = format!("cannot find a series named {}", series.escape_debug());
+        return Err(Error::new(ErrorKind::NotFound, text));
+    }
+    let is_wanted = |point: &&Point| {
+        arguments.series.as_ref().is_none_or(|series| *series == point.manifest.series)
+    };
+    let wanted = points.points.iter().filter(is_wanted);
+    ignore_broken_pipe(if context.json() {
+        json_line(&wanted.map(describe).collect::<Value>())
+    } else {
+        print(wanted)
+    })
+}
+
+/// A point as JSON, for `list` and `show`.
+pub fn describe(point: &Point) -> Value {
+    let manifest = &point.manifest;
+    let disks: Vec<Value> = manifest
+        .disks
+        .iter()
+        .map(|disk| json!({"name": disk.name, "bytes": disk.size, "map_root": disk.root.to_hex()}))
+        .collect();
+    let streams: Vec<Value> = manifest
+        .streams
+        .iter()
+        .map(|stream| json!({"name": stream.name, "bytes": stream.content.bytes}))
+        .collect();
+    let tags: serde_json::Map<String, Value> =
+        manifest.tags.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
+    json!({
+        "point_id": point.id.to_hex(),
+        "short_id": point.id.short(),
+        "series": manifest.series,
+        "sequence": manifest.sequence,
+        "time": format_time_utc(manifest.time_unix_ns),
+        "host": manifest.host,
+        "disks": disks,
+        "streams": streams,
+        "tags": tags,
+        "new_bytes": manifest.statistics().new_bytes,
+        "stored_bytes": manifest.statistics().stored_bytes,
+    })
+}
+
+fn print<'a>(points: impl Iterator<Item = &'a Point>) -> Result<()> {
+    let heading = ["POINT", "TIME", "SERIES", "PARTS", "SIZE", "NEW", "STORED", "TAGS"];
+    let mut rows = vec![heading.map(String::from).to_vec()];
+    for point in points {
+        let manifest = &point.manifest;
+        let statistics = manifest.statistics();
+        let names: Vec<String> = manifest.part_names().map(escape).collect();
+        let tags: Vec<String> =
+            manifest.tags.iter().map(|(key, value)| escape(&format!("{key}={value}"))).collect();
+        rows.push(vec![
+            point.id.short(),
+            format_time_local(manifest.time_unix_ns),
+            escape(&manifest.series),
+            names.join(","),
+            format_bytes(statistics.virtual_bytes),
+            format_bytes(statistics.new_bytes),
+            format_bytes(statistics.stored_bytes),
+            tags.join(" "),
+        ]);
+    }
+    let count = rows.len() - 1;
+    table(&rows)?;
+    line(&format!("{count} {}", if count == 1 { "point" } else { "points" }))
+}

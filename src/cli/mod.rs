@@ -1,0 +1,170 @@
+//! The command line: the only floor that prints, prompts or reads the environment.
+//!
+//! One file for each command, each with its arguments and a `run`; `context` opens repositories,
+//! `output` prints, `progress` is the monitor. The exit codes are those of
+//! [`crate::error::ErrorKind`].
+
+mod backup;
+mod check;
+mod completions;
+mod context;
+mod demo;
+mod demo_image;
+mod digest;
+mod dump;
+mod init;
+mod key;
+mod list;
+mod output;
+mod password;
+mod progress;
+mod repair;
+mod restore;
+mod show;
+mod sizes;
+mod version;
+
+use crate::error::{Error, ErrorKind, Result};
+use clap::{ArgAction, Parser, Subcommand};
+use context::Context;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Exit code of a command that did its work but warned.
+const EXIT_WARNINGS: u8 = 4;
+
+/// The archive that keeps the history of virtual-machine disks.
+#[derive(Parser, Debug)]
+#[command(name = "diskvault", disable_version_flag = true, max_term_width = 100)]
+#[command(
+    arg_required_else_help = true,
+    after_help = "Exit codes: 0 done, 1 error, 2 usage, \
+    3 unreadable source ranges, 4 done with warnings, 5 damage, 6 no space, 10 no repository, \
+    11 locked out, 12 wrong password, 13 newer format, 130 interrupted."
+)]
+struct Cli {
+    #[command(flatten)]
+    global: GlobalOptions,
+    /// Print the version; with -v also the backends in use
+    #[arg(short = 'V', long)]
+    version: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// Options of every command.
+#[derive(clap::Args, Debug, Clone)]
+struct GlobalOptions {
+    /// The repository: a folder
+    #[arg(short, long, global = true, env = "DISKVAULT_REPOSITORY", value_name = "PATH")]
+    repo: Option<String>,
+    /// File whose first line names the repository
+    #[arg(long, global = true, env = "DISKVAULT_REPOSITORY_FILE", value_name = "FILE")]
+    repository_file: Option<PathBuf>,
+    /// File whose first line is the password
+    #[arg(short, long, global = true, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// Command that prints the password; run without a shell
+    #[arg(long, global = true, value_name = "COMMAND")]
+    password_command: Option<String>,
+    /// Folder of the caches
+    #[arg(long, global = true, env = "DISKVAULT_CACHE_DIR", value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// Worker threads; the number of cores by default
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+    /// Print results as JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// Print nothing but results and errors
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Say more
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    /// Show progress although there is no terminal
+    #[arg(long, global = true, overrides_with = "no_progress")]
+    progress: bool,
+    /// Show no progress
+    #[arg(long, global = true)]
+    no_progress: bool,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Make a repository
+    Init(init::Arguments),
+    /// Make a restore point of disks, files and pipes
+    Backup(backup::Arguments),
+    /// List restore points
+    #[command(visible_alias = "snapshots")]
+    List(list::Arguments),
+    /// Show everything about a restore point
+    Show(show::Arguments),
+    /// Bring a disk, or all of a point, back onto a file, folder or block device
+    Restore(restore::Arguments),
+    /// Write one disk or stream to standard output
+    Dump(dump::Arguments),
+    /// Look for damage
+    Check(check::Arguments),
+    /// Manage passwords and recovery keys
+    Key(key::Arguments),
+    /// Mend what can be mended
+    Repair(repair::Arguments),
+    /// Print the digest of a whole disk or stream
+    Digest(digest::Arguments),
+    /// See it work: makes a disk, backs it up three times, restores the middle
+    Demo(demo::Arguments),
+    /// Print a completion script for a shell
+    Completions(completions::Arguments),
+}
+
+/// Parses the arguments, runs the command and gives the exit code.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let is_usage = error.use_stderr();
+            // Fails only if nobody reads it.
+            let _ = error.print();
+            return ExitCode::from(if is_usage { ErrorKind::Usage.exit_code() } else { 0 });
+        }
+    };
+    let json = cli.global.json;
+    match run(cli) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::from(EXIT_WARNINGS),
+        Err(error) => {
+            output::print_error(&error, json);
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+/// Runs the command; the number of warnings.
+fn run(cli: Cli) -> Result<usize> {
+    if cli.version {
+        version::print(cli.global.verbose > 0)?;
+        return Ok(0);
+    }
+    let Some(command) = cli.command else {
+        return Err(Error::new(ErrorKind::Usage, "cannot run without a command")
+            .hint("`diskvault --help` lists them"));
+    };
+    let context = Context::new(cli.global)?;
+    match command {
+        Command::Init(arguments) => init::run(&context, &arguments),
+        Command::Backup(arguments) => backup::run(&context, arguments),
+        Command::List(arguments) => list::run(&context, &arguments),
+        Command::Show(arguments) => show::run(&context, &arguments),
+        Command::Restore(arguments) => restore::run(&context, &arguments),
+        Command::Dump(arguments) => dump::run(&context, &arguments),
+        Command::Check(arguments) => check::run(&context, &arguments),
+        Command::Key(arguments) => key::run(&context, &arguments),
+        Command::Repair(arguments) => repair::run(&context, &arguments),
+        Command::Digest(arguments) => digest::run(&context, &arguments),
+        Command::Demo(arguments) => demo::run(&context, &arguments),
+        Command::Completions(arguments) => completions::run(&arguments),
+    }?;
+    Ok(context.monitor().warning_count())
+}

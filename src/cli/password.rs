@@ -1,0 +1,160 @@
+//! Where passwords come from: flags, then the environment, then a prompt on the terminal.
+//!
+//! Order: `--password-file`, `--password-command`, `DISKVAULT_PASSWORD`,
+//! `DISKVAULT_PASSWORD_COMMAND`, `DISKVAULT_PASSWORD_FILE`, prompt. Of a file or command the first
+//! line counts. A command runs without a shell.
+//!
+//! Invariant: a password is never an argument and never printed; buffers are wiped.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::repository::secrets::Passphrase;
+use std::ffi::OsString;
+use std::io::{IsTerminal, Read};
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use zeroize::Zeroizing;
+
+/// Longest password that is read, in bytes: more is a mistaken file.
+const PASSWORD_BYTES_MAX: u64 = 64 << 10;
+
+/// Sources of one password.
+pub struct Sources<'a> {
+    /// From the command line.
+    pub file: Option<&'a Path>,
+    /// From the command line.
+    pub command: Option<&'a str>,
+    /// Prefix of the environment variables.
+    pub variable: &'static str,
+    /// What a prompt asks for.
+    pub prompt: &'static str,
+}
+
+/// The password to open a repository with.
+///
+/// # Errors
+/// `Failed` if a source cannot be read; `Usage` if there is none and no terminal.
+pub fn existing(file: Option<&Path>, command: Option<&str>) -> Result<Passphrase> {
+    let sources = Sources { file, command, variable: "DISKVAULT_PASSWORD", prompt: "password: " };
+    match sources.read()? {
+        Some(password) => Ok(password),
+        None => prompt(sources.prompt),
+    }
+}
+
+/// The password of a new repository: as [`existing`], but typed twice.
+///
+/// # Errors
+/// As [`existing`]; `Usage` if the two differ.
+pub fn first(file: Option<&Path>, command: Option<&str>) -> Result<Passphrase> {
+    let sources =
+        Sources { file, command, variable: "DISKVAULT_PASSWORD", prompt: "new password: " };
+    match sources.read()? {
+        Some(password) => Ok(password),
+        None => prompt_twice(sources.prompt),
+    }
+}
+
+/// The password of a new key slot: `--new-password-file`, `DISKVAULT_NEW_PASSWORD` with its
+/// relatives, or typed twice.
+///
+/// # Errors
+/// As [`first`].
+pub fn new(file: Option<&Path>) -> Result<Passphrase> {
+    let variable = "DISKVAULT_NEW_PASSWORD";
+    let sources = Sources { file, command: None, variable, prompt: "new password: " };
+    match sources.read()? {
+        Some(password) => Ok(password),
+        None => prompt_twice(sources.prompt),
+    }
+}
+
+impl Sources<'_> {
+    fn variable(&self, suffix: &str) -> Option<OsString> {
+        std::env::var_os(format!("{}{suffix}", self.variable)).filter(|text| !text.is_empty())
+    }
+
+    fn read(&self) -> Result<Option<Passphrase>> {
+        if let Some(path) = self.file {
+            return from_file(path).map(Some);
+        }
+        if let Some(command) = self.command {
+            return from_command(command).map(Some);
+        }
+        if let Some(password) = self.variable("") {
+            return Ok(Some(Passphrase::new(password.into_vec())));
+        }
+        if let Some(command) = self.variable("_COMMAND") {
+            return from_command(&command.to_string_lossy()).map(Some);
+        }
+        if let Some(path) = self.variable("_FILE") {
+            return from_file(Path::new(&path)).map(Some);
+        }
+        Ok(None)
+    }
+}
+
+fn first_line(mut bytes: Zeroizing<Vec<u8>>, what: &str) -> Result<Passphrase> {
+    let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+    let end = if end > 0 && bytes[end - 1] == b'\r' { end - 1 } else { end };
+    if end == 0 {
+        return Err(Error::new(ErrorKind::Failed, format!("cannot use {what}: it is empty")));
+    }
+    let password = bytes[..end].to_vec();
+    bytes.fill(0);
+    Ok(Passphrase::new(password))
+}
+
+fn from_file(path: &Path) -> Result<Passphrase> {
+    let what = format!("password file {}", path.display());
+    let mut bytes = Zeroizing::new(Vec::new());
+    std::fs::File::open(path)
+        .and_then(|file| file.take(PASSWORD_BYTES_MAX).read_to_end(&mut bytes))
+        .map_err(|cause| Error::io(ErrorKind::Failed, format!("cannot read {what}"), cause))?;
+    first_line(bytes, &what)
+}
+
+fn from_command(command: &str) -> Result<Passphrase> {
+    let words = shlex::split(command).filter(|words| !words.is_empty()).ok_or_else(|| {
+        Error::new(ErrorKind::Usage, "cannot split the password command into words")
+    })?;
+    let what = format!("password command {}", words[0]);
+    let cannot = |cause| Error::io(ErrorKind::Failed, format!("cannot run {what}"), cause);
+    let mut child = Command::new(&words[0])
+        .args(&words[1..])
+        .stdin(Stdio::inherit())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(cannot)?;
+    let mut bytes = Zeroizing::new(Vec::new());
+    if let Some(output) = child.stdout.take() {
+        output.take(PASSWORD_BYTES_MAX).read_to_end(&mut bytes).map_err(cannot)?;
+    }
+    let status = child.wait().map_err(cannot)?;
+    if !status.success() {
+        return Err(Error::new(
+            ErrorKind::Failed,
+            format!("cannot use {what}: it ended with {status}"),
+        ));
+    }
+    first_line(bytes, &what)
+}
+
+fn prompt(text: &str) -> Result<Passphrase> {
+    if !std::io::stdin().is_terminal() {
+        let error = Error::new(ErrorKind::Usage, "cannot ask for a password: there is no terminal");
+        return Err(error.hint("set DISKVAULT_PASSWORD_FILE or use --password-file"));
+    }
+    let password = rpassword::prompt_password(text)
+        .map_err(|cause| Error::io(ErrorKind::Failed, "cannot read the password", cause))?;
+    Ok(Passphrase::new(password.into_bytes()))
+}
+
+fn prompt_twice(text: &str) -> Result<Passphrase> {
+    let one = prompt(text)?;
+    let two = prompt("the same again: ")?;
+    if !one.is_same(&two) {
+        return Err(Error::new(ErrorKind::Usage, "cannot use the password: the two differ"));
+    }
+    Ok(one)
+}

@@ -1,0 +1,194 @@
+//! `restore`: brings a disk, a stream or a whole point back.
+
+use super::context::Context;
+use super::output::{escape, json_line, line};
+use super::sizes::{format_bytes, format_seconds};
+use crate::error::{Error, ErrorKind, Result};
+use crate::repository::address::Address;
+use crate::repository::locate::Locator;
+use crate::repository::points::Point;
+use crate::restore::fetch::Fetcher;
+use crate::restore::sequential::{Output, read_part};
+use crate::restore::{Part, SparseMode, find_part, only_part, parts, restore_disk};
+use crate::target::{OpenTarget, StreamTarget, open_target, stream_target};
+use clap::ValueEnum;
+use diskvault_format::manifest::StreamRecord;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Options of `restore`.
+#[derive(clap::Args, Debug)]
+pub struct Arguments {
+    /// The point, and a disk or stream of it: SERIES, SERIES@latest~1/DISK, ID/DISK
+    #[arg(value_name = "POINT[/DISK]")]
+    point: String,
+    /// A new file, an existing file or block device; a folder for a point of several parts
+    target: PathBuf,
+    /// The newest point not later than this time; POINT is then a series
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    at: Option<String>,
+    /// What zeros become: holes wherever possible, exactly as the source had them, or written
+    #[arg(long, value_enum, default_value_t = Sparse::Auto)]
+    sparse: Sparse,
+    /// Overwrite what is there
+    #[arg(long)]
+    force: bool,
+}
+
+/// `--sparse`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Sparse {
+    /// Holes wherever the disk has zeros
+    Auto,
+    /// Holes and written zeros as at the source
+    Exact,
+    /// Everything written
+    Never,
+}
+
+/// Runs `restore`.
+///
+/// # Errors
+/// `Damage`, `Target`, `NoSpace`, or as finding the point.
+pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
+    let began = Instant::now();
+    let repository = context.open()?;
+    let address = Address::parse(&arguments.point)?;
+    let point = context.find_point(&repository, &address, arguments.at.as_deref())?;
+    let plan = plan(&point, &address, arguments)?;
+    let locator = Locator::open(&repository, context.monitor())?;
+    let fetcher = context.fetcher(&repository, &locator);
+    let mut bytes = 0;
+    for (part, path) in &plan {
+        restore_part(&fetcher, *part, path, arguments)?;
+        bytes += part.bytes();
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    if context.json() {
+        return json_line(&json!({
+            "message_type": "summary",
+            "point_id": point.id.to_hex(),
+            "targets": plan.iter().map(|(part, path)| json!({
+                "name": part.name(),
+                "path": path.display().to_string(),
+                "bytes": part.bytes(),
+            })).collect::<Vec<_>>(),
+            "restored_bytes": bytes,
+            "duration_seconds": seconds,
+        }));
+    }
+    for (part, path) in &plan {
+        line(&format!(
+            "restored {} of point {} to {}",
+            escape(part.name()),
+            point.id.short(),
+            escape(&path.display().to_string())
+        ))?;
+    }
+    let rate = format_bytes((bytes as f64 / seconds.max(0.001)) as u64);
+    line(&format!("{} in {} ({rate}/s)", format_bytes(bytes), format_seconds(seconds)))
+}
+
+/// Which part goes where.
+fn plan<'a>(
+    point: &'a Point,
+    address: &Address<'_>,
+    arguments: &Arguments,
+) -> Result<Vec<(Part<'a>, PathBuf)>> {
+    let target = &arguments.target;
+    if let Some(name) = address.part {
+        return Ok(vec![(find_part(point, name)?, target.clone())]);
+    }
+    if parts(point).count() <= 1 {
+        return Ok(vec![(only_part(point)?, target.clone())]);
+    }
+    if target.exists() && !target.is_dir() {
+        let text = format!(
+            "cannot restore a point of several parts to {}: it is no folder",
+            target.display()
+        );
+        return Err(Error::new(ErrorKind::Target, text).hint("name one part as POINT/DISK"));
+    }
+    let mut plan = Vec::new();
+    for part in parts(point) {
+        let path = target.join(part.name());
+        // All names are looked at before the first byte is written.
+        if path.exists() && !arguments.force {
+            let text = format!("cannot restore to {}: it exists", path.display());
+            return Err(
+                Error::new(ErrorKind::AlreadyExists, text).hint("use --force to overwrite it")
+            );
+        }
+        plan.push((part, path));
+    }
+    std::fs::create_dir_all(target).map_err(|cause| {
+        Error::io(ErrorKind::Target, format!("cannot make folder {}", target.display()), cause)
+    })?;
+    Ok(plan)
+}
+
+fn restore_part(
+    fetcher: &Fetcher<'_>,
+    part: Part<'_>,
+    path: &Path,
+    arguments: &Arguments,
+) -> Result<()> {
+    let mode = match arguments.sparse {
+        Sparse::Auto => SparseMode::Auto,
+        Sparse::Exact => SparseMode::Exact,
+        Sparse::Never => SparseMode::Never,
+    };
+    let stage = format!("restoring {}", part.name());
+    match part {
+        Part::Disk(disk) => {
+            if !disk.bad_extents.is_empty() {
+                let count = disk.bad_extents.len();
+                let text = format!("{count} ranges could not be read at backup and are zeros");
+                fetcher.monitor.warn(&text);
+            }
+            let options = OpenTarget { size: disk.size, force: arguments.force };
+            let target = open_target(path, options)?;
+            fetcher.monitor.start(&stage, Some(disk.size));
+            restore_disk(fetcher, disk, target.as_ref(), mode)?;
+            target.finish()?;
+        }
+        Part::Stream(stream) => {
+            let target = stream_target(path, arguments.force)?;
+            fetcher.monitor.start(&stage, Some(stream.content.bytes));
+            restore_stream(fetcher, stream, target)?;
+        }
+    }
+    fetcher.monitor.finish();
+    Ok(())
+}
+
+fn restore_stream(
+    fetcher: &Fetcher<'_>,
+    stream: &StreamRecord,
+    target: Box<dyn StreamTarget>,
+) -> Result<()> {
+    let mut output = StreamOutput { target, hasher: blake3::Hasher::new() };
+    read_part(fetcher, Part::Stream(stream), &mut output)?;
+    if *output.hasher.finalize().as_bytes() != stream.digest {
+        let text = "cannot use the stream: its digest does not fit (rule F-11)";
+        return Err(Error::new(ErrorKind::Damage, text));
+    }
+    output.target.finish()
+}
+
+struct StreamOutput {
+    target: Box<dyn StreamTarget>,
+    hasher: blake3::Hasher,
+}
+
+impl Output for StreamOutput {
+    fn data(&mut self, data: &[u8]) -> Result<()> {
+        self.hasher.update(data);
+        self.target.write_all(data).map_err(|cause| {
+            // The target's own text names it; only the kind is taken over.
+            let text = cause.to_string();
+            Error::new(Error::io(ErrorKind::Target, "", cause).kind(), text)
+        })
+    }
+}
