@@ -128,16 +128,16 @@ pub struct Statistics {
 impl Statistics {
     /// Adds another part of the same point.
     pub fn add(&mut self, other: &Statistics) {
-        self.virtual_bytes += other.virtual_bytes;
-        self.allocated_bytes += other.allocated_bytes;
-        self.read_bytes += other.read_bytes;
-        self.hole_bytes += other.hole_bytes;
-        self.zero_bytes += other.zero_bytes;
-        self.unchanged_bytes += other.unchanged_bytes;
-        self.deduplicated_bytes += other.deduplicated_bytes;
-        self.new_bytes += other.new_bytes;
-        self.stored_bytes += other.stored_bytes;
-        self.new_chunks += other.new_chunks;
+        self.virtual_bytes = self.virtual_bytes.saturating_add(other.virtual_bytes);
+        self.allocated_bytes = self.allocated_bytes.saturating_add(other.allocated_bytes);
+        self.read_bytes = self.read_bytes.saturating_add(other.read_bytes);
+        self.hole_bytes = self.hole_bytes.saturating_add(other.hole_bytes);
+        self.zero_bytes = self.zero_bytes.saturating_add(other.zero_bytes);
+        self.unchanged_bytes = self.unchanged_bytes.saturating_add(other.unchanged_bytes);
+        self.deduplicated_bytes = self.deduplicated_bytes.saturating_add(other.deduplicated_bytes);
+        self.new_bytes = self.new_bytes.saturating_add(other.new_bytes);
+        self.stored_bytes = self.stored_bytes.saturating_add(other.stored_bytes);
+        self.new_chunks = self.new_chunks.saturating_add(other.new_chunks);
     }
 }
 

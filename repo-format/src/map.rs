@@ -22,7 +22,9 @@ use crate::cursor::Cursor;
 use crate::digest::{Chaining, merge};
 use crate::error::{Result, limit, malformed, newer};
 use crate::id::{ChunkId, MapRoot, PageId};
-use crate::limits::{CHUNK_BYTES_MIN, DISK_BYTES_MAX, INNER_SLOTS, LEAF_SLOTS, MAP_DEPTH_MAX};
+use crate::limits::{
+    CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, DISK_BYTES_MAX, INNER_SLOTS, LEAF_SLOTS, MAP_DEPTH_MAX,
+};
 use crate::manifest::Chunking;
 
 const LEAF_KIND: u8 = 1;
@@ -39,13 +41,15 @@ impl MapShape {
     /// The shape for a disk of `size` bytes in chunks of `chunk_bytes` (a power of two).
     ///
     /// # Errors
-    /// M-1 if the disk is too large.
+    /// M-1 if the disk is too large or the chunk size is no power of two from 4 KiB to 4 MiB.
     pub fn new(size: u64, chunk_bytes: u32) -> Result<MapShape> {
         if size > DISK_BYTES_MAX {
             return Err(limit("M-1", "the disk's size", DISK_BYTES_MAX, size));
         }
-        if !chunk_bytes.is_power_of_two() || chunk_bytes < CHUNK_BYTES_MIN {
-            return Err(malformed("M-1", "the chunk size is no power of two from 4 KiB"));
+        if !chunk_bytes.is_power_of_two()
+            || !(CHUNK_BYTES_MIN..=CHUNK_BYTES_MAX).contains(&chunk_bytes)
+        {
+            return Err(malformed("M-1", "the chunk size is no power of two from 4 KiB to 4 MiB"));
         }
         Ok(MapShape { size, chunk_bytes })
     }
@@ -84,7 +88,7 @@ impl MapShape {
 
     /// True length of the chunk in `slot`.
     pub fn bytes_in_slot(self, slot: u64) -> u32 {
-        let start = slot * u64::from(self.chunk_bytes);
+        let start = slot.saturating_mul(u64::from(self.chunk_bytes));
         self.size.saturating_sub(start).min(u64::from(self.chunk_bytes)) as u32
     }
 
@@ -95,13 +99,15 @@ impl MapShape {
 
     /// Slots of leaf number `leaf` that lie on the disk, 1 to 64.
     pub fn used_slots(self, leaf: u64) -> usize {
-        self.slots().saturating_sub(leaf * LEAF_SLOTS as u64).min(LEAF_SLOTS as u64) as usize
+        self.slots().saturating_sub(leaf.saturating_mul(LEAF_SLOTS as u64)).min(LEAF_SLOTS as u64)
+            as usize
     }
 
     /// Children of inner page number `page` of `level` that lie on the disk, 1 to 128.
     pub fn used_children(self, level: u32, page: u64) -> usize {
-        let below = self.leaves().div_ceil(Self::leaves_per_page(level - 1));
-        below.saturating_sub(page * INNER_SLOTS as u64).min(INNER_SLOTS as u64) as usize
+        let below = self.leaves().div_ceil(Self::leaves_per_page(level.saturating_sub(1)));
+        below.saturating_sub(page.saturating_mul(INNER_SLOTS as u64)).min(INNER_SLOTS as u64)
+            as usize
     }
 
     /// The map root: a keyed hash of size, chunking and top page.

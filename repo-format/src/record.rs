@@ -25,8 +25,12 @@ fn configuration() -> Configuration<LittleEndian, Varint, Limit<LIMIT>> {
 /// # Errors
 /// R-1 if it would be larger than a sealed object may be.
 pub fn encode<T: Serialize>(record: &T) -> Result<Vec<u8>> {
-    bincode::serde::encode_to_vec(record, configuration())
-        .map_err(|cause| malformed("R-1", format!("cannot encode the record: {cause}")))
+    let bytes = bincode::serde::encode_to_vec(record, configuration())
+        .map_err(|cause| malformed("R-1", format!("cannot encode the record: {cause}")))?;
+    if bytes.len() > LIMIT {
+        return Err(limit("R-1", "the record's length", SEALED_BYTES_MAX, bytes.len() as u64));
+    }
+    Ok(bytes)
 }
 
 /// Decodes a record that has been authenticated.

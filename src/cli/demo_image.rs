@@ -6,6 +6,8 @@
 //! and at any time, so identifiers, volume ids and clocks are all fixed, and every "random" byte
 //! comes from BLAKE3 in its extendable output mode.
 
+mod guest;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -20,6 +22,7 @@ use gpt::partition::Partition;
 use gpt::partition_types;
 
 use crate::error::{Error, ErrorKind, Result};
+use guest::*;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -37,41 +40,6 @@ const FAT32_CLUSTERS_MIN: u64 = 70_000;
 const DISK_GUID: &str = "6b1de5a0-7d0c-4c6e-9d57-d15c0a110001";
 const ESP_GUID: &str = "6b1de5a0-7d0c-4c6e-9d57-d15c0a110002";
 const DATA_GUID: &str = "6b1de5a0-7d0c-4c6e-9d57-d15c0a110003";
-
-const MEDIA: &str = "srv/media/launch.mp4";
-const MEDIA_BYTES: u64 = 20 * MIB;
-const DATABASE: &str = "var/lib/shop/orders.db";
-const DATABASE_PAGES: u64 = 2048;
-const PAGE_BYTES: u64 = 4 * KIB;
-const LOG: &str = "var/log/syslog";
-const LOG_LINES: u32 = 40_000;
-const SWAP: &str = "var/swap";
-const SWAP_BYTES: u64 = 4 * MIB;
-
-/// Name, size in KiB, and whether the second day's upgrade replaces it.
-const PROGRAMS: [(&str, u64, bool); 10] = [
-    ("usr/bin/bash", 1236, false),
-    ("usr/bin/nginx", 1247, false),
-    ("usr/bin/openssl", 998, true),
-    ("usr/bin/perl", 3702, false),
-    ("usr/bin/python3.11", 6612, true),
-    ("usr/bin/sshd", 1391, true),
-    ("usr/bin/vim", 3661, false),
-    ("usr/lib/libc.so.6", 1878, false),
-    ("usr/lib/libcrypto.so.3", 4610, true),
-    ("usr/lib/libstdc++.so.6", 2135, false),
-];
-
-const OS_RELEASE: &str = "etc/os-release";
-const SETTINGS: [(&str, &str); 7] = [
-    ("etc/hostname", "web01\n"),
-    ("etc/hosts", "127.0.0.1 localhost\n127.0.1.1 web01\n"),
-    ("etc/fstab", "PARTLABEL=data / vfat defaults 0 1\nPARTLABEL=esp /boot vfat umask=0077 0 2\n"),
-    ("etc/passwd", "root:x:0:0:root:/root:/bin/bash\nwww-data:x:33:33::/var/www:/bin/false\n"),
-    ("etc/ssh/sshd_config", "PermitRootLogin no\nPasswordAuthentication no\nX11Forwarding no\n"),
-    ("etc/nginx/sites-enabled/shop.conf", "server {\n  listen 80;\n  root /srv/media;\n}\n"),
-    ("etc/shop/secrets.env", "ORDERS=/var/lib/shop/orders.db\nSESSION_KEY=not-a-real-one\n"),
-];
 
 /// A file system inside the image. No `BufStream` around the slice: fatfs seeks before every
 /// access, which empties that buffer each time, and its last flush, on drop, hides errors.
@@ -192,24 +160,6 @@ impl DemoImage {
         })
     }
 
-    /// Every file of the data partition as absolute path and size, sorted by path.
-    pub fn files(&self) -> Result<Vec<(String, u64)>> {
-        let entries = self.read("list", |root| walk(root, ""))?;
-        let files = entries.into_iter().filter_map(|(path, bytes)| Some((path, bytes?)));
-        let mut files: Vec<(String, u64)> = files.collect();
-        files.sort();
-        Ok(files)
-    }
-
-    /// The content of one file of the data partition.
-    pub fn read_file(&self, path: &str) -> Result<Vec<u8>> {
-        self.read(&format!("read {path} in"), |root| {
-            let mut content = Vec::new();
-            root.open_file(path.trim_start_matches('/'))?.read_to_end(&mut content)?;
-            Ok(content)
-        })
-    }
-
     /// The bytes of one partition as a stream of their own.
     fn window(&self, range: &Range<u64>, write: bool) -> io::Result<StreamSlice<File>> {
         let file = File::options().read(true).write(write).open(&self.path)?;
@@ -229,14 +179,6 @@ impl DemoImage {
             volume.unmount()
         };
         change().map_err(failed(ErrorKind::Target, "change", &self.path))
-    }
-
-    fn read<T>(&self, verb: &str, work: impl FnOnce(&Dir<'_>) -> io::Result<T>) -> Result<T> {
-        let read = || -> io::Result<T> {
-            let volume = Volume::new(self.window(&self.data, false)?, FsOptions::new())?;
-            work(&volume.root_dir())
-        };
-        read().map_err(failed(ErrorKind::Source, verb, &self.path))
     }
 }
 
@@ -399,220 +341,5 @@ fn write_boot_files(root: &Dir<'_>, version: u32) -> io::Result<()> {
     write_file(root, "EFI/debian/initrd.img", &noise(&format!("initrd {version}"), 12 * MIB))
 }
 
-/// `bytes` bytes nobody can compress, always the same for one name.
-fn noise(name: &str, bytes: u64) -> Vec<u8> {
-    let mut content = vec![0; bytes as usize];
-    let mut hasher = blake3::Hasher::new_derive_key("diskvault demo image 2026-03-01 noise");
-    hasher.update(name.as_bytes()).finalize_xof().fill(&mut content);
-    content
-}
-
-/// Something like machine code: short words, the first ones more often, that compress by about
-/// a half. A new version changes every other 64 KiB.
-fn program(name: &str, kib: u64, version: u32) -> Vec<u8> {
-    let words = noise("machine words", 16 * KIB);
-    let mut content = Vec::with_capacity((kib * KIB) as usize);
-    for section in 0..kib.div_ceil(64) {
-        let built = if section % 2 == 0 { version } else { 1 };
-        let draws = noise(&format!("{name} {section} {built}"), 64 * KIB);
-        let end = (kib.min((section + 1) * 64) * KIB) as usize;
-        for draw in draws.chunks_exact(2) {
-            let start = (usize::from(draw[0]) * usize::from(draw[1])) >> 2;
-            let length = (3 + usize::from(draw[1] & 7)).min(end - content.len());
-            content.extend_from_slice(&words[start..start + length]);
-        }
-    }
-    content
-}
-
-fn os_release(version: u32) -> String {
-    format!("PRETTY_NAME=\"Demo Linux 12.{version}\"\nID=demo\nVERSION_ID=12.{version}\n")
-}
-
-/// One day of syslog.
-fn log_lines(day: u32, lines: u32) -> Vec<u8> {
-    const SENTENCES: [&str; 5] = [
-        "sshd[812]: Connection closed by authenticating user root port",
-        "nginx[907]: GET /launch.mp4 HTTP/1.1 206",
-        "systemd[1]: shop-worker.service: Consumed CPU milliseconds:",
-        "cron[655]: (www-data) CMD (cd /var/lib/shop && ./rotate) pid",
-        "shop[1031]: stored order",
-    ];
-    let mut log = String::with_capacity(lines as usize * 96);
-    for (line, draw) in noise(&format!("log {day}"), u64::from(lines) * 8).chunks(8).enumerate() {
-        let second = line as u64 * 86_400 / u64::from(lines);
-        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-        let sentence = SENTENCES[usize::from(draw[0]) % SENTENCES.len()];
-        let value = u32::from_le_bytes([draw[1], draw[2], draw[3], draw[4]]);
-        log += &format!("Mar  {day} {hour:02}:{minute:02}:{second:02} web01 {sentence} {value}\n");
-    }
-    log.into_bytes()
-}
-
-fn database() -> Vec<u8> {
-    (0..DATABASE_PAGES).flat_map(|page| database_page(page, 1)).collect()
-}
-
-/// A page of records and, at its end, the free space a database leaves.
-fn database_page(page: u64, version: u32) -> Vec<u8> {
-    let draws = noise(&format!("page {page} {version}"), 48 * 8);
-    let mut content = format!("PAGE {page:08} {version}\n").into_bytes();
-    for (row, draw) in draws.chunks_exact(8).enumerate() {
-        let key = page * 48 + row as u64;
-        let customer = u32::from_le_bytes([draw[0], draw[1], draw[2], draw[3]]);
-        let total = u16::from_le_bytes([draw[4], draw[5]]);
-        let record = format!("order={key} customer={customer:08x} total={total} state=paid\n");
-        content.extend_from_slice(record.as_bytes());
-    }
-    content.resize(PAGE_BYTES as usize, 0);
-    content
-}
-
-/// The pages the second day writes: a few hot ones at the front, the rest all over the file.
-fn changed_pages() -> impl Iterator<Item = u64> {
-    (0..8).chain((100..DATABASE_PAGES).step_by(61))
-}
-
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::MetadataExt;
-
-    use super::*;
-
-    const SIZE: u64 = 192 * MIB;
-
-    fn scratch() -> (tempfile::TempDir, PathBuf) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("demo.raw");
-        (dir, path)
-    }
-
-    fn digest(path: &Path) -> blake3::Hash {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update_reader(File::open(path).unwrap()).unwrap();
-        hasher.finalize()
-    }
-
-    /// Day 1 or day 2, file by file, as it should be.
-    fn expected(day: u32) -> BTreeMap<String, Vec<u8>> {
-        let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-        let mut put = |name: &str, content: Vec<u8>| files.insert(format!("/{name}"), content);
-        for (name, text) in SETTINGS {
-            put(name, text.as_bytes().to_vec());
-        }
-        put(OS_RELEASE, os_release(day).into_bytes());
-        for (name, kib, upgraded) in PROGRAMS {
-            put(name, program(name, kib, if upgraded { day } else { 1 }));
-        }
-        let (mut log, mut database) = (log_lines(1, LOG_LINES), database());
-        if day == 2 {
-            log.extend(log_lines(2, LOG_LINES / 4));
-            for page in changed_pages() {
-                let start = (page * PAGE_BYTES) as usize;
-                database[start..start + PAGE_BYTES as usize]
-                    .copy_from_slice(&database_page(page, 2));
-            }
-        }
-        put(LOG, log);
-        put(DATABASE, database);
-        put(SWAP, vec![0; SWAP_BYTES as usize]);
-        put(MEDIA, noise(MEDIA, MEDIA_BYTES));
-        files
-    }
-
-    fn assert_files(image: &DemoImage, expected: &BTreeMap<String, Vec<u8>>) {
-        let sizes: Vec<(String, u64)> =
-            expected.iter().map(|(name, content)| (name.clone(), content.len() as u64)).collect();
-        assert_eq!(image.files().unwrap(), sizes);
-        for (name, content) in expected {
-            assert!(image.read_file(name).unwrap() == *content, "{name} differs");
-        }
-    }
-
-    #[test]
-    fn each_day_holds_exactly_its_files() {
-        let (_dir, path) = scratch();
-        let image = DemoImage::create(&path, SIZE).unwrap();
-        assert_files(&image, &BTreeMap::new());
-        image.install().unwrap();
-        assert_files(&image, &expected(1));
-        DemoImage::open(&path).unwrap().upgrade().unwrap();
-        assert_files(&image, &expected(2));
-        image.accident().unwrap();
-        let mut after = expected(2);
-        after.retain(|name, _| !name.starts_with("/etc/"));
-        after.insert(format!("/{DATABASE}"), noise("accident", DATABASE_PAGES * PAGE_BYTES));
-        assert_files(&image, &after);
-        assert_eq!(image.read_file("/etc/hosts").unwrap_err().kind(), ErrorKind::NotFound);
-    }
-
-    #[test]
-    fn both_tables_are_valid_and_partitions_start_on_mebibytes() {
-        let (_dir, path) = scratch();
-        DemoImage::create(&path, SIZE).unwrap();
-        let table = GptConfig::new().only_valid_headers(true).open(&path).unwrap();
-        assert_eq!(table.guid().to_string(), DISK_GUID);
-        let partitions: Vec<&Partition> = table.partitions().values().collect();
-        assert_eq!(partitions.len(), 2);
-        for partition in partitions {
-            assert_eq!(partition.first_lba * SECTOR_BYTES % MIB, 0);
-            assert_eq!((partition.last_lba + 1) * SECTOR_BYTES % MIB, 0);
-            assert!(partition.last_lba <= table.header().last_usable);
-        }
-        let mut file = File::open(&path).unwrap();
-        let mbr = ProtectiveMBR::from_disk(&mut file, gpt::disk::DEFAULT_SECTOR_SIZE).unwrap();
-        assert_eq!(mbr.partition(0).unwrap().os_type, 0xee);
-    }
-
-    #[test]
-    fn the_same_calls_give_the_same_bytes_and_little_is_allocated() {
-        let (_dir, first) = scratch();
-        let second = first.with_extension("again");
-        let images = [&first, &second].map(|path| DemoImage::create(path, SIZE).unwrap());
-        assert!(first.metadata().unwrap().blocks() * 512 < 4 * MIB, "formatting is not sparse");
-        for step in [DemoImage::install, DemoImage::upgrade, DemoImage::accident] {
-            for image in &images {
-                step(image).unwrap();
-            }
-            assert_eq!(digest(&first), digest(&second));
-        }
-        let metadata = first.metadata().unwrap();
-        assert_eq!(metadata.len(), SIZE);
-        assert!(metadata.blocks() * 512 < SIZE * 2 / 3);
-    }
-
-    #[test]
-    fn the_data_partition_is_fat32_at_every_size() {
-        for size in [IMAGE_BYTES_MIN, DEMO_IMAGE_BYTES, 1 << 30, 8 << 30] {
-            let (_dir, path) = scratch();
-            let image = DemoImage::create(&path, size).unwrap();
-            let window = image.window(&image.data, false).unwrap();
-            assert_eq!(Volume::new(window, FsOptions::new()).unwrap().fat_type(), FatType::Fat32);
-        }
-    }
-
-    #[test]
-    fn folders_begin_as_a_checker_wants_them() {
-        let (_dir, path) = scratch();
-        let image = DemoImage::create(&path, SIZE).unwrap();
-        image.install().unwrap();
-        let mut bytes = Vec::new();
-        image.window(&image.data, false).unwrap().read_to_end(&mut bytes).unwrap();
-        let sectors = || bytes.chunks_exact(SECTOR_BYTES as usize);
-        let folders = sectors().filter(|s| s.starts_with(DOT) && s[32..].starts_with(DOT_DOT));
-        // etc, usr, var and srv lie in the root, which `..` names as cluster 0.
-        assert_eq!(folders.filter(|s| s[52..54] == [0, 0] && s[58..60] == [0, 0]).count(), 4);
-        assert!(!sectors().any(|s| s[32..].starts_with(DOT) && s[96..].starts_with(DOT_DOT)));
-    }
-
-    #[test]
-    fn nothing_is_overwritten_and_odd_sizes_are_refused() {
-        let (_dir, path) = scratch();
-        let refused = |size| DemoImage::create(&path, size).err().unwrap().kind();
-        assert_eq!(refused(SIZE + 512), ErrorKind::Usage);
-        assert_eq!(refused(IMAGE_BYTES_MIN - MIB), ErrorKind::Usage);
-        std::fs::write(&path, "mine").unwrap();
-        assert_eq!(refused(SIZE), ErrorKind::AlreadyExists);
-        assert_eq!(std::fs::read(&path).unwrap(), b"mine");
-    }
-}
+mod tests;

@@ -83,23 +83,27 @@ pub fn tree() -> Result<Tree> {
     Ok(files)
 }
 
+/// How to read the vectors, for whoever writes a reader.
+const INDEX_HEAD: &str = "\
+# Every vector: path, what a reader must say (ok or the rule it names), comment.
+# A vector is lines of `key: value`, an empty line, then the bytes of the object.
+# `zeros: offset+length ...` names runs of zeros that are left out of those bytes and
+# belong at these offsets of the object, in order. Byte strings are lower-case hex.
+# Lists are separated by blanks; `item*n` is n times the item.
+# What a reader is given: master and repository (the key and the repository id), name
+# (the leaf it stands under), secret (of a key slot), copies (so many such slots),
+# folder, record (the type), first and end (where segments lie), read: tail (without
+# the header), pack-bytes, used, level, page, size, chunk-bytes, zero-slots,
+# bytes-expected, asked-for, list-subkeys. All other fields of an ok vector are what a
+# reader must find, in between and at the end.
+# A name that is refused by N-1, N-2 or N-4 is to be ignored.
+# The repository in repository/ opens with the passphrase `correct horse battery staple`;
+# expected/day-1 and expected/day-2 are what its two points restore to.
+";
+
 fn index(mut lines: Vec<String>) -> String {
     lines.sort();
-    let mut text = String::from(
-        "# Every vector: path, what a reader must say (ok or the rule it names), comment.\n\
-         # A vector is lines of `key: value`, an empty line, then the bytes of the object.\n\
-         # `zeros: offset+length ...` names runs of zeros that are left out of those bytes and\n\
-         # belong at these offsets of the object, in order. Byte strings are lower-case hex.\n\
-         # Lists are separated by blanks; `item*n` is n times the item.\n\
-         # What a reader is given: master and repository (the key and the repository id), name (the\n\
-         # leaf it stands under), secret (of a key slot), copies (so many such slots), folder, record\n\
-         # (the type), first and end (where segments lie), read: tail (without the header),\n\
-         # pack-bytes, used, level, page, size, chunk-bytes, zero-slots, bytes-expected, asked-for.\n\
-         # All other fields of an ok vector are what a reader must find, in between and at the end.\n\
-         # A name that is refused by N-1, N-2 or N-4 is to be ignored.\n\
-         # The repository in repository/ opens with the passphrase \"correct horse battery\n\
-         # staple\"; expected/day-1 and expected/day-2 are what its two points restore to.\n",
-    );
+    let mut text = String::from(INDEX_HEAD);
     let recovery = diskvault_format::id::to_hex(&repository::recovery_key());
     text.push_str(&format!("# Its recovery key is the bytes {recovery}.\n"));
     for (rule, reason) in UNREACHABLE {
