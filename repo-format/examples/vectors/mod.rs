@@ -104,8 +104,8 @@ const INDEX_HEAD: &str = "\
 fn index(mut lines: Vec<String>) -> String {
     lines.sort();
     let mut text = String::from(INDEX_HEAD);
-    let recovery = diskvault_format::id::to_hex(&repository::recovery_key());
-    text.push_str(&format!("# Its recovery key is the bytes {recovery}.\n"));
+    let recovery = String::from_utf8_lossy(repository::RECOVERY_KEY);
+    text.push_str(&format!("# Its recovery key is {recovery}.\n"));
     for (rule, reason) in UNREACHABLE {
         text.push_str(&format!("# unreachable: {rule}: {reason}\n"));
     }

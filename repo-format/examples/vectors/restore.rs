@@ -1,6 +1,6 @@
 //! Reads a whole repository with the crate: from the passphrase to the bytes of every point.
 
-use super::repository::{PASSPHRASE, recovery_key};
+use super::repository::{PASSPHRASE, RECOVERY_KEY};
 use super::{Result, Tree};
 use diskvault_format::config::Config;
 use diskvault_format::crypto::{Keys, ObjectKind, Secret};
@@ -24,7 +24,7 @@ type Pieces = BTreeMap<[u8; 32], Vec<u8>>;
 /// # Errors
 /// What the crate refuses, and the first path that differs.
 pub fn verify(objects: &Tree, expected: &Tree) -> Result<()> {
-    for secret in [PASSPHRASE, &recovery_key()] {
+    for secret in [PASSPHRASE, RECOVERY_KEY] {
         let found = restore(objects, secret)?;
         if let Some(line) = super::differences(expected, &found).first() {
             return Err(format!("restored {line}").into());
