@@ -346,6 +346,11 @@ fn process(work: &Work, mut batch: Batch) -> Result<Hashed> {
         let last = (first + group).min(batch.slots);
         let from = base + first as u64 * chunk;
         let to = end.min(base + last as u64 * chunk);
+        if !batch.data.iter().any(|range| range.start < to && from < range.end) {
+            // A scattered disk has mostly such groups: clearing them would cost more than reading.
+            outcomes.resize(last, Outcome::Zero { was_read: false });
+            continue;
+        }
         let area = &mut buffer[(from - base) as usize..(to - base) as usize];
         read_bytes += read_group(work.source.as_ref(), &batch.data, from, area)?;
         for slot in first..last {

@@ -90,7 +90,7 @@ pub fn run(
     loop {
         match run_once(repository, options, backup_id, pool, monitor) {
             Err(error) if error.kind() == ErrorKind::Fenced => {
-                let from_pipe = options.inputs.iter().any(InputRequest::is_standard_input);
+                let from_pipe = options.inputs.iter().any(InputRequest::is_read_once);
                 if from_pipe || tries == TRIES_MAX {
                     return Err(error.hint("run the backup again"));
                 }

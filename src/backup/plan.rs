@@ -16,6 +16,7 @@ use diskvault_format::limits::{FIELDS_MAX, PARTS_MAX, TEXT_BYTES_MAX};
 use diskvault_format::manifest::{validate_part_name, validate_series_name};
 use std::collections::BTreeSet;
 use std::io::Read;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -46,6 +47,15 @@ impl InputRequest {
     /// True for `-`.
     pub fn is_standard_input(&self) -> bool {
         self.path == Path::new(STANDARD_INPUT)
+    }
+
+    /// True for what gives its bytes only once: standard input, a FIFO, a terminal.
+    pub fn is_read_once(&self) -> bool {
+        let is_read_once = |metadata: std::fs::Metadata| {
+            let kind = metadata.file_type();
+            kind.is_fifo() || kind.is_char_device() || kind.is_socket()
+        };
+        self.is_standard_input() || std::fs::metadata(&self.path).is_ok_and(is_read_once)
     }
 
     fn part_name(&self, stdin_name: Option<&str>) -> Result<String> {

@@ -108,7 +108,12 @@ fn write_new(file: &Path, bytes: &[u8]) -> Result<()> {
         |cause| Error::io(ErrorKind::Failed, format!("cannot write {}", file.display()), cause);
     let mut opened =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(file).map_err(cannot)?;
-    opened.write_all(bytes).and_then(|()| opened.sync_all()).map_err(cannot)
+    let written = opened.write_all(bytes).and_then(|()| opened.sync_all());
+    if written.is_err() {
+        // Half a key helps nobody.
+        let _ = std::fs::remove_file(file);
+    }
+    written.map_err(cannot)
 }
 
 fn add(
@@ -124,7 +129,13 @@ fn add(
             let key = make_recovery_key(&SystemEnvironment)?;
             write_new(file, format!("{}\n", key.as_str()).as_bytes())?;
             let secret = Passphrase::new(key.as_bytes().to_vec());
-            repository.add_key(SlotKind::Recovery, &secret, KdfCost::RECOVERY, name, &host)?
+            let cost = KdfCost::RECOVERY;
+            let added = repository.add_key(SlotKind::Recovery, &secret, cost, name, &host);
+            if added.is_err() {
+                // Made a moment ago by this run, and good for nothing.
+                let _ = std::fs::remove_file(file);
+            }
+            added?
         }
         None => {
             let secret = password::new(new_password_file)?;

@@ -30,7 +30,9 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         && points.latest(series).is_none()
     {
         let text = format!("cannot find a series named {}", series.escape_debug());
-        return Err(Error::new(ErrorKind::NotFound, text));
+        return Err(
+            Error::new(ErrorKind::NotFound, text).hint("`diskvault list` shows what there is")
+        );
     }
     let is_wanted = |point: &&Point| {
         arguments.series.as_ref().is_none_or(|series| *series == point.manifest.series)

@@ -35,7 +35,9 @@ const EXIT_WARNINGS: u8 = 4;
 
 /// The archive that keeps the history of virtual-machine disks.
 #[derive(Parser, Debug)]
+// Without colours clap also removes what escape sequences a file name brings into its errors.
 #[command(name = "diskvault", disable_version_flag = true, max_term_width = 100)]
+#[command(color = clap::ColorChoice::Never)]
 #[command(
     arg_required_else_help = true,
     after_help = "Exit codes: 0 done, 1 error, 2 usage, \

@@ -102,12 +102,12 @@ impl Digester<'_> {
             (Part::Disk(disk), None) => self.blake3_of(disk).map(|digest| digest.to_vec()),
             (_, Some(kind)) => match recorded(part, kind) {
                 Some(value) => Ok(value),
-                None => self.from_data(part, kind),
+                None => self.hash_data(part, kind),
             },
         }
     }
 
-    fn from_data(&self, part: Part<'_>, kind: DigestKind) -> Result<Vec<u8>> {
+    fn hash_data(&self, part: Part<'_>, kind: DigestKind) -> Result<Vec<u8>> {
         let monitor = self.fetcher.monitor;
         monitor.start(&format!("{} of {}", kind.name(), part.name()), Some(part.bytes()));
         let mut output = HashOutput(Digests::new(false, &[kind]));

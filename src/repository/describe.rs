@@ -34,6 +34,17 @@ impl Repository {
                 damage(text);
             }
         }
+        // Opening verified only the configs down to the one that counts.
+        for candidate in &configs {
+            let verified = candidate.config.verify(&self.keys, &candidate.leaf, &candidate.bytes);
+            if let Err(cause) = verified {
+                let name = format!("config/{}", candidate.leaf);
+                let text = super::objects::refused(name, cause).full_text();
+                if !self.warnings.iter().any(|known| known.starts_with(&text)) {
+                    damage(text);
+                }
+            }
+        }
         for stored in secrets::read_slots(self.storage.as_ref(), &self.config)? {
             let result = stored.slot.and_then(|slot| {
                 let name = secrets::slot_name(stored.id)?;

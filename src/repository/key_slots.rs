@@ -5,7 +5,7 @@
 //! exist, and a crash leaves at most a slot that no config lists.
 
 use super::objects::refused;
-use super::secrets::{self, Passphrase, store_slot};
+use super::secrets::{self, NewSlot, Passphrase, store_slot};
 use super::{Repository, names};
 use crate::environment::random_array;
 use crate::error::{Error, ErrorKind, Result};
@@ -72,15 +72,13 @@ impl Repository {
         };
         let storage = self.storage.clone();
         let environment = self.environment.clone();
+        let new = NewSlot { kind, secret, cost, label: &label };
         let id = store_slot(
             storage.as_ref(),
             environment.as_ref(),
-            kind,
-            secret,
-            cost,
             &self.master,
             self.config.repository,
-            &label,
+            &new,
         )?;
         let mut slots = self.config.key_slots.clone();
         slots.push(id);
@@ -109,7 +107,7 @@ impl Repository {
             }
             [id] => id,
             _ => {
-                let text = format!("key slot {prefix} is ambiguous: {} fit", fitting.len());
+                let text = format!("cannot choose a key slot: several ids start with {prefix}");
                 return Err(Error::new(ErrorKind::Usage, text));
             }
         };

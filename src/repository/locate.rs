@@ -168,10 +168,27 @@ impl Locator {
     /// What the index or the storage say; a single unreadable pack is passed over if another
     /// holds the entry.
     pub fn find(&self, repository: &Repository, id: &[u8; 32]) -> Result<Option<Found>> {
+        self.find_except(repository, id, &[])
+    }
+
+    /// As [`Locator::find`], but passes over segments that turned out to be damaged: an entry may
+    /// have been stored again since.
+    ///
+    /// # Errors
+    /// As [`Locator::find`].
+    pub fn find_except(
+        &self,
+        repository: &Repository,
+        id: &[u8; 32],
+        damaged: &[(PackId, u32)],
+    ) -> Result<Option<Found>> {
         let mut locations: Vec<Location> = Vec::new();
         self.index.locations(&prefix(id), &mut locations)?;
         let mut unreadable = None;
         for location in locations {
+            if damaged.contains(&(PackId(location.pack), location.segment)) {
+                continue;
+            }
             let pack = match self.packs.get(repository, PackId(location.pack)) {
                 Ok(pack) => pack,
                 Err(error) => {

@@ -3,7 +3,7 @@
 //! Order of writing: key slots, instance, config. Without a config there is no repository, so a
 //! crash on the way leaves a folder that a later `init` refuses to fill and nobody mistakes.
 
-use super::secrets::{Passphrase, store_slot};
+use super::secrets::{NewSlot, Passphrase, store_slot};
 use crate::environment::{Environment, random_array};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Folder, ObjectName, Storage};
@@ -86,7 +86,8 @@ pub fn initialise(
     };
     let slot = |kind, secret, cost, name: &str| {
         let label = label(name);
-        store_slot(storage, environment, kind, secret, cost, &master, repository, &label)
+        let new = NewSlot { kind, secret, cost, label: &label };
+        store_slot(storage, environment, &master, repository, &new)
     };
     let passphrase = options.passphrase;
     let mut key_slots =

@@ -55,11 +55,31 @@ impl<'a> MapReader<'a> {
     /// # Errors
     /// `Damage` if no pack holds it or its bytes do not fit its id.
     pub fn page(&self, id: PageId) -> Result<Vec<u8>> {
-        let Some(found) = self.locator.find(self.repository, &id.0)? else {
-            let text = format!("cannot find map page {id}: no pack holds it");
-            return Err(Error::new(ErrorKind::Damage, text));
-        };
-        let segment = self.segment(&found)?;
+        let mut damaged = Vec::new();
+        let mut first_error = None;
+        loop {
+            let found = match self.locator.find_except(self.repository, &id.0, &damaged) {
+                Ok(Some(found)) => found,
+                Ok(None) => {
+                    let text = format!("cannot find map page {id}: no pack holds it");
+                    let missing = || Error::new(ErrorKind::Damage, text);
+                    return Err(first_error.unwrap_or_else(missing));
+                }
+                Err(error) => return Err(first_error.unwrap_or(error)),
+            };
+            match self.page_at(id, &found) {
+                // Another pack may hold it whole.
+                Err(error) if matches!(error.kind(), ErrorKind::Damage | ErrorKind::NotFound) => {
+                    damaged.push((found.pack.id, found.segment));
+                    first_error.get_or_insert(error);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn page_at(&self, id: PageId, found: &super::locate::Found) -> Result<Vec<u8>> {
+        let segment = self.segment(found)?;
         let bytes = segment
             .entries
             .get(found.slot as usize)

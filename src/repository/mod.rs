@@ -72,7 +72,8 @@ impl Repository {
         let mut last_error = None;
         for candidate in candidates {
             let slots = secrets::read_slots(storage.as_ref(), &candidate.config)?;
-            let (master, opened_by) = secrets::open_any(&slots, secret)?;
+            let (master, opened_by) = secrets::open_any(&slots, secret)
+                .map_err(|error| name_config(error, &candidate.leaf))?;
             let keys = Keys::derive(&master, candidate.config.repository);
             let verified = candidate.config.verify(&keys, &candidate.leaf, &candidate.bytes);
             if let Err(cause) = verified {
@@ -221,6 +222,17 @@ pub(crate) struct ConfigCandidate {
     pub(crate) leaf: String,
     pub(crate) config: Config,
     pub(crate) bytes: Vec<u8>,
+}
+
+/// Says which config named the slots: it may itself be what is damaged.
+fn name_config(error: Error, leaf: &str) -> Error {
+    match error.kind() {
+        ErrorKind::Damage => Error::new(
+            ErrorKind::Damage,
+            format!("cannot use config/{leaf}: {}", error.full_text()),
+        ),
+        _ => error,
+    }
 }
 
 fn no_config(storage: &dyn Storage) -> Error {

@@ -125,15 +125,21 @@ fn read_slot(storage: &dyn Storage, repository: RepositoryId, id: KeySlotId) -> 
 /// Tries the secret on every slot and returns the master key and the slot it opened.
 ///
 /// # Errors
-/// `WrongKey` if no slot opens; the error of the only readable slot's damage otherwise.
+/// `WrongKey` if no slot opens; `Damage` or `Storage` if one that could not be read may have been
+/// the right one.
 pub fn open_any(slots: &[StoredSlot], secret: &Passphrase) -> Result<(Secret, KeySlotId)> {
-    let mut damage = None;
+    let mut unread = None;
     let normalised = normalise_recovery_key(secret.bytes());
     for stored in slots {
         let slot = match &stored.slot {
             Ok(slot) => slot,
             Err(error) => {
-                damage = Some(error.full_text());
+                // A storage that fails says nothing about the slot.
+                let kind = match error.kind() {
+                    ErrorKind::Storage => ErrorKind::Storage,
+                    _ => ErrorKind::Damage,
+                };
+                unread = Some((kind, error.full_text()));
                 continue;
             }
         };
@@ -144,18 +150,34 @@ pub fn open_any(slots: &[StoredSlot], secret: &Passphrase) -> Result<(Secret, Ke
         match slot.open(bytes) {
             Ok(Some(master)) => return Ok((master, stored.id)),
             Ok(None) => {}
-            Err(cause) => damage = Some(refused(slot_name(stored.id)?, cause).full_text()),
+            Err(cause) => {
+                let text = refused(slot_name(stored.id)?, cause).full_text();
+                unread = Some((ErrorKind::Damage, text));
+            }
         }
     }
     let error = Error::new(ErrorKind::WrongKey, "cannot open the repository: wrong password");
-    Err(match damage {
+    Err(match unread {
         // A damaged slot may have been the right one, so the two must not be confused.
-        Some(text) => Error::new(
-            ErrorKind::Damage,
+        Some((kind, text)) => Error::new(
+            kind,
             format!("cannot open the repository: no readable key slot opens, and {text}"),
         ),
         None => error,
     })
+}
+
+/// A key slot to be made.
+#[derive(Clone, Copy)]
+pub struct NewSlot<'a> {
+    /// Passphrase or recovery key.
+    pub kind: SlotKind,
+    /// The secret that opens it.
+    pub secret: &'a Passphrase,
+    /// Cost of its derivation.
+    pub cost: KdfCost,
+    /// What people see of it.
+    pub label: &'a SlotLabel,
 }
 
 /// Makes a slot and stores it; a config has to list it before it counts.
@@ -165,13 +187,11 @@ pub fn open_any(slots: &[StoredSlot], secret: &Passphrase) -> Result<(Secret, Ke
 pub fn store_slot(
     storage: &dyn Storage,
     environment: &dyn Environment,
-    kind: SlotKind,
-    secret: &Passphrase,
-    cost: KdfCost,
     master: &Secret,
     repository: RepositoryId,
-    label: &SlotLabel,
+    new: &NewSlot<'_>,
 ) -> Result<KeySlotId> {
+    let NewSlot { kind, secret, cost, label } = *new;
     if secret.is_empty() {
         return Err(Error::new(ErrorKind::Usage, "cannot make a key slot: the password is empty"));
     }

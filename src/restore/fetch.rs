@@ -180,7 +180,17 @@ impl Fetcher<'_> {
                         return;
                     }
                 }
-                Err(error) => return shared.fail(error),
+                Err(error) => {
+                    for (ordinal, uses) in &run.segments {
+                        let items = uses.iter().map(|(_, item)| item);
+                        let found = items.map(|item| {
+                            self.fetch_elsewhere(shared.sink, item, run.pack.id, *ordinal, &error)
+                        });
+                        if let Err(error) = found.collect::<Result<()>>() {
+                            return shared.fail(error);
+                        }
+                    }
+                }
             }
         }
     }
@@ -228,7 +238,15 @@ impl Fetcher<'_> {
         let segment = &run.pack.footer.segments[ordinal as usize];
         let start = (u64::from(segment.offset) - run.start) as usize;
         let sealed = &mut stored[start..start + segment.stored_bytes() as usize];
-        let entries = run.pack.decode_segment(ordinal, sealed, decoder, data)?;
+        let entries = match run.pack.decode_segment(ordinal, sealed, decoder, data) {
+            Ok(entries) => entries,
+            Err(error) => {
+                let mut items = uses.iter().map(|(_, item)| item);
+                return items.try_for_each(|item| {
+                    self.fetch_elsewhere(sink, item, run.pack.id, ordinal, &error)
+                });
+            }
+        };
         let mut starts = Vec::with_capacity(entries.len());
         let mut end = 0;
         for entry in &entries {
@@ -251,13 +269,51 @@ impl Fetcher<'_> {
                      (rule S-9)",
                     item.id, item.offset, run.pack.id
                 );
-                return Err(Error::new(ErrorKind::Damage, text));
+                let error = Error::new(ErrorKind::Damage, text);
+                self.fetch_elsewhere(sink, item, run.pack.id, ordinal, &error)?;
+                continue;
             };
             verified = Some(*slot);
             sink(item.offset, chunk)?;
             self.monitor.advance(chunk.len() as u64);
         }
         Ok(())
+    }
+
+    /// Gets a chunk from another segment than the damaged one, if it was stored again; fails with
+    /// what was wrong there otherwise.
+    fn fetch_elsewhere(
+        &self,
+        sink: &ChunkSink<'_>,
+        item: &Wanted,
+        pack: PackId,
+        ordinal: u32,
+        cause: &Error,
+    ) -> Result<()> {
+        let again = || Error::new(cause.kind(), cause.full_text());
+        if !matches!(cause.kind(), ErrorKind::Damage | ErrorKind::NotFound) {
+            return Err(again());
+        }
+        let mut decoder = SegmentDecoder::new().map_err(|cause| refused("a segment", cause))?;
+        let (mut damaged, mut data) = (vec![(pack, ordinal)], Vec::new());
+        let storage = self.repository.storage().as_ref();
+        while let Ok(Some(found)) = self.locator.find_except(self.repository, &item.id.0, &damaged)
+        {
+            damaged.push((found.pack.id, found.segment));
+            let read = found.pack.read_segment(storage, found.segment, &mut decoder, &mut data);
+            let Ok(entries) = read else { continue };
+            let slot = found.slot as usize;
+            let start = entries.iter().take(slot).map(|entry| entry.bytes as usize).sum::<usize>();
+            let chunk = data.get(start..start + item.bytes as usize);
+            if let Some(chunk) = chunk
+                && self.repository.keys().chunk_id(chunk) == item.id
+            {
+                sink(item.offset, chunk)?;
+                self.monitor.advance(chunk.len() as u64);
+                return Ok(());
+            }
+        }
+        Err(again())
     }
 }
 

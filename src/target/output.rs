@@ -19,6 +19,9 @@ const ZEROS_BYTES: usize = 64 << 10;
 /// fails and zeros are written.
 const DEVICE_BLOCK_BYTES: u64 = 4096;
 
+/// The block of nearly every file system, and the page of x86.
+const FILE_BLOCK_BYTES: u64 = 4096;
+
 /// What `fallocate` is asked for, the cheapest first. For a device, the kernel promises that
 /// both read as zeros afterwards; the second keeps the blocks allocated.
 const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
@@ -58,7 +61,7 @@ impl Output {
     pub(super) fn make_hole(&self, file: &File, offset: u64, bytes: u64) -> Result<()> {
         self.check_range(offset, bytes)?;
         self.within_blocks(file, offset, bytes, |start, length| {
-            if self.ask(file, PUNCH, NO_PUNCH, start, length)? {
+            if self.ask(file, PUNCH, NO_PUNCH, start, self.whole_tail(start, length))? {
                 return Ok(());
             }
             // A file system's ZERO_RANGE is no cheaper to read back than written zeros, but a
@@ -68,6 +71,15 @@ impl Output {
             }
             self.write_zeros(file, start, length)
         })
+    }
+
+    /// The length to punch: up to the end of the block that a file's last byte lies in, because
+    /// a block that is punched in part is kept. There is nothing behind that byte.
+    fn whole_tail(&self, start: u64, length: u64) -> u64 {
+        if self.is_device || start + length != self.size {
+            return length;
+        }
+        self.size.next_multiple_of(FILE_BLOCK_BYTES) - start
     }
 
     /// Makes the range read as zeros and stay allocated. In a file that takes written zeros:
