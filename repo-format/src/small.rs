@@ -41,6 +41,19 @@ pub struct Heartbeat {
     pub number: u64,
 }
 
+impl Heartbeat {
+    /// Checks the record against the name it was read from.
+    ///
+    /// # Errors
+    /// L-2.
+    pub fn validate(&self, lease: LeaseId, number: u64) -> Result<()> {
+        if self.lease == lease && self.number == number {
+            return Ok(());
+        }
+        Err(malformed("L-2", "the heartbeat is not that of its name"))
+    }
+}
+
 /// A pruner's list of packs that will be deleted, `condemned/<random>`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condemned {

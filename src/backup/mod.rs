@@ -151,7 +151,10 @@ fn run_once(
     manifest.duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     monitor.check_cancelled()?;
     let point = session.publish(&manifest)?;
-    remember_point(repository, point)?;
+    if let Err(error) = remember_point(repository, point) {
+        // The point is done; only this host's memory of it is not.
+        monitor.warn(&format!("the point was made, but: {}", error.full_text()));
+    }
     Ok(BackupReport {
         point,
         statistics: manifest.statistics(),

@@ -60,8 +60,9 @@ fn check_one(
                 let lease: Lease = get_record(storage, keys, ObjectKind::Lease, name)?;
                 lease.validate().map_err(refuse)?;
             }
-            Some((_, Some(_))) => {
-                let _: Heartbeat = get_record(storage, keys, ObjectKind::Heartbeat, name)?;
+            Some((lease, Some(number))) => {
+                let beat: Heartbeat = get_record(storage, keys, ObjectKind::Heartbeat, name)?;
+                beat.validate(lease, number).map_err(refuse)?;
             }
             None => {}
         },

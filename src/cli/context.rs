@@ -130,6 +130,15 @@ impl Context {
         for warning in repository.warnings() {
             self.monitor.warn(warning);
         }
+        if self.options.verbose > 0 {
+            self.monitor.note(&format!(
+                "repository {} by key {}, config generation {}, cache in {}",
+                repository.id(),
+                repository.current_key().short(),
+                repository.config().generation,
+                repository.cache().display()
+            ));
+        }
         Ok(repository)
     }
 

@@ -127,8 +127,12 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let is_usage = error.use_stderr();
-            // Fails only if nobody reads it.
-            let _ = error.print();
+            if is_usage && std::env::args_os().any(|argument| argument == "--json") {
+                output::print_error(&usage_error(&error), true);
+            } else {
+                // Fails only if nobody reads it.
+                let _ = error.print();
+            }
             return ExitCode::from(if is_usage { ErrorKind::Usage.exit_code() } else { 0 });
         }
     };
@@ -141,6 +145,14 @@ pub fn main() -> ExitCode {
             ExitCode::from(error.kind().exit_code())
         }
     }
+}
+
+/// What clap found wrong, on one line and without its advice.
+fn usage_error(error: &clap::Error) -> Error {
+    let text = error.to_string();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let words: Vec<&str> = first.trim_start_matches("error: ").split_whitespace().collect();
+    Error::new(ErrorKind::Usage, format!("cannot read the arguments: {}", words.join(" ")))
 }
 
 /// Runs the command; the number of warnings.

@@ -80,9 +80,14 @@ impl Locator {
     ) -> Result<Locator> {
         let storage = repository.storage();
         let mut listed = BTreeSet::new();
+        let mut changed = BTreeSet::new();
         for entry in storage.list(Folder::Packs)? {
-            if let Some(id) = PackId::from_hex(entry.name.leaf()) {
-                listed.insert(id);
+            let Some(id) = PackId::from_hex(entry.name.leaf()) else { continue };
+            listed.insert(id);
+            // A pack never changes its size: one that did was cut or replaced, and its footer has
+            // to be read again before anything builds on it.
+            if known_bytes(&index, id)?.is_some_and(|known| known != entry.bytes) {
+                changed.insert(id);
             }
         }
         let mut vanished = Vec::new();
@@ -91,6 +96,8 @@ impl Locator {
             if !listed.contains(&id) {
                 index.drop_pack(&record.id)?;
                 vanished.push(id);
+            } else if changed.contains(&id) {
+                index.drop_pack(&record.id)?;
             }
         }
         let mut unknown = Vec::new();
@@ -220,10 +227,19 @@ impl Locator {
 /// # Errors
 /// What the index says.
 pub fn add_to_index(index: &ChunkIndex, pack: &OpenPack) -> Result<()> {
-    add_footer_to_index(index, pack.id, pack.kind as u8, &pack.footer)
+    add_footer_to_index(index, pack.id, pack.kind as u8, &pack.footer, pack.bytes)
 }
 
-/// Puts all entries of a footer into the index.
+fn bytes_key(id: PackId) -> String {
+    format!("pack-bytes/{id}")
+}
+
+fn known_bytes(index: &ChunkIndex, id: PackId) -> Result<Option<u64>> {
+    let note = index.get_note(&bytes_key(id))?;
+    Ok(note.and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes))
+}
+
+/// Puts all entries of the footer of a pack of `bytes` bytes into the index.
 ///
 /// # Errors
 /// What the index says.
@@ -232,7 +248,9 @@ pub fn add_footer_to_index(
     id: PackId,
     kind: u8,
     footer: &diskvault_format::footer::Footer,
+    bytes: u64,
 ) -> Result<()> {
+    index.set_note(&bytes_key(id), &bytes.to_le_bytes())?;
     let mut entries = footer.segments.iter().enumerate().flat_map(|(segment, described)| {
         described
             .entries

@@ -99,6 +99,7 @@ impl Repository {
                 warnings,
             };
             repository.compare_with_memory()?;
+            repository.compare_instance()?;
             return Ok(repository);
         }
         Err(last_error.unwrap_or_else(|| no_config(storage.as_ref())))
@@ -215,6 +216,21 @@ impl Repository {
         }
         let leaf = self.config_leaf.clone();
         self.remember(|memory| memory.config = leaf)
+    }
+
+    /// A warning if this is another copy of the repository than the one used last, which an
+    /// older copy put in its place would be. A damaged instance is for `check` to report.
+    fn compare_instance(&mut self) -> Result<()> {
+        let Ok(instance) = self.instance() else { return Ok(()) };
+        let instance = instance.to_hex();
+        let remembered = self.memory().instance;
+        if !remembered.is_empty() && remembered != instance {
+            self.warnings.push(format!(
+                "this is another copy of the repository ({instance}) than the one used last on \
+                 this host ({remembered})"
+            ));
+        }
+        self.remember(|memory| memory.instance = instance)
     }
 }
 

@@ -398,7 +398,8 @@ fn store_packs(shared: &Shared, sealed: &Receiver<Sealed>) {
 
 fn store_pack(shared: &Shared, kind: PackKind, pack: &SealedPack) -> Result<()> {
     shared.storage.put_new(&pack_name(pack.id)?, &pack.bytes)?;
-    add_footer_to_index(&shared.index, pack.id, kind as u8, &pack.footer)?;
+    let bytes = pack.bytes.len() as u64;
+    add_footer_to_index(&shared.index, pack.id, kind as u8, &pack.footer, bytes)?;
     let mut state = lock(&shared.state);
     for segment in &pack.footer.segments {
         for entry in &segment.entries {

@@ -105,15 +105,16 @@ impl<'a> Session<'a> {
         let keys = repository.keys();
         let object = seal_record(keys, ObjectKind::Lease, Some(&lease_name), &nonce, &record)?;
         repository.storage().put_new(&lease_name, &object)?;
-        let read = || -> Result<(Locator, Presence, PointSet)> {
+        let read = || -> Result<(Locator, Presence, PointSet, Vec<String>)> {
             let condemned = read_condemned(repository, monitor)?;
             let locator = Locator::open(repository, monitor)?;
             let points = PointSet::load(repository)?;
             let lost = read_lost(repository)?;
             let presence = Presence { index: locator.index().clone(), condemned, lost };
-            Ok((locator, presence, points))
+            let doubts = points.doubts(repository)?;
+            Ok((locator, presence, points, doubts))
         };
-        let (locator, presence, points) = match read() {
+        let (locator, presence, points, doubts) = match read() {
             Ok(read) => read,
             Err(error) => {
                 // Best effort: a lease that stays behind is fenced by the next prune.
@@ -124,8 +125,9 @@ impl<'a> Session<'a> {
         for (_, error) in locator.damaged() {
             monitor.warn(&format!("{}; its chunks count as absent", error.full_text()));
         }
-        for (_, error) in &points.damaged {
-            monitor.warn(&error.full_text());
+        // Also a head that this host saw and that is gone: the new point takes its place there.
+        for doubt in &doubts {
+            monitor.warn(doubt);
         }
         if !locator.vanished().is_empty() || !locator.damaged().is_empty() {
             let epoch = loss_epoch(locator.index())? + 1;

@@ -258,20 +258,17 @@ impl Fetcher<'_> {
             let place = entries.get(*slot as usize).zip(starts.get(*slot as usize));
             let chunk =
                 place.and_then(|(entry, start)| data.get(*start..*start + entry.bytes as usize));
-            let chunk = chunk.filter(|chunk| chunk.len() == item.bytes as usize);
+            if let Some(chunk) = chunk
+                && chunk.len() != item.bytes as usize
+            {
+                return Err(refuse_chunk(run, item, "it has another length (rules M-8 and T-7)"));
+            }
             // The same slot may go to several places; it is hashed once.
             let fits = |chunk: &&[u8]| {
                 verified == Some(*slot) || self.repository.keys().chunk_id(chunk) == item.id
             };
             let Some(chunk) = chunk.filter(fits) else {
-                let text = format!(
-                    "cannot use chunk {} at offset {} from pack {}: its bytes have another id \
-                     (rule S-9)",
-                    item.id, item.offset, run.pack.id
-                );
-                let error = Error::new(ErrorKind::Damage, text);
-                self.fetch_elsewhere(sink, item, run.pack.id, ordinal, &error)?;
-                continue;
+                return Err(refuse_chunk(run, item, "its bytes have another id (rule S-9)"));
             };
             verified = Some(*slot);
             sink(item.offset, chunk)?;
@@ -315,6 +312,12 @@ impl Fetcher<'_> {
         }
         Err(again())
     }
+}
+
+fn refuse_chunk(run: &Run, item: &Wanted, why: &str) -> Error {
+    let (id, offset, pack) = (item.id, item.offset, run.pack.id);
+    let text = format!("cannot use chunk {id} at offset {offset} from pack {pack}: {why}");
+    Error::new(ErrorKind::Damage, text)
 }
 
 fn missing(item: &Wanted) -> Error {

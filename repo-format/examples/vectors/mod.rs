@@ -31,6 +31,7 @@ pub const EXPECTED: &str = "expected/";
 pub const UNREACHABLE: &[(&str, &str)] = &[
     ("F-11", "shows only when all chunks of a disk or stream were read"),
     ("M-8", "needs a page and a chunk"),
+    ("M-9", "needs a page and the page below it"),
     ("T-7", "needs a page and a chunk"),
 ];
 
