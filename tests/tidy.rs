@@ -23,7 +23,7 @@ const MORE_IMPORTS: [(&str, &str, &str); 2] = [
 ];
 
 /// Rules of the specification without a place of their own in the code, and why.
-const RULES_WITHOUT_CODE: [(&str, &str); 5] = [
+const RULES_WITHOUT_CODE: [(&str, &str); 3] = [
     ("N-1", "storage lists what fits the grammar; the rest is `foreign`"),
     ("N-2", "storage knows its folders by name and looks into no other"),
     ("N-4", "storage builds a pack's path from its id, so no other folder is ever looked into"),
