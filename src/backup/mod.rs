@@ -9,6 +9,7 @@
 mod digests;
 mod disk;
 mod plan;
+mod read_ahead;
 mod stream;
 
 pub use digests::{DigestKind, Digests};

@@ -218,7 +218,8 @@ fn cut_disk(
             } else if count == 0 {
                 (fixed, format!("no partitions: {grid}"))
             } else {
-                (fixed, format!("{table} with {count} partitions on 4 KiB: {grid}"))
+                let noun = if count == 1 { "partition" } else { "partitions" };
+                (fixed, format!("{table} with {count} {noun} on 4 KiB: {grid}"))
             }
         }
     })

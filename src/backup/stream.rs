@@ -7,6 +7,7 @@
 use super::Context;
 use super::digests::Digests;
 use super::disk::{DiskRequest, allocation_of};
+use super::read_ahead::ReadAhead;
 use crate::chunking::{ContentCutter, ContentParameters, Gear, Piece};
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::ExtentKind;
@@ -99,16 +100,22 @@ fn start<'a, 'b>(
 pub fn backup_stream(
     context: &mut Context<'_>,
     name: String,
-    mut reader: Box<dyn Read + Send>,
+    reader: Box<dyn Read + Send>,
 ) -> Result<StreamRecord> {
     let monitor = context.monitor;
     monitor.start(&format!("stream {}", name.escape_debug()), None);
     let keys = context.repository.keys().clone();
     let digests = Digests::new(true, context.digests);
     let (mut gatherer, mut cutter, chunking) = start(context, &keys, digests, PackKind::Data)?;
+    let mut reader = ReadAhead::start(reader, monitor);
     loop {
         monitor.check_cancelled()?;
-        let read = cutter.fill_from(reader.as_mut(), &mut |piece| gatherer.take(piece))?;
+        let filled = cutter.fill_from(&mut reader, &mut |piece| gatherer.take(piece));
+        // A wait that the user ended looks like a failed read.
+        let read = match filled {
+            Ok(read) => read,
+            Err(error) => return Err(monitor.check_cancelled().err().unwrap_or(error)),
+        };
         if read == 0 {
             break;
         }

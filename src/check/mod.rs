@@ -99,7 +99,7 @@ pub fn run(
     let points = PointSet::load(repository)?;
     report.points = points.points.len() as u64;
     let explained = objects::check_small_objects(repository, &mut report)?;
-    objects::check_points(repository, &points, &explained, &mut report);
+    objects::check_points(repository, &points, &explained, &mut report)?;
     let locator = Locator::open_fresh(repository, monitor)?;
     report.packs = locator.listed().len() as u64;
     report.entries = locator.index().entries();

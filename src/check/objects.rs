@@ -93,12 +93,15 @@ fn check_one(
 }
 
 /// Checks manifests, `ok`s and the chain of every series.
+///
+/// # Errors
+/// Fails only if the notes cannot be listed.
 pub fn check_points(
     repository: &Repository,
     points: &PointSet,
     explained: &BTreeSet<PointId>,
     report: &mut CheckReport,
-) {
+) -> Result<()> {
     for (_, error) in &points.damaged {
         report.damage(error.full_text());
     }
@@ -132,17 +135,13 @@ pub fn check_points(
     }
     // An unfinished manifest is no point: its `ok` may have been taken away.
     let hidden: BTreeSet<&PointId> = points.unfinished.iter().collect();
-    for (series, remembered) in repository.memory().series {
-        for head in remembered.heads.iter().filter_map(|head| PointId::from_hex(head)) {
-            if !known.contains(&head) {
-                report.damage(format!(
-                    "point {head} of {} is gone without a removal note: this host saw it",
-                    series.escape_debug()
-                ));
-            } else if hidden.contains(&head) {
-                report.damage(format!("the ok of point {head} is gone: this host saw it"));
-            }
-        }
+    for gone in points.unexplained_heads(repository)? {
+        let (id, series) = (gone.id, gone.series.escape_debug());
+        report.damage(if hidden.contains(&id) {
+            format!("the ok of point {id} is gone: this host saw it")
+        } else {
+            format!("point {id} of {series} is gone without a removal note: this host saw it")
+        });
     }
     for point in &points.points {
         for previous in &point.manifest.previous {
@@ -152,4 +151,5 @@ pub fn check_points(
             }
         }
     }
+    Ok(())
 }

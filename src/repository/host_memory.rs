@@ -21,6 +21,10 @@ pub struct SeriesMemory {
     pub sequence: u64,
     /// Ids of the heads, in hexadecimal.
     pub heads: Vec<String>,
+    /// Heads that were gone, unexplained, when this host looked again; with the greatest sequence
+    /// number it had seen by then.
+    #[serde(default)]
+    pub gone: Vec<(String, u64)>,
 }
 
 /// All that this host remembers of one repository.

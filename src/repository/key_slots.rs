@@ -97,7 +97,9 @@ impl Repository {
             .key_slots
             .iter()
             .copied()
-            .filter(|id| !prefix.is_empty() && id.to_hex().starts_with(prefix))
+            .filter(|id| {
+                !prefix.is_empty() && id.to_hex().starts_with(&prefix.to_ascii_lowercase())
+            })
             .collect();
         let id = match fitting[..] {
             [] => {

@@ -91,13 +91,18 @@ impl Locator {
             }
         }
         let mut vanished = Vec::new();
-        for record in index.packs()? {
-            let id = PackId(record.id);
+        let known = index.packs()?.into_iter().map(|record| PackId(record.id));
+        let gone: Vec<PackId> =
+            known.filter(|id| !listed.contains(id) || changed.contains(id)).collect();
+        if !gone.is_empty() {
+            // Before they are dropped: the next run would not know any more that they are gone,
+            // also if this one is no backup, or ends here.
+            note_loss(&index)?;
+        }
+        for id in gone {
+            index.drop_pack(&id.0)?;
             if !listed.contains(&id) {
-                index.drop_pack(&record.id)?;
                 vanished.push(id);
-            } else if changed.contains(&id) {
-                index.drop_pack(&record.id)?;
             }
         }
         let mut unknown = Vec::new();
@@ -237,6 +242,27 @@ fn bytes_key(id: PackId) -> String {
 fn known_bytes(index: &ChunkIndex, id: PackId) -> Result<Option<u64>> {
     let note = index.get_note(&bytes_key(id))?;
     Ok(note.and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes))
+}
+
+/// Note in the index: how often packs were found gone, changed or damaged.
+const LOSS_EPOCH: &str = "loss-epoch";
+
+/// How often packs were found gone, changed or damaged on this host. What a point was known to
+/// hold under another number has to be looked up again.
+///
+/// # Errors
+/// What the index says.
+pub fn loss_epoch(index: &ChunkIndex) -> Result<u64> {
+    let note = index.get_note(LOSS_EPOCH)?;
+    Ok(note.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes))
+}
+
+/// Counts a loss.
+///
+/// # Errors
+/// What the index says.
+pub fn note_loss(index: &ChunkIndex) -> Result<()> {
+    index.set_note(LOSS_EPOCH, &(loss_epoch(index)? + 1).to_le_bytes())
 }
 
 /// Puts all entries of the footer of a pack of `bytes` bytes into the index.

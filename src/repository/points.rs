@@ -36,6 +36,17 @@ pub struct PointSet {
     pub damaged: Vec<(PointId, Error)>,
 }
 
+/// A point that this host saw as the newest of a series and that is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GoneHead {
+    /// Its series.
+    pub series: String,
+    /// Its id.
+    pub id: PointId,
+    /// The greatest sequence number this host had seen in the series by then.
+    pub sequence: u64,
+}
+
 /// Name of a manifest's object.
 ///
 /// # Errors
@@ -140,32 +151,57 @@ fn order_key(point: &Point) -> (&str, u64, i64, PointId) {
 
 impl PointSet {
     /// Reasons to doubt that the newest visible point of a series is the newest there was:
-    /// unreadable manifests, an `ok` without manifest, a head this host saw that is gone.
+    /// unreadable manifests, an `ok` without manifest, a head this host saw that is gone and that
+    /// no newer point has followed since.
     ///
     /// # Errors
     /// Fails only if the notes cannot be listed.
     pub fn doubts(&self, repository: &Repository) -> Result<Vec<String>> {
         let mut doubts: Vec<String> =
             self.damaged.iter().map(|(_, error)| error.full_text()).collect();
-        let mut gone: Vec<(PointId, String)> = self
-            .lonely_oks
+        if !self.lonely_oks.is_empty() {
+            let removed = removed_points(repository)?;
+            let unexplained = self.lonely_oks.iter().filter(|id| !removed.contains(id));
+            doubts.extend(unexplained.map(|id| format!("the manifest of point {id} is gone")));
+        }
+        for gone in self.unexplained_heads(repository)? {
+            let newest = self.latest(&gone.series).map_or(0, |point| point.manifest.sequence);
+            if gone.sequence >= newest {
+                let (id, series) = (gone.id, gone.series.escape_debug());
+                doubts.push(format!("point {id} of {series}, seen here, is gone"));
+            }
+        }
+        Ok(doubts)
+    }
+
+    /// Heads that this host remembers and that are neither visible nor explained by a removal
+    /// note or the trash.
+    ///
+    /// # Errors
+    /// Fails only if the notes cannot be listed.
+    pub fn unexplained_heads(&self, repository: &Repository) -> Result<Vec<GoneHead>> {
+        let known: BTreeSet<PointId> = self
+            .points
             .iter()
-            .map(|id| (*id, format!("the manifest of point {id} is gone")))
+            .map(|point| point.id)
+            .chain(self.damaged.iter().map(|(id, _)| *id))
+            .chain(self.lonely_oks.iter().copied())
             .collect();
-        let visible: BTreeSet<PointId> = self.points.iter().map(|point| point.id).collect();
+        let mut gone = Vec::new();
         for (series, remembered) in repository.memory().series {
-            for head in remembered.heads.iter().filter_map(|head| PointId::from_hex(head)) {
-                if !visible.contains(&head) {
-                    let series = series.escape_debug();
-                    gone.push((head, format!("point {head} of {series}, seen here, is gone")));
+            let heads = remembered.heads.iter().map(|head| (head, remembered.sequence));
+            let before = remembered.gone.iter().map(|(head, sequence)| (head, *sequence));
+            for (head, sequence) in heads.chain(before) {
+                if let Some(id) = PointId::from_hex(head).filter(|id| !known.contains(id)) {
+                    gone.push(GoneHead { series: series.clone(), id, sequence });
                 }
             }
         }
         if !gone.is_empty() {
             let removed = removed_points(repository)?;
-            doubts.extend(gone.into_iter().filter(|(id, _)| !removed.contains(id)).map(|d| d.1));
+            gone.retain(|gone| !removed.contains(&gone.id));
         }
-        Ok(doubts)
+        Ok(gone)
     }
 }
 

@@ -7,7 +7,8 @@
 //! `ok` and delete the lease; or, if it is gone, put a removal note, delete the manifest and start
 //! over with a new lease and a new manifest.
 
-use super::locate::{Locator, prefix};
+use super::host_memory::SeriesMemory;
+use super::locate::{Locator, loss_epoch, note_loss, prefix};
 use super::objects::{get_record, seal_record};
 use super::points::{Point, PointSet, manifest_name};
 use super::{Repository, lock};
@@ -21,7 +22,7 @@ use diskvault_format::id::{LeaseId, PackId, PointId};
 use diskvault_format::manifest::Manifest;
 use diskvault_format::names;
 use diskvault_format::small::{Condemned, Heartbeat, Lease, Lost, NOTE_REMOVAL, Note};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -30,8 +31,6 @@ use std::time::Duration;
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(60);
 /// Purpose number of a backup's lease.
 const PURPOSE_BACKUP: u8 = 1;
-/// Note in the index: how often packs were found gone or damaged.
-const LOSS_EPOCH: &str = "loss-epoch";
 
 /// What counts as stored: in a listed pack that is not condemned, and not known to be lost.
 pub struct Presence {
@@ -105,16 +104,7 @@ impl<'a> Session<'a> {
         let keys = repository.keys();
         let object = seal_record(keys, ObjectKind::Lease, Some(&lease_name), &nonce, &record)?;
         repository.storage().put_new(&lease_name, &object)?;
-        let read = || -> Result<(Locator, Presence, PointSet, Vec<String>)> {
-            let condemned = read_condemned(repository, monitor)?;
-            let locator = Locator::open(repository, monitor)?;
-            let points = PointSet::load(repository)?;
-            let lost = read_lost(repository)?;
-            let presence = Presence { index: locator.index().clone(), condemned, lost };
-            let doubts = points.doubts(repository)?;
-            Ok((locator, presence, points, doubts))
-        };
-        let (locator, presence, points, doubts) = match read() {
+        let (locator, presence, points, doubts) = match read_state(repository, monitor) {
             Ok(read) => read,
             Err(error) => {
                 // Best effort: a lease that stays behind is fenced by the next prune.
@@ -129,11 +119,7 @@ impl<'a> Session<'a> {
         for doubt in &doubts {
             monitor.warn(doubt);
         }
-        if !locator.vanished().is_empty() || !locator.damaged().is_empty() {
-            let epoch = loss_epoch(locator.index())? + 1;
-            locator.index().set_note(LOSS_EPOCH, &epoch.to_le_bytes())?;
-        }
-        let heartbeat = HeartbeatThread::start(repository, lease)?;
+        let heartbeat = HeartbeatThread::start(repository, lease);
         Ok(Session {
             repository,
             lease,
@@ -203,12 +189,17 @@ impl<'a> Session<'a> {
             return Err(Error::new(ErrorKind::Fenced, "the lease of this backup was removed"));
         }
         storage.put_new(&ObjectName::new(Folder::Points, &names::point_ok(id))?, &[])?;
-        let index = self.locator.index();
-        let complete = complete_value(id, loss_epoch(index)?);
-        index.set_note(&complete_key(&manifest.series), &complete)?;
-        index.flush()?;
-        self.close()?;
+        // The point is done. What fails from here on costs time in the next run, not the point:
+        // an index that forgets is filled again, a lease that stays is fenced by a prune.
+        let _ = self.remember_complete(&manifest.series, id);
+        let _ = self.close();
         Ok(id)
+    }
+
+    fn remember_complete(&self, series: &str, id: PointId) -> Result<()> {
+        let index = self.locator.index();
+        index.set_note(&complete_key(series), &complete_value(id, loss_epoch(index)?))?;
+        index.flush()
     }
 
     /// Ends the registration.
@@ -232,6 +223,23 @@ impl Drop for Session<'_> {
     }
 }
 
+/// Step 2 of the protocol, in its order: condemned lists, packs and footers, points.
+fn read_state(
+    repository: &Repository,
+    monitor: &dyn Monitor,
+) -> Result<(Locator, Presence, PointSet, Vec<String>)> {
+    let condemned = read_condemned(repository, monitor)?;
+    let locator = Locator::open(repository, monitor)?;
+    let points = PointSet::load(repository)?;
+    let lost = read_lost(repository)?;
+    if !locator.vanished().is_empty() || !locator.damaged().is_empty() {
+        note_loss(locator.index())?;
+    }
+    let presence = Presence { index: locator.index().clone(), condemned, lost };
+    let doubts = points.doubts(repository)?;
+    Ok((locator, presence, points, doubts))
+}
+
 fn complete_key(series: &str) -> String {
     format!("complete/{series}")
 }
@@ -240,11 +248,6 @@ fn complete_value(id: PointId, epoch: u64) -> Vec<u8> {
     let mut value = id.0.to_vec();
     value.extend_from_slice(&epoch.to_le_bytes());
     value
-}
-
-fn loss_epoch(index: &ChunkIndex) -> Result<u64> {
-    let note = index.get_note(LOSS_EPOCH)?;
-    Ok(note.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes))
 }
 
 /// Reads all condemned lists. One that cannot be read condemns unknown packs, so it is an error.
@@ -310,28 +313,24 @@ fn put_removal_note(
     repository.storage().put_new(&name, &object)
 }
 
-/// Remembers the heads of all series, so that a rollback shows on this host.
+/// Remembers the heads of all series, so that a rollback shows on this host. A head that is gone
+/// unexplained stays remembered, whatever was made since.
 ///
 /// # Errors
-/// Fails if the cache cannot be written.
+/// Fails if the cache cannot be written or the notes cannot be listed.
 pub fn remember_heads(repository: &Repository, points: &PointSet) -> Result<()> {
+    let gone = points.unexplained_heads(repository)?;
     let heads = points.heads_to_remember();
     repository.remember(|memory| {
-        let mut series = BTreeMap::new();
+        memory.series.clear();
         for (name, (sequence, ids)) in heads {
             let heads = ids.iter().map(|id| id.to_hex()).collect();
-            series.insert(name, super::host_memory::SeriesMemory { sequence, heads });
+            memory.series.insert(name, SeriesMemory { sequence, heads, gone: Vec::new() });
         }
-        for (name, remembered) in std::mem::take(&mut memory.series) {
-            match series.get(&name) {
-                Some(now) if now.sequence >= remembered.sequence => {}
-                // Rolled back or gone: what was seen stays remembered until the user says so.
-                _ => {
-                    series.insert(name, remembered);
-                }
-            }
+        for head in gone {
+            let series = memory.series.entry(head.series).or_default();
+            series.gone.push((head.id.to_hex(), head.sequence));
         }
-        memory.series = series;
     })
 }
 
@@ -342,7 +341,7 @@ struct HeartbeatThread {
 }
 
 impl HeartbeatThread {
-    fn start(repository: &Repository, lease: LeaseId) -> Result<HeartbeatThread> {
+    fn start(repository: &Repository, lease: LeaseId) -> HeartbeatThread {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let storage = repository.storage().clone();
         let environment = repository.environment().clone();
@@ -359,7 +358,7 @@ impl HeartbeatThread {
         let delete_from = repository.storage().clone();
         let thread =
             std::thread::spawn(move || run_heartbeat(&stopped, &beat, delete_from.as_ref()));
-        Ok(HeartbeatThread { stop, thread })
+        HeartbeatThread { stop, thread }
     }
 
     /// Stops it and returns the heartbeat that is still stored, if there is one.

@@ -1,0 +1,35 @@
+//! The program as a user meets it: the real binary, its exit codes, what it prints and what it
+//! leaves behind. One module for each area; `support` makes repositories and runs the binary.
+//!
+//! Every run is also held to what must hold always: no panic, no password and no raw escape
+//! sequence in any output.
+
+#![allow(clippy::unwrap_used, reason = "a test may stop where it fails")]
+#![allow(clippy::print_stderr, reason = "a test says what it skipped")]
+
+#[path = "cli/address.rs"]
+mod address;
+#[path = "cli/backup.rs"]
+mod backup;
+#[path = "cli/cache.rs"]
+mod cache;
+#[path = "cli/full.rs"]
+mod full;
+#[path = "cli/init.rs"]
+mod init;
+#[path = "cli/interrupt.rs"]
+mod interrupt;
+#[path = "cli/key.rs"]
+mod key;
+#[path = "cli/output.rs"]
+mod output;
+#[path = "cli/password.rs"]
+mod password;
+#[path = "cli/restore.rs"]
+mod restore;
+#[path = "cli/sources.rs"]
+mod sources;
+#[path = "cli/statistics.rs"]
+mod statistics;
+#[path = "cli/support.rs"]
+mod support;

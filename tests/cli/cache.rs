@@ -1,0 +1,340 @@
+//! What is no repository, what a lost, spoilt or old cache does (nothing), and several
+//! programs at once in one repository.
+
+use crate::support::{MIB, Tmpfs, Vault, copy_folder, files, finish, poll, random, wait};
+use std::fs;
+use std::io::Write;
+use std::process::Stdio;
+
+#[test]
+fn what_is_no_repository_is_told_from_a_wrong_password() {
+    let vault = Vault::without_repository();
+    let source = vault.write("file", b"x");
+    fs::create_dir(vault.path("empty")).unwrap();
+    fs::create_dir_all(vault.path("odd/config")).unwrap();
+    for (path, text) in [
+        ("nowhere", "no such directory"),
+        ("file", "it is no directory"),
+        ("empty", "it has no config folder"),
+        ("odd", "it has no config"),
+    ] {
+        for command in [vec!["list"], vec!["check"], vec!["backup", "--name", "a", &source]] {
+            let mut arguments = vec!["--repo", path];
+            arguments.extend(command);
+            vault.fails(10, &arguments, &format!("cannot open repository {path}: {text}"));
+        }
+    }
+    assert!(!vault.path("nowhere").exists());
+    assert!(files(&vault.path("empty")).is_empty());
+}
+
+#[test]
+fn which_repository_must_be_said() {
+    let vault = Vault::new();
+    let unset =
+        |arguments: &[&str]| finish(vault.command(arguments).env_remove("DISKVAULT_REPOSITORY"));
+    let outcome = unset(&["list"]);
+    assert_eq!(outcome.code, 2);
+    outcome.says("cannot find out which repository to use").hints("DISKVAULT_REPOSITORY");
+    assert_eq!(unset(&["list", "--repo", "repo"]).code, 0);
+    assert_eq!(unset(&["list", "-r", "repo"]).code, 0);
+    for url in ["ssh://host/repo", "s3://bucket", "\x1b[1m://x"] {
+        let outcome = vault.fails(2, &["list", "--repo", url], "cannot use ");
+        outcome.says("repositories: expected a folder");
+    }
+    vault.fails(2, &["list", "--repo", ""], "cannot use an empty repository path");
+    vault.fails(2, &["list", "--threads", "0"], "cannot work with 0 threads");
+}
+
+#[test]
+fn a_newer_format_is_refused_and_left_alone() {
+    let vault = Vault::new();
+    let file = vault.write("file", b"content");
+    vault.backup("a", &[&file]);
+    let configs = files(&vault.path("repo/config"));
+    let path = vault.path("repo/config").join(&configs[0]);
+    let good = fs::read(&path).unwrap();
+    let mut newer = good.clone();
+    newer[8..10].copy_from_slice(&999_u16.to_le_bytes());
+    fs::write(&path, &newer).unwrap();
+    let before = files(&vault.repo());
+    for command in [vec!["list"], vec!["check"], vec!["dump", "a"], vec!["key", "list"]] {
+        vault.fails(13, &command, "has format version 999");
+    }
+    vault.fails(13, &["backup", "--name", "a", &file], "has format version 999");
+    assert_eq!(files(&vault.repo()), before);
+    assert_eq!(fs::read(&path).unwrap(), newer);
+    // An older config beside it must not be used instead.
+    let random = &configs[0][configs[0].find('-').unwrap()..];
+    fs::write(&path, &good).unwrap();
+    let mut next = newer.clone();
+    next[12..16].copy_from_slice(&2_u32.to_le_bytes());
+    let width = configs[0].len() - random.len();
+    let name = format!("{:0width$}{random}", 2);
+    fs::write(vault.path("repo/config").join(&name), next).unwrap();
+    vault.fails(13, &["list"], "has format version 999");
+    fs::remove_file(vault.path("repo/config").join(&name)).unwrap();
+    vault.assert_restores("a", b"content");
+    vault.assert_intact();
+}
+
+/// A vault with a history that needs the index: two series that share data.
+fn vault_with_history() -> (Vault, Vec<u8>) {
+    let vault = Vault::new();
+    let data = random(1, 6 * MIB);
+    vault.write("disk", &data);
+    vault.backup("a", &["disk"]);
+    (vault, data)
+}
+
+/// Everything works as if nothing had happened, and nothing is stored twice.
+fn assert_works(vault: &Vault, data: &[u8], what: &str) {
+    vault.assert_restores("a", data);
+    vault.write("disk", data);
+    let again = vault.json(&["backup", "--name", "a", "disk"]);
+    assert_eq!(again["new_bytes"], 0, "after {what}: {again}");
+    let other = vault.json(&["backup", "--name", "other", "disk"]);
+    assert_eq!(other["new_bytes"], 0, "after {what}: {other}");
+    vault.assert_intact();
+}
+
+#[test]
+fn a_deleted_cache_is_made_anew() {
+    let (vault, data) = vault_with_history();
+    for _ in 0..2 {
+        fs::remove_dir_all(vault.path("cache")).unwrap();
+        assert_works(&vault, &data, "deletion");
+    }
+    for file in files(&vault.path("cache")) {
+        let path = vault.path("cache").join(file);
+        let _ = fs::remove_file(&path);
+        assert_works(&vault, &data, &format!("deletion of {}", path.display()));
+    }
+}
+
+#[test]
+fn a_garbled_cache_is_made_anew() {
+    let (vault, data) = vault_with_history();
+    for (round, spoil) in [
+        |bytes: &[u8]| vec![0xa5; bytes.len()],
+        |bytes: &[u8]| bytes[..bytes.len() / 2].to_vec(),
+        |_: &[u8]| Vec::new(),
+        |bytes: &[u8]| {
+            let mut bytes = bytes.to_vec();
+            for at in (0..bytes.len()).step_by(97) {
+                bytes[at] ^= 0x10;
+            }
+            bytes
+        },
+    ]
+    .iter()
+    .enumerate()
+    {
+        for file in files(&vault.path("cache")) {
+            // Warnings about a spoilt memory of the host are allowed once.
+            if file.ends_with("memory.json") {
+                continue;
+            }
+            let path = vault.path("cache").join(file);
+            let bytes = fs::read(&path).unwrap();
+            fs::write(&path, spoil(&bytes)).unwrap();
+        }
+        assert_works(&vault, &data, &format!("garbling {round}"));
+    }
+}
+
+#[test]
+fn a_garbled_memory_of_the_host_warns_once() {
+    let (vault, data) = vault_with_history();
+    let memory = files(&vault.path("cache")).into_iter().find(|file| file.ends_with("memory.json"));
+    fs::write(vault.path("cache").join(memory.unwrap()), b"{\"writer\": 7").unwrap();
+    let outcome = vault.run(&["list"]);
+    assert_eq!(outcome.code, 4, "{outcome:?}");
+    outcome.says("warning: cannot read ").says("memory.json, starting it anew");
+    vault.ok(&["list"]);
+    assert_works(&vault, &data, "a garbled memory");
+}
+
+#[test]
+fn a_rolled_back_cache_is_brought_up_to_date() {
+    let (vault, data) = vault_with_history();
+    copy_folder(&vault.path("cache"), &vault.path("old-cache"));
+    let newer = random(2, 3 * MIB);
+    vault.write("second", &newer);
+    vault.backup("b", &["second"]);
+    fs::remove_dir_all(vault.path("cache")).unwrap();
+    fs::rename(vault.path("old-cache"), vault.path("cache")).unwrap();
+    vault.assert_restores("b", &newer);
+    let summary = vault.json(&["backup", "--name", "c", "second"]);
+    assert_eq!(summary["new_bytes"], 0);
+    assert_works(&vault, &data, "a rollback");
+}
+
+#[test]
+fn a_cache_that_cannot_be_is_an_error_with_its_name() {
+    let (vault, data) = vault_with_history();
+    vault.write("taken", b"mine");
+    let outcome = finish(&mut vault.command(&["list", "--cache-dir", "taken"]));
+    assert_eq!(outcome.code, 1);
+    outcome.says("cannot make folder taken/");
+    let mut was_full = false;
+    for pages in [1, 2, 3, 4, 5, 6, 8, 10, 12, 14] {
+        let at = vault.path(&format!("tiny{pages}"));
+        let Some(_mount) = Tmpfs::new(&at, &format!("size={}k", 4 * pages)) else { break };
+        for command in [vec!["backup", "--name", "z", "disk"], vec!["dump", "a"]] {
+            let mut command = vault.command(&command);
+            let outcome = finish(command.env("DISKVAULT_CACHE_DIR", &at));
+            assert!([0, 4, 6].contains(&outcome.code), "{pages} pages: {outcome:?}");
+            if outcome.code == 6 {
+                was_full = true;
+                outcome.says("cannot ").says("No space left on device");
+            }
+        }
+    }
+    assert!(was_full || !vault.path("tiny14").exists(), "no cache was small enough");
+    assert_works(&vault, &data, "a cache without room");
+}
+
+#[test]
+fn repair_index_makes_it_anew() {
+    let (vault, data) = vault_with_history();
+    let first = vault.json(&["repair", "index"]);
+    assert!(first["packs"].as_u64().unwrap() >= 2 && first["entries"].as_u64().unwrap() > 96);
+    fs::remove_dir_all(vault.path("cache")).unwrap();
+    assert_eq!(vault.json(&["repair", "index"]), first);
+    for file in files(&vault.path("cache")) {
+        if !file.ends_with("memory.json") {
+            fs::write(vault.path("cache").join(file), b"garbage").unwrap();
+        }
+    }
+    assert_eq!(vault.json(&["repair", "index"]), first);
+    vault.ok(&["repair", "index"]).prints("made the index anew: ");
+    assert_works(&vault, &data, "repair");
+}
+
+#[test]
+fn two_backups_at_once() {
+    let vault = Vault::new();
+    let shared = random(3, 24 * MIB);
+    let content = |seed| [&shared[..], &random(seed, 16 * MIB)].concat();
+    for seed in [4, 5] {
+        vault.write(&format!("disk{seed}"), &content(seed));
+    }
+    for round in 0..2 {
+        let run = |seed: u64| {
+            let (series, disk) = (format!("series{seed}"), format!("disk=disk{seed}"));
+            let arguments = ["--json", "backup", "--name", &series, "--disk", &disk];
+            vault.command(&arguments).spawn().unwrap()
+        };
+        let children = [run(4), run(5)];
+        for child in children {
+            let outcome = wait(child);
+            assert_eq!(outcome.code, 0, "{outcome:?}");
+            let summary = outcome.json();
+            assert_eq!(summary["virtual_bytes"], 40 * MIB);
+            if round > 0 {
+                assert_eq!(summary["unchanged_bytes"], 40 * MIB);
+            }
+        }
+    }
+    assert_eq!(vault.point_count(), 4);
+    for seed in [4, 5] {
+        vault.assert_restores(&format!("series{seed}"), &content(seed));
+        vault.assert_restores(&format!("series{seed}@latest~1"), &content(seed));
+    }
+    vault.assert_intact();
+}
+
+#[test]
+fn everything_else_goes_on_beside_a_backup() {
+    let (vault, data) = vault_with_history();
+    let mut command = vault.command(&["backup", "--name", "pipe", "-"]);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let half = random(6, 40 * MIB);
+    input.write_all(&half).unwrap();
+    let leases = vault.path("repo/leases");
+    assert!(poll(&mut child, || !files(&leases).is_empty()));
+    vault.assert_restores("a", &data);
+    assert_eq!(vault.point_count(), 1);
+    vault.ok(&["check", "--read-data"]);
+    vault.backup("a", &["disk"]);
+    vault.ok(&["repair", "index"]);
+    assert_eq!(vault.json(&["digest", "a"])["digest"], crate::support::blake3_hex(&data));
+    input.write_all(&half).unwrap();
+    drop(input);
+    let outcome = wait(child);
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    assert_eq!(vault.point_count(), 3);
+    vault.assert_restores("pipe", &[&half[..], &half].concat());
+    vault.assert_intact();
+}
+
+#[test]
+fn two_points_of_one_series_at_once_are_both_followed() {
+    let vault = Vault::new();
+    let start = |_| {
+        let mut command = vault.command(&["backup", "--name", "a", "--json", "-"]);
+        command.stdin(Stdio::piped()).spawn().unwrap()
+    };
+    let mut children = [0, 1].map(start);
+    let leases = vault.path("repo/leases");
+    // Both have registered, and so read the points, before either of them ends.
+    assert!(poll(&mut children[0], || files(&leases).len() == 2));
+    let mut ids = Vec::new();
+    for (number, mut child) in children.into_iter().enumerate() {
+        child.stdin.take().unwrap().write_all(&random(number as u64, MIB)).unwrap();
+        let outcome = wait(child);
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+        ids.push(outcome.json()["point_id"].as_str().unwrap().to_string());
+    }
+    for (number, id) in ids.iter().enumerate() {
+        vault.assert_restores(id, &random(number as u64, MIB));
+    }
+    let file = vault.write("file", b"after both");
+    vault.backup("a", &[&file]);
+    let shown = vault.json(&["show", "a"]);
+    ids.sort();
+    assert_eq!(shown["previous"], serde_json::json!(ids));
+    assert_eq!(shown["sequence"], 2);
+    vault.assert_intact();
+}
+
+#[test]
+fn a_repository_that_went_back_is_noticed() {
+    let vault = Vault::new();
+    let file = vault.write("file", b"first");
+    let first = vault.backup("a", &[&file]);
+    copy_folder(&vault.repo(), &vault.path("older"));
+    vault.write("file", b"second");
+    let second = vault.backup("a", &[&file]);
+    fs::remove_dir_all(vault.repo()).unwrap();
+    fs::rename(vault.path("older"), vault.repo()).unwrap();
+    let outcome = vault.run(&["list"]);
+    assert_eq!(outcome.code, 4, "{outcome:?}");
+    outcome.says(&format!("point {second} of a, seen here, is gone")).prints(&first[..8]);
+    for command in
+        [vec!["dump", "a"], vec!["restore", "a@latest", "target"], vec!["show", "latest"]]
+    {
+        let outcome = vault.fails(5, &command, "cannot tell which point is meant: ");
+        outcome.says(&second).hints("by its id");
+    }
+    assert!(!vault.path("target").exists());
+    assert_eq!(vault.ok(&["dump", &first[..8]]).stdout, b"first");
+    let outcome = vault.run(&["check"]);
+    assert_eq!(outcome.code, 5, "{outcome:?}");
+    outcome.prints(&format!("point {second} of a is gone"));
+    let outcome = vault.run(&["backup", "--name", "a", &file]);
+    assert_eq!(outcome.code, 4, "{outcome:?}");
+    outcome.says(&format!("warning: point {second} of a, seen here, is gone"));
+    // A newer point answers to the name again, but the loss stays on record.
+    vault.run(&["backup", "--name", "a", &file]);
+    assert_eq!(vault.ok(&["dump", "a"]).stdout, b"second");
+    let outcome = vault.run(&["check"]);
+    assert_eq!(outcome.code, 5, "{outcome:?}");
+    outcome.prints(&format!("point {second} of a is gone"));
+    // Another host saw nothing of it.
+    let mut command = vault.command(&["dump", "a"]);
+    let outcome = finish(command.env("DISKVAULT_CACHE_DIR", vault.path("other-cache")));
+    assert_eq!((outcome.code, &outcome.stdout[..]), (0, &b"second"[..]));
+}

@@ -1,0 +1,130 @@
+//! A repository on a file system that runs full.
+
+use crate::support::{MIB, Tmpfs, Vault, copy_folder, files, finish, random};
+use std::fs;
+use std::io::Write;
+
+/// Every file under a final name in packs/ is complete: its name is the hash of its bytes.
+fn assert_packs_are_whole(vault: &Vault, repository: &str) -> usize {
+    let packs = files(&vault.path(repository).join("packs"));
+    for pack in &packs {
+        let bytes = fs::read(vault.path(repository).join("packs").join(pack)).unwrap();
+        let name = pack.rsplit('/').next().unwrap();
+        assert_eq!(crate::support::blake3_hex(&bytes), name, "{pack} is a partial object");
+    }
+    packs.len()
+}
+
+#[test]
+fn a_full_repository_loses_nothing_and_goes_on_when_there_is_room() {
+    let vault = Vault::new();
+    let at = vault.path("small");
+    let Some(small) = Tmpfs::new(&at, "size=64m") else { return };
+    copy_folder(&vault.repo(), &at.join("repo"));
+    let run = |arguments: &[&str]| {
+        finish(vault.command(arguments).env("DISKVAULT_REPOSITORY", at.join("repo")))
+    };
+    let old = random(1, 8 * MIB);
+    vault.write("old", &old);
+    assert_eq!(run(&["backup", "--name", "a", "--disk", "vda=old"]).code, 0);
+    let big = random(2, 100 * MIB);
+    vault.write("big", &big);
+    // Twice: the first attempt's complete packs must not make the second one succeed or worse.
+    for kind in ["--disk", "--stream"] {
+        let outcome = run(&["backup", "--name", "b", kind, "vda=big"]);
+        assert_eq!(outcome.code, 6, "{outcome:?}");
+        outcome.says("No space left on device").says("diskvault: cannot ");
+        assert!(assert_packs_are_whole(&vault, "small/repo") >= 2);
+        assert!(files(&at.join("repo/tmp")).is_empty(), "unfinished files take the space");
+        let outcome = run(&["--json", "list"]);
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+        assert_eq!(outcome.json().as_array().unwrap().len(), 1);
+        let outcome = run(&["dump", "a"]);
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+        assert!(outcome.stdout == old);
+        let outcome = run(&["check", "--read-data"]);
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+        outcome.prints("no damage found");
+    }
+    small.remount("size=512m");
+    let outcome = run(&["--json", "backup", "--name", "b", "--disk", "vda=big"]);
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    let found = outcome.json()["deduplicated_bytes"].as_u64().unwrap();
+    assert!(found > 8 * MIB, "what was stored is found again: {found}");
+    assert!(run(&["dump", "b"]).stdout == big);
+    let outcome = run(&["check", "--read-data"]);
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    assert_packs_are_whole(&vault, "small/repo");
+}
+
+#[test]
+fn a_repository_without_any_room_still_gives_back_what_it_has() {
+    let vault = Vault::new();
+    let at = vault.path("small");
+    let Some(_small) = Tmpfs::new(&at, "size=16m") else { return };
+    copy_folder(&vault.repo(), &at.join("repo"));
+    let run = |arguments: &[&str]| {
+        finish(vault.command(arguments).env("DISKVAULT_REPOSITORY", at.join("repo")))
+    };
+    let old = random(3, 2 * MIB);
+    vault.write("old", &old);
+    assert_eq!(run(&["backup", "--name", "a", "--disk", "vda=old"]).code, 0);
+    // Fill it to the last byte.
+    let mut filler = fs::File::create(at.join("filler")).unwrap();
+    let mut rest = 16 * MIB;
+    while rest > 0 {
+        if filler.write(&vec![1; usize::try_from(rest).unwrap()]).is_err() {
+            rest /= 2;
+        }
+    }
+    drop(filler);
+    let outcome = run(&["backup", "--name", "b", "--disk", "vda=old"]);
+    assert_eq!(outcome.code, 6, "{outcome:?}");
+    let outcome = run(&["key", "add", "--recovery-key-file", "key"]);
+    assert_eq!(outcome.code, 6, "{outcome:?}");
+    assert!(!vault.path("key").exists(), "a key that opens nothing was left behind");
+    for arguments in [vec!["list"], vec!["check", "--read-data"]] {
+        let outcome = run(&arguments);
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+    }
+    assert!(run(&["dump", "a"]).stdout == old);
+    fs::remove_file(at.join("filler")).unwrap();
+    assert_eq!(run(&["backup", "--name", "b", "--disk", "vda=old"]).code, 0);
+    let outcome = run(&["check", "--read-data"]);
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+}
+
+#[test]
+fn init_without_room_leaves_no_recovery_key() {
+    let vault = Vault::without_repository();
+    let at = vault.path("small");
+    let Some(_small) = Tmpfs::new(&at, "size=8k") else { return };
+    let arguments = ["init", "--repo", "small/repo", "--recovery-key-file", "key"];
+    vault.fails(6, &arguments, "No space left on device");
+    assert!(!vault.path("key").exists(), "a key that opens nothing was left behind");
+    let outcome = vault.fails(10, &["list", "--repo", "small/repo"], "cannot open repository");
+    assert!(outcome.stdout.is_empty());
+}
+
+#[test]
+fn a_read_only_repository_can_be_read() {
+    let vault = Vault::new();
+    let at = vault.path("small");
+    let Some(small) = Tmpfs::new(&at, "size=32m") else { return };
+    copy_folder(&vault.repo(), &at.join("repo"));
+    vault.write("old", b"content");
+    let repository = ["--repo", "small/repo"];
+    let with = |arguments: &[&'static str]| [&repository[..], arguments].concat();
+    vault.ok(&with(&["backup", "--name", "a", "old"]));
+    small.remount("ro");
+    for arguments in [vec!["list"], vec!["show", "a"], vec!["check", "--read-data"]] {
+        vault.ok(&with(&arguments));
+    }
+    fs::remove_dir_all(vault.path("cache")).unwrap();
+    assert_eq!(vault.ok(&with(&["dump", "a"])).stdout, b"content");
+    let text = "Read-only file system";
+    vault.fails(1, &with(&["backup", "--name", "a", "old"]), text);
+    vault.fails(1, &with(&["key", "add", "--recovery-key-file", "key"]), text);
+    assert!(!vault.path("key").exists());
+    vault.ok(&with(&["list"])).prints("1 point\n");
+}

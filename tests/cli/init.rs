@@ -1,0 +1,150 @@
+//! `init`: what it refuses, what it leaves behind, and the recovery key.
+
+use crate::support::{Outcome, Vault, files, finish, on_terminal, random};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+#[test]
+fn without_terminal_and_flags_nothing_is_made() {
+    let vault = Vault::without_repository();
+    vault
+        .fails(2, &["init"], "diskvault: cannot show the recovery key: there is no terminal")
+        .hints("--no-recovery-key");
+    let both = ["init", "--no-recovery-key", "--recovery-key-file", "key"];
+    assert_eq!(vault.run(&both).code, 2);
+    assert!(files(&vault.path("")).is_empty());
+    assert!(!vault.repo().exists());
+}
+
+#[test]
+fn bad_chunk_sizes_make_nothing() {
+    let vault = Vault::without_repository();
+    for size in ["0", "1", "65537", "2KiB", "8MiB", "4GiB", "99999999999999999999", "-1", "x", ""] {
+        let option = format!("--chunk-size={size}");
+        let outcome = vault.run(&["init", "--recovery-key-file", "key", &option]);
+        assert_eq!(outcome.code, 2, "{size}: {}", outcome.stderr);
+        outcome.says("cannot ");
+    }
+    assert!(files(&vault.path("")).is_empty());
+    assert!(!vault.repo().exists());
+}
+
+#[test]
+fn the_chunk_size_counts() {
+    let vault = Vault::without_repository();
+    let made = vault.json(&["init", "--no-recovery-key", "--chunk-size", "4KiB"]);
+    assert_eq!(made["message_type"], "initialized");
+    assert_eq!(made["chunk_bytes"], 4096);
+    assert_eq!(made["key_slots"].as_array().unwrap().len(), 1);
+    let disk = vault.write("disk", &random(1, 1 << 20));
+    let summary = vault.json(&["backup", "--name", "a", &disk]);
+    assert_eq!(summary["new_chunks"], 256);
+}
+
+/// Runs with `password` in place of the usual one.
+fn list_with(vault: &Vault, password: &str) -> Outcome {
+    finish(vault.command(&["list"]).env("DISKVAULT_PASSWORD", password))
+}
+
+#[test]
+fn the_recovery_key_is_private_and_opens_the_repository() {
+    let vault = Vault::without_repository();
+    let file = vault.path("recovery");
+    let made = vault.ok(&["init", "--recovery-key-file", file.to_str().unwrap()]);
+    made.prints("2 key slots");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let text = fs::read_to_string(&file).unwrap();
+    let key = text.strip_suffix('\n').unwrap();
+    assert!(key.starts_with("DVRK-") && key.len() == 44, "the key has another form");
+    for output in [made.text(), made.stderr.clone()] {
+        assert!(!output.contains("DVRK") && !output.contains(&key[5..]));
+    }
+    vault.ok(&["list"]);
+    vault.ok(&["list", "--password-file", file.to_str().unwrap()]);
+    let careless = key.to_lowercase().replace('-', " ");
+    for typed in [key, &careless, &key.replace('-', ""), &format!("  {key} ")] {
+        let outcome = list_with(&vault, typed);
+        assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    }
+    let mut wrong = key.to_string();
+    let last = if wrong.pop() == Some('0') { '1' } else { '0' };
+    wrong.push(last);
+    let outcome = list_with(&vault, &wrong);
+    assert_eq!(outcome.code, 12);
+    assert!(!outcome.stderr.contains(&wrong), "a secret was printed");
+}
+
+#[test]
+fn what_is_there_is_kept() {
+    let vault = Vault::new();
+    let before = files(&vault.repo());
+    let arguments = ["init", "--recovery-key-file", "recovery"];
+    vault.fails(1, &arguments, "cannot create repository ").says("the folder is not empty");
+    assert!(!vault.path("recovery").exists());
+    assert_eq!(files(&vault.repo()), before);
+    vault.ok(&["list"]);
+
+    fs::create_dir(vault.path("other")).unwrap();
+    vault.write("other/letter", b"dear");
+    let other = vault.arg("other");
+    vault.fails(1, &["init", "--repo", &other, "--no-recovery-key"], "the folder is not empty");
+    assert_eq!(files(&vault.path("other")), ["letter"]);
+
+    let file = vault.write("file", b"x");
+    let arguments = ["init", "--repo", &file, "--recovery-key-file", "recovery"];
+    vault.fails(1, &arguments, "cannot create repository ");
+    assert!(!vault.path("recovery").exists());
+    assert_eq!(fs::read(&file).unwrap(), b"x");
+}
+
+#[test]
+fn an_existing_recovery_file_is_kept() {
+    let vault = Vault::without_repository();
+    vault.write("recovery", b"older key");
+    let arguments = ["init", "--recovery-key-file", "recovery"];
+    vault.fails(1, &arguments, "cannot write recovery key file recovery: File exists");
+    assert_eq!(fs::read(vault.path("recovery")).unwrap(), b"older key");
+    assert!(!vault.repo().exists());
+    let arguments = ["init", "--recovery-key-file", "missing/recovery"];
+    vault.fails(1, &arguments, "cannot write recovery key file missing/recovery");
+    assert!(!vault.repo().exists());
+}
+
+#[test]
+fn an_empty_password_makes_nothing() {
+    let vault = Vault::without_repository();
+    let file = vault.write("password", b"\nsecond line\n");
+    let arguments = ["init", "--no-recovery-key", "--password-file", &file];
+    vault.fails(1, &arguments, "cannot use password file ").says("it is empty");
+    let arguments = ["init", "--no-recovery-key", "--password-command", "true"];
+    vault.fails(1, &arguments, "cannot use password command true: it is empty");
+    let mut command = vault.command(&["init", "--no-recovery-key"]);
+    let outcome = finish(command.env("DISKVAULT_PASSWORD", ""));
+    assert_eq!(outcome.code, 2);
+    outcome.says("cannot ask for a password: there is no terminal");
+    assert!(!vault.repo().exists());
+}
+
+#[test]
+fn a_repository_in_a_new_deep_folder_works_at_once() {
+    let vault = Vault::without_repository();
+    let deep = vault.arg("a/b/c d");
+    vault.ok(&["init", "--repo", &deep, "--no-recovery-key"]);
+    vault.ok(&["list", "--repo", &deep]).prints("0 points");
+    let file = vault.write("where", format!("{deep}\nsecond line\n").as_bytes());
+    let mut command = vault.command(&["check", "--repository-file", &file]);
+    let outcome = finish(command.env_remove("DISKVAULT_REPOSITORY"));
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    outcome.prints("no damage found");
+}
+
+#[test]
+fn on_a_terminal_the_recovery_key_is_shown_there_and_nowhere_else() {
+    let vault = Vault::without_repository();
+    let Some((terminal, code)) = on_terminal(&vault, &["init"], ">out") else { return };
+    assert_eq!(code, 0, "{terminal}");
+    let key = terminal.split_whitespace().find(|word| word.starts_with("DVRK-")).unwrap();
+    let printed = fs::read_to_string(vault.path("out")).unwrap();
+    assert!(printed.starts_with("made repository ") && !printed.contains("DVRK"), "{printed}");
+    assert_eq!(list_with(&vault, key).code, 0);
+}

@@ -1,0 +1,152 @@
+//! Runs that are interrupted or killed at several moments: nothing is damaged, and the next run
+//! goes on from what was stored.
+
+use crate::support::{MIB, Outcome, Vault, files, poll, random, wait};
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::Write;
+use std::process::{Child, Stdio};
+use std::sync::OnceLock;
+
+const BYTES: u64 = 200 * MIB;
+
+fn content() -> &'static [u8] {
+    static CONTENT: OnceLock<Vec<u8>> = OnceLock::new();
+    CONTENT.get_or_init(|| random(1, BYTES))
+}
+
+fn send(child: &Child, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
+/// Starts a backup and sends `signal` once the folder holds `count` more files than before.
+/// `None` if it was done before that.
+fn interrupt(vault: &Vault, signal: Signal, folder: &str, count: usize) -> Option<Outcome> {
+    let folder = vault.path(folder);
+    let before = files(&folder).len();
+    let mut child = vault.command(&["backup", "--name", "big", "disk"]).spawn().unwrap();
+    let is_running = poll(&mut child, || files(&folder).len() >= before + count);
+    if is_running {
+        send(&child, signal);
+    }
+    let outcome = wait(child);
+    let was_interrupted = outcome.code != 0;
+    was_interrupted.then_some(outcome)
+}
+
+/// Interrupts a backup at several moments, then lets it finish.
+fn interrupt_often(signal: Signal, code: i32) {
+    let vault = Vault::new();
+    let old = random(2, 2 * MIB);
+    vault.write("old", &old);
+    vault.backup("old", &["old"]);
+    vault.write("disk", content());
+    let mut interrupted = 0;
+    for (folder, count) in [("repo/leases", 1), ("repo/packs", 1), ("repo/packs", 2)] {
+        let Some(outcome) = interrupt(&vault, signal, folder, count) else { continue };
+        interrupted += 1;
+        assert_eq!(outcome.code, code, "{outcome:?}");
+        if code == 130 {
+            assert_eq!(outcome.stderr.lines().last(), Some("diskvault: interrupted"));
+            assert!(files(&vault.path("repo/leases")).is_empty(), "the lease was left behind");
+            assert!(files(&vault.path("repo/tmp")).is_empty(), "unfinished files were left");
+        }
+        vault.ok(&["check"]).prints("no damage found");
+        vault.assert_restores("old", &old);
+    }
+    assert!(interrupted > 0, "every run was done before it could be interrupted");
+    let had = files(&vault.path("repo/packs")).len() > 2;
+    let was_finished = interrupted < 3;
+    let summary = vault.json(&["backup", "--name", "big", "disk"]);
+    if had && !was_finished {
+        let found = summary["deduplicated_bytes"].as_u64().unwrap();
+        assert!(found > 16 * MIB, "what was stored is not used: {summary}");
+    }
+    let outcome = vault.ok(&["dump", "big"]);
+    assert!(outcome.stdout == content());
+    vault.assert_intact();
+}
+
+#[test]
+fn sigint_during_a_backup() {
+    interrupt_often(Signal::INT, 130);
+}
+
+#[test]
+fn sigterm_during_a_backup() {
+    interrupt_often(Signal::TERM, 130);
+}
+
+#[test]
+fn sigkill_during_a_backup() {
+    interrupt_often(Signal::KILL, 1009);
+}
+
+#[test]
+fn a_stream_is_interrupted_when_a_pack_was_stored() {
+    let vault = Vault::new();
+    for (signal, code) in [(Signal::INT, 130), (Signal::KILL, 1009)] {
+        let before = files(&vault.path("repo/packs")).len();
+        let mut command = vault.command(&["backup", "--name", "a", "-"]);
+        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        let bytes = usize::try_from(120 * MIB).unwrap();
+        let feed = if before == 0 { &content()[..bytes] } else { &content()[bytes / 2..] };
+        input.write_all(&feed[..bytes]).unwrap();
+        assert!(poll(&mut child, || files(&vault.path("repo/packs")).len() > before));
+        send(&child, signal);
+        // Whoever fed it goes on or stops; either way it notices.
+        let _ = input.write_all(&feed[..1 << 20]);
+        drop(input);
+        let outcome = wait(child);
+        assert_eq!(outcome.code, code, "{outcome:?}");
+        assert_eq!(vault.point_count(), 0);
+        vault.assert_intact();
+    }
+    vault.write("disk", &content()[..usize::try_from(64 * MIB).unwrap()]);
+    let summary = vault.json(&["backup", "--name", "a", "--stream", "disk=disk"]);
+    assert!(summary["deduplicated_bytes"].as_u64().unwrap() > 8 * MIB, "{summary}");
+}
+
+#[test]
+fn one_signal_ends_a_run_that_waits_for_its_input() {
+    let vault = Vault::new();
+    let mut command = vault.command(&["backup", "--name", "a", "-"]);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let input = child.stdin.take();
+    let leases = vault.path("repo/leases");
+    assert!(poll(&mut child, || !files(&leases).is_empty()));
+    send(&child, Signal::TERM);
+    // The writer's end stays open: nothing but the signal ends the wait.
+    let outcome = wait(child);
+    drop(input);
+    assert_eq!(outcome.code, 130, "{outcome:?}");
+    assert!(files(&leases).is_empty(), "the lease was left behind");
+    vault.assert_intact();
+    assert_eq!(vault.point_count(), 0);
+}
+
+#[test]
+fn an_interrupted_restore_leaves_no_half_file() {
+    let vault = Vault::new();
+    vault.write("disk", content());
+    vault.backup("a", &["disk"]);
+    std::fs::create_dir(vault.path("out")).unwrap();
+    let out = vault.path("out");
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut child = vault.command(&["restore", "a", "out/disk"]).spawn().unwrap();
+        if !poll(&mut child, || !files(&out).is_empty()) {
+            continue;
+        }
+        send(&child, signal);
+        let outcome = wait(child);
+        if outcome.code == 0 {
+            let restored = std::fs::read(out.join("disk")).unwrap();
+            assert!(restored == content());
+            std::fs::remove_file(out.join("disk")).unwrap();
+            continue;
+        }
+        assert_eq!(outcome.code, 130, "{outcome:?}");
+        assert!(files(&out).is_empty(), "{:?} was left behind", files(&out));
+    }
+}

@@ -1,0 +1,188 @@
+//! Sources that misbehave: no point is made of them, the message names them, and what was
+//! stored before stays whole.
+//!
+//! A FIFO in front of the disk makes the moment certain: all inputs are open by then, and the
+//! disk is read only after the FIFO has ended.
+
+use crate::support::{MIB, Outcome, Vault, files, finish, poll, random, wait};
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+
+fn make_fifo(vault: &Vault, name: &str) {
+    assert!(Command::new("mkfifo").arg(vault.path(name)).status().unwrap().success());
+}
+
+/// True if the process has the file open.
+fn has_open(process: u32, path: &Path) -> bool {
+    let Ok(links) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
+    links.flatten().any(|link| fs::read_link(link.path()).is_ok_and(|target| target == path))
+}
+
+/// A vault with a point of `disk`, 4 MiB.
+fn vault_with_disk() -> (Vault, Vec<u8>) {
+    let vault = Vault::new();
+    let data = random(1, 4 * MIB);
+    vault.write("disk", &data);
+    vault.backup("a", &["disk"]);
+    make_fifo(&vault, "fifo");
+    (vault, data)
+}
+
+/// Backs up FIFO and disk, and does `change` to the disk while the program has it open.
+fn back_up_during(vault: &Vault, further: &[&str], change: &dyn Fn(&Path)) -> Outcome {
+    let mut arguments = vec!["backup", "--name", "a"];
+    arguments.extend(further);
+    arguments.extend(["fifo", "disk"]);
+    let mut child = vault.command(&arguments).spawn().unwrap();
+    // Opening waits until the program has opened its end.
+    let mut fifo = fs::File::options().write(true).open(vault.path("fifo")).unwrap();
+    let disk = vault.path("disk").canonicalize().unwrap();
+    let process = child.id();
+    assert!(poll(&mut child, || has_open(process, &disk)));
+    change(&disk);
+    fifo.write_all(b"go on").unwrap();
+    drop(fifo);
+    wait(child)
+}
+
+/// The failed run left the older point and nothing else.
+fn assert_nothing_lost(vault: &Vault, older: &[u8]) {
+    assert_eq!(vault.point_count(), 1);
+    assert!(files(&vault.path("repo/leases")).is_empty(), "the lease was left behind");
+    vault.assert_restores("a", older);
+    vault.assert_intact();
+}
+
+fn set_size(path: &Path, bytes: u64) {
+    fs::File::options().write(true).open(path).unwrap().set_len(bytes).unwrap();
+}
+
+#[test]
+fn a_disk_that_shrinks_makes_no_point() {
+    for chunker in ["auto", "fastcdc"] {
+        let (vault, data) = vault_with_disk();
+        for size in [MIB, 4 * MIB - 1, 0] {
+            vault.write("disk", &data);
+            let further = ["--chunker", chunker, "--threads", "1"];
+            let outcome = back_up_during(&vault, &further, &|disk| set_size(disk, size));
+            assert_eq!(outcome.code, 1, "{outcome:?}");
+            outcome.says(" disk disk").says("shrank while it was read: expected 4194304, found ");
+        }
+        assert_nothing_lost(&vault, &data);
+    }
+}
+
+#[test]
+fn a_disk_that_grows_makes_no_point() {
+    for chunker in ["auto", "fastcdc"] {
+        let (vault, data) = vault_with_disk();
+        for size in [4 * MIB + 1, 9 * MIB] {
+            vault.write("disk", &data);
+            let further = ["--chunker", chunker];
+            let outcome = back_up_during(&vault, &further, &|disk| set_size(disk, size));
+            assert_eq!(outcome.code, 1, "{outcome:?}");
+            let text = format!("grew while it was read: expected 4194304, found {size} bytes");
+            outcome.says("cannot trust disk disk: ").says(&text);
+        }
+        assert_nothing_lost(&vault, &data);
+        // What it has grown to is a disk like any other next time.
+        vault.backup("a", &["disk"]);
+        assert_eq!(vault.json(&["show", "a"])["disks"][0]["bytes"], 9 * MIB);
+    }
+}
+
+#[test]
+fn a_disk_that_vanishes_or_is_replaced_makes_no_point() {
+    let (vault, data) = vault_with_disk();
+    let outcome = back_up_during(&vault, &[], &|disk| fs::remove_file(disk).unwrap());
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    outcome.says("cannot trust disk disk: it was removed while it was read");
+    vault.write("disk", &data);
+    vault.write("other", &data);
+    let outcome = back_up_during(&vault, &[], &|disk| {
+        fs::rename(disk.with_file_name("other"), disk).unwrap();
+    });
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    outcome.says("cannot trust disk disk: it was replaced by another file while it was read");
+    assert_nothing_lost(&vault, &data);
+}
+
+#[test]
+fn a_disk_whose_bytes_change_is_whole_all_the_same() {
+    // Writes during a backup are the user's affair; but what is stored has to verify.
+    let (vault, _) = vault_with_disk();
+    let changed = random(2, 4 * MIB);
+    let outcome = back_up_during(&vault, &[], &|disk| {
+        let mut file = fs::File::options().write(true).open(disk).unwrap();
+        file.write_all(&changed).unwrap();
+    });
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    vault.assert_restores("a/disk", &changed);
+    vault.assert_restores("a/fifo", b"go on");
+    vault.assert_intact();
+}
+
+#[test]
+fn what_cannot_be_read_makes_no_point() {
+    let (vault, data) = vault_with_disk();
+    let outcome = vault.fails(
+        1,
+        &["backup", "--name", "a", "--stream", "memory=/proc/self/mem"],
+        "cannot read /proc/self/mem at offset 0: Input/output error",
+    );
+    assert!(!outcome.text().contains("point "));
+    // Also if a good part was stored before.
+    vault.write("good", &random(3, 3 * MIB));
+    let arguments = ["backup", "--name", "a", "--disk", "good=good", "/proc/self/mem"];
+    vault.fails(1, &arguments, "cannot read /proc/self/mem at offset 0");
+    assert_nothing_lost(&vault, &data);
+}
+
+#[test]
+fn what_cannot_be_opened_costs_nothing() {
+    let (vault, data) = vault_with_disk();
+    let packs = files(&vault.path("repo/packs"));
+    let cases = [
+        (vec!["missing"], "cannot open source missing: No such file or directory"),
+        (vec!["disk", "missing"], "cannot open source missing: No such file or directory"),
+        (vec!["repo"], "cannot open source repo: it is a directory"),
+        (vec!["--disk", "x=repo"], "cannot open source repo: it is a directory"),
+        (vec!["--disk", "x=fifo"], "neither a regular file nor a block device"),
+        (vec!["--disk", "x=/dev/null"], "neither a regular file nor a block device"),
+        (vec!["disk/x"], "cannot open source disk/x: Not a directory"),
+    ];
+    for (inputs, text) in cases {
+        let mut arguments = vec!["backup", "--name", "a"];
+        arguments.extend(&inputs);
+        vault.fails(1, &arguments, text);
+    }
+    assert_eq!(files(&vault.path("repo/packs")), packs);
+    assert_nothing_lost(&vault, &data);
+}
+
+#[test]
+fn a_fifo_and_a_device_of_bytes_are_streams() {
+    let vault = Vault::new();
+    make_fifo(&vault, "fifo");
+    let data = random(4, 5 * MIB + 3);
+    let child = vault.command(&["backup", "--name", "a", "fifo", "/dev/null"]).spawn().unwrap();
+    fs::write(vault.path("fifo"), &data).unwrap();
+    let outcome = wait(child);
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    vault.assert_restores("a/fifo", &data);
+    vault.assert_restores("a/null", b"");
+}
+
+#[test]
+fn a_source_inside_a_folder_that_is_not_there_with_json() {
+    let vault = Vault::new();
+    let outcome = finish(&mut vault.command(&["--json", "backup", "--name", "a", "no/disk"]));
+    assert_eq!(outcome.code, 1);
+    assert!(outcome.stdout.is_empty());
+    let error: serde_json::Value = serde_json::from_str(outcome.stderr.trim()).unwrap();
+    assert_eq!(error["message_type"], "exit_error");
+    assert_eq!(error["code"], 1);
+    assert!(error["message"].as_str().unwrap().starts_with("cannot open source no/disk"));
+}

@@ -1,0 +1,248 @@
+//! The second reader, `repo-format/reader/restore.py`, restores what the program backed up: it
+//! was written from the specification alone, so where the two agree the specification is right.
+
+#![allow(clippy::unwrap_used, reason = "a test may stop where it fails")]
+#![allow(clippy::print_stderr, reason = "a test says what it skipped")]
+#![allow(missing_docs, reason = "nobody but the tests uses it")]
+
+#[path = "support/files.rs"]
+mod files;
+#[path = "support/lab.rs"]
+mod lab;
+
+use diskvault::backup::{ChunkerChoice, InputRequest};
+use diskvault::storage::local::LocalStorage;
+use files::{noise, punch};
+use lab::{Lab, disk, stream};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+const MODULES: &str = "import blake3, zstandard, nacl, argon2";
+/// What opens the repository of the test vectors.
+const VECTOR_PASSWORD: &str = "correct horse battery staple";
+
+fn format_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("repo-format")
+}
+
+/// The reader, or none, after a line on stderr, where it cannot run.
+fn find_reader() -> Option<PathBuf> {
+    let reader = format_folder().join("reader/restore.py");
+    if !reader.is_file() {
+        eprintln!("skipped: there is no {}", reader.display());
+        return None;
+    }
+    match Command::new("python3").args(["-c", MODULES]).output() {
+        Ok(output) if output.status.success() => Some(reader),
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stderr);
+            let why = text.lines().last().unwrap_or_default();
+            eprintln!("skipped: {why}; `pip install blake3 zstandard pynacl argon2-cffi` helps");
+            None
+        }
+        Err(error) => {
+            eprintln!("skipped: cannot run python3: {error}");
+            None
+        }
+    }
+}
+
+/// A repository as the reader sees it.
+struct Reading<'a> {
+    reader: &'a Path,
+    repository: &'a Path,
+    password: &'a str,
+}
+
+impl Reading<'_> {
+    fn run(&self, series: &str, part: &str, target: &Path, point: Option<&str>) -> Output {
+        let mut command = Command::new("python3");
+        command.arg(self.reader).arg(self.repository).args([series, part]).arg(target);
+        if let Some(point) = point {
+            command.args(["--point", point]);
+        }
+        command.env("DISKVAULT_PASSWORD", self.password).output().unwrap()
+    }
+
+    /// Asserts that the part comes back as `expected`.
+    fn assert_restores(&self, (series, part): (&str, &str), point: Option<&str>, expected: &[u8]) {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("restored");
+        let output = self.run(series, part, &target, point);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{series}/{part}: {error}");
+        assert!(fs::read(&target).unwrap() == expected, "{series}/{part}: other bytes");
+    }
+}
+
+/// All files below `folder`, sorted.
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files_below(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+/// A disk with data, written zeros, holes and an end inside of a chunk; two days of it.
+fn write_disk(path: &Path, day: u64) {
+    let file = File::create(path).unwrap();
+    file.set_len((6 << 20) + 1536).unwrap();
+    file.write_all_at(&noise(1, 900_000), 0).unwrap();
+    file.write_all_at(&vec![0; 300_000], 1 << 20).unwrap();
+    file.write_all_at(&noise(2, 200_000), 5_000_000).unwrap();
+    file.write_all_at(&noise(3, 1000), 6 << 20).unwrap();
+    file.write_all_at(&b"the same line again\n".repeat(20_000), 2 << 20).unwrap();
+    punch(&file, 65_536, 131_072);
+    if day == 2 {
+        file.write_all_at(&noise(4, 70_000), 3 << 20).unwrap();
+        punch(&file, 5_000_000 / 4096 * 4096, 16_384);
+    }
+}
+
+/// Parts in the order of `inputs`: a grid disk and a stream, and a disk cut by content.
+struct Written {
+    lab: Lab,
+    root: PathBuf,
+    /// Of each day: the point of series `grid`, that of series `content`, and the bytes of the
+    /// disk and the stream.
+    days: Vec<(String, String, Vec<u8>, Vec<u8>)>,
+}
+
+fn write_repository(folder: &Path) -> Written {
+    let root = folder.join("repository");
+    let lab = Lab::make(Arc::new(LocalStorage::create(&root).unwrap()), 65_536, 2);
+    let (sda, dump) = (lab.path("sda"), lab.path("dump"));
+    let mut days = Vec::new();
+    for day in [1, 2] {
+        write_disk(&sda, day);
+        let text = [noise(day, 5000), noise(8, 700_000), vec![0; 200_000], noise(9, 99)].concat();
+        fs::write(&dump, &text).unwrap();
+        let inputs: [InputRequest; 2] = [disk("sda", &sda), stream("dump", &dump)];
+        let grid = lab.backup("grid", &inputs, ChunkerChoice::Fixed, &[]);
+        let content = lab.backup("content", &inputs[..1], ChunkerChoice::Content, &[]);
+        let bytes = fs::read(&sda).unwrap();
+        days.push((grid.point.to_hex(), content.point.to_hex(), bytes, text));
+    }
+    lab.assert_sound();
+    Written { lab, root, days }
+}
+
+#[test]
+fn the_second_reader_restores_every_part_of_every_point() {
+    let Some(reader) = find_reader() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let written = write_repository(folder.path());
+    let reading = Reading { reader: &reader, repository: &written.root, password: lab::PASSWORD };
+    for (grid, content, sda, dump) in &written.days {
+        reading.assert_restores(("grid", "sda"), Some(grid), sda);
+        reading.assert_restores(("grid", "dump"), Some(&grid[..12]), dump);
+        reading.assert_restores(("content", "sda"), Some(content), sda);
+    }
+    let (_, _, sda, dump) = written.days.last().unwrap();
+    reading.assert_restores(("grid", "sda"), None, sda);
+    reading.assert_restores(("grid", "dump"), None, dump);
+    reading.assert_restores(("content", "sda"), None, sda);
+    let wrong = Reading { password: "another", ..reading };
+    let target = folder.path().join("restored");
+    assert!(!wrong.run("grid", "sda", &target, None).status.success());
+    assert!(!target.exists());
+    // It has changed nothing.
+    written.lab.assert_sound();
+}
+
+#[test]
+fn the_second_reader_passes_on_no_damage() {
+    let Some(reader) = find_reader() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let written = write_repository(folder.path());
+    let reading = Reading { reader: &reader, repository: &written.root, password: lab::PASSWORD };
+    let (_, _, sda, _) = written.days.last().unwrap();
+    let packs = files_below(&written.root.join("packs"));
+    assert!(packs.len() >= 4, "{} packs", packs.len());
+    let target = folder.path().join("restored");
+    let mut refused = 0;
+    for pack in &packs {
+        let whole = fs::read(pack).unwrap();
+        let mut flipped = whole.clone();
+        // In a sealed segment, or in the padding of a pack with little in it.
+        flipped[whole.len() / 5] ^= 0x10;
+        fs::set_permissions(pack, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        fs::write(pack, &flipped).unwrap();
+        if reading.run("grid", "sda", &target, None).status.success() {
+            assert!(fs::read(&target).unwrap() == *sda, "wrong bytes were restored");
+            fs::remove_file(&target).unwrap();
+        } else {
+            assert!(!target.exists(), "a part of a disk was left");
+            refused += 1;
+        }
+        fs::write(pack, &whole).unwrap();
+    }
+    assert!(refused > 0, "none of {} damaged packs was refused", packs.len());
+    reading.assert_restores(("grid", "sda"), None, sda);
+}
+
+#[test]
+fn the_second_reader_restores_the_frozen_repository() {
+    let Some(reader) = find_reader() else { return };
+    let vectors = format_folder().join("vectors");
+    let repository = vectors.join("repository");
+    if !repository.is_dir() {
+        eprintln!("skipped: there is no {}", repository.display());
+        return;
+    }
+    let reading = Reading { reader: &reader, repository: &repository, password: VECTOR_PASSWORD };
+    let expected = |name: &str| fs::read(vectors.join("expected").join(name)).unwrap();
+    let mut days = Vec::new();
+    for object in files_below(&repository.join("points")) {
+        let id = object.file_name().unwrap().to_str().unwrap();
+        if id.ends_with(".ok") {
+            continue;
+        }
+        // Which day a point is shows by its disk.
+        let target = tempfile::tempdir().unwrap();
+        let target = target.path().join("disk");
+        assert!(reading.run("tiny", "disk", &target, Some(id)).status.success());
+        let bytes = fs::read(&target).unwrap();
+        let day = if bytes == expected("day-1/disk") { 1 } else { 2 };
+        assert!(bytes == expected(&format!("day-{day}/disk")), "point {id}: other bytes");
+        let xml = expected(&format!("day-{day}/vm.xml"));
+        reading.assert_restores(("tiny", "vm.xml"), Some(id), &xml);
+        days.push(day);
+    }
+    days.sort_unstable();
+    assert_eq!(days, [1, 2]);
+    reading.assert_restores(("tiny", "disk"), None, &expected("day-2/disk"));
+}
+
+/// The library reads the frozen repository too, with the same result.
+#[test]
+fn the_program_restores_the_frozen_repository() {
+    let vectors = format_folder().join("vectors");
+    let folder = tempfile::tempdir().unwrap();
+    for point in ["tiny@latest~1", "tiny@latest"] {
+        let day = if point.ends_with("latest") { "day-2" } else { "day-1" };
+        for part in ["disk", "vm.xml"] {
+            let output = Command::new(env!("CARGO_BIN_EXE_diskvault"))
+                .args(["dump", &format!("{point}/{part}")])
+                .env("DISKVAULT_REPOSITORY", vectors.join("repository"))
+                .env("DISKVAULT_PASSWORD", VECTOR_PASSWORD)
+                .env("DISKVAULT_CACHE_DIR", folder.path())
+                .output()
+                .unwrap();
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{point}/{part}: {error}");
+            let expected = fs::read(vectors.join("expected").join(day).join(part)).unwrap();
+            assert!(output.stdout == expected, "{point}/{part}: other bytes");
+        }
+    }
+}
