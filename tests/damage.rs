@@ -57,21 +57,17 @@ const EXCEPTIONS: [(&str, Damage, Seen); 12] = [
 
 /// The cells after which a backup can make a point that is not whole: it believes a footer it has
 /// read, and does not read segments.
-const NOT_HEALED: [(&str, Damage); 3] = [
+const NOT_HEALED: [(&str, Damage); 2] = [
     ("data pack", Damage::FlipMiddle),
     ("data pack", Damage::FlipSegment),
-    ("map pack", Damage::FlipSegment),
 ];
 
 /// As above, for the host whose index knows the pack: it does not read the footer again while the
 /// pack has its size.
-const NOT_HEALED_AT_HOME: [(&str, Damage); 6] = [
+const NOT_HEALED_AT_HOME: [(&str, Damage); 3] = [
     ("data pack", Damage::FlipLast),
     ("data pack", Damage::Zero),
     ("data pack", Damage::OtherRepository),
-    ("map pack", Damage::FlipLast),
-    ("map pack", Damage::Zero),
-    ("map pack", Damage::OtherRepository),
 ];
 
 type Cells = Vec<(usize, Damage, Outcome)>;

@@ -307,6 +307,8 @@ impl Planner<'_, '_> {
             Err(error) if matches!(error.kind(), ErrorKind::Damage | ErrorKind::NotFound) => {
                 let text = error.full_text();
                 self.monitor.warn(&format!("cannot use the previous point's map: {text}"));
+                // So that this point gets pages of its own.
+                cursor.reader().locator().forget_met_damaged()?;
                 *self.cursor = None;
                 Ok(None)
             }

@@ -3,15 +3,15 @@
 //! Invariant: after [`Locator::synchronise`] the index speaks of the listed packs only; whatever
 //! it says is verified against the pack's footer and the entry's id before it is used.
 
-use super::Repository;
 use super::pack_reader::{OpenPack, PackCache, open_pack};
+use super::{Repository, lock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::{ChunkIndex, Location};
 use crate::monitor::Monitor;
 use crate::storage::Folder;
 use diskvault_format::id::PackId;
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// The index prefix of an id: 128 of 256 bits of a keyed hash decide.
 pub fn prefix(id: &[u8; 32]) -> [u8; 16] {
@@ -27,6 +27,8 @@ pub struct Locator {
     listed: BTreeSet<PackId>,
     vanished: Vec<PackId>,
     damaged: Vec<(PackId, Error)>,
+    /// Packs that turned out to be damaged when something in them was wanted.
+    met_damaged: Mutex<BTreeSet<PackId>>,
 }
 
 /// One entry, found and verified to be in its pack's footer.
@@ -141,12 +143,31 @@ impl Locator {
         if !unknown.is_empty() || !vanished.is_empty() {
             index.flush()?;
         }
-        Ok(Locator { index, packs: PackCache::new(), listed, vanished, damaged })
+        let (packs, met_damaged) = (PackCache::new(), Mutex::default());
+        Ok(Locator { index, packs, listed, vanished, damaged, met_damaged })
     }
 
     /// The index itself.
     pub fn index(&self) -> &Arc<ChunkIndex> {
         &self.index
+    }
+
+    /// Says that something in a pack was wanted and is damaged.
+    pub fn met_damaged(&self, pack: PackId) {
+        lock(&self.met_damaged).insert(pack);
+    }
+
+    /// Lets the index forget the packs that were met damaged: what they hold counts as absent
+    /// until the next run finds them in the listing again, so that a backup stores it anew.
+    ///
+    /// # Errors
+    /// What the index says.
+    pub fn forget_met_damaged(&self) -> Result<()> {
+        for pack in std::mem::take(&mut *lock(&self.met_damaged)) {
+            note_loss(&self.index)?;
+            self.index.drop_pack(&pack.0)?;
+        }
+        Ok(())
     }
 
     /// The packs of the listing.
@@ -204,6 +225,7 @@ impl Locator {
             let pack = match self.packs.get(repository, PackId(location.pack)) {
                 Ok(pack) => pack,
                 Err(error) => {
+                    self.met_damaged(PackId(location.pack));
                     unreadable = Some(error);
                     continue;
                 }

@@ -37,7 +37,7 @@ pub struct MapReader<'a> {
 impl<'a> MapReader<'a> {
     /// A reader with an empty cache.
     pub fn new(repository: &'a Repository, locator: &'a Locator) -> MapReader<'a> {
-        MapReader { repository, locator, kept: Mutex::new(VecDeque::new()) }
+        MapReader { repository, locator, kept: Mutex::default() }
     }
 
     /// The repository it reads from.
@@ -71,6 +71,7 @@ impl<'a> MapReader<'a> {
                 // Another pack may hold it whole.
                 Err(error) if matches!(error.kind(), ErrorKind::Damage | ErrorKind::NotFound) => {
                     damaged.push((found.pack.id, found.segment));
+                    self.locator.met_damaged(found.pack.id);
                     first_error.get_or_insert(error);
                 }
                 result => return result,
@@ -284,6 +285,11 @@ impl<'a> LeafCursor<'a> {
     /// A cursor on a map.
     pub fn new(reader: &'a MapReader<'a>, shape: MapShape, top: Option<PageId>) -> LeafCursor<'a> {
         LeafCursor { reader, shape, top, path: Vec::new(), last: None }
+    }
+
+    /// The reader behind the cursor.
+    pub fn reader(&self) -> &'a MapReader<'a> {
+        self.reader
     }
 
     /// Leaf number `number`; `None` if it is all zero or beyond the end of the map.
