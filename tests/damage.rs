@@ -57,10 +57,8 @@ const EXCEPTIONS: [(&str, Damage, Seen); 12] = [
 
 /// The cells after which a backup can make a point that is not whole: it believes a footer it has
 /// read, and does not read segments.
-const NOT_HEALED: [(&str, Damage); 2] = [
-    ("data pack", Damage::FlipMiddle),
-    ("data pack", Damage::FlipSegment),
-];
+const NOT_HEALED: [(&str, Damage); 2] =
+    [("data pack", Damage::FlipMiddle), ("data pack", Damage::FlipSegment)];
 
 /// As above, for the host whose index knows the pack: it does not read the footer again while the
 /// pack has its size.

@@ -217,12 +217,7 @@ fn the_cut_of_a_disk_is_told() {
     let plain = random(9, 2 * MIB);
     vault.write("plain", &plain);
     let cases = [
-        (
-            "aligned",
-            "auto",
-            "MBR with 1 partition on 4 KiB: cut on the fixed grid of 64 KiB",
-            true,
-        ),
+        ("aligned", "auto", "MBR with 1 partition on 4 KiB: cut on the fixed grid of 64 KiB", true),
         ("old", "auto", "MBR with 1 of 1 partitions off 4 KiB: cut by FastCDC", false),
         ("plain", "auto", "no partitions: cut on the fixed grid of 64 KiB", true),
         ("old", "fixed", "cut on the fixed grid of 64 KiB, as asked for", true),
