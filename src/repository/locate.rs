@@ -1,6 +1,6 @@
 //! Where chunks and pages are: the index, brought up to what the storage lists.
 //!
-//! Invariant: after [`Locator::synchronise`] the index speaks of the listed packs only; whatever
+//! Invariant: after a `Locator` is open the index speaks of the listed packs only; whatever
 //! it says is verified against the pack's footer and the entry's id before it is used.
 
 use super::pack_reader::{OpenPack, PackCache, open_pack};
