@@ -8,7 +8,7 @@
 //! taken over only if it is known to be stored; the map depends on the bytes alone.
 
 use super::Context;
-use super::digests::Digests;
+use super::digests::{DigestValues, Digests};
 use super::stream::{backup_disk_by_content, store_bytes};
 use crate::chunking::{self, is_zero};
 use crate::error::{Error, ErrorKind, Result};
@@ -120,14 +120,28 @@ pub fn backup_disk(context: &mut Context<'_>, request: DiskRequest<'_>) -> Resul
     statistics.hole_bytes = planned.hole_bytes;
     statistics.allocated_bytes = shape.size() - planned.hole_bytes;
     let values = assembled.digests.finish();
-    Ok(DiskRecord {
-        name: request.name,
-        size: shape.size(),
-        root: shape.root(&work.keys, &recorded, assembled.top),
-        chunking: recorded,
+    let root = shape.root(&work.keys, &recorded, assembled.top);
+    let cut = StreamReference { bytes: shape.size(), chunking: recorded, root, top: assembled.top };
+    Ok(record(request.name, source.as_ref(), cut, values, allocation, statistics))
+}
+
+/// The record of a disk that was read in full from `source` and whose map is `cut`.
+pub(super) fn record(
+    name: String,
+    source: &dyn DiskSource,
+    cut: StreamReference,
+    values: DigestValues,
+    allocation: Option<StreamReference>,
+    statistics: Statistics,
+) -> DiskRecord {
+    DiskRecord {
+        name,
+        size: cut.bytes,
+        chunking: cut.chunking,
         grid_offset: 0,
         source_format: source.format().to_string(),
-        top: assembled.top,
+        root: cut.root,
+        top: cut.top,
         digest: values.blake3,
         allocation,
         bad_extents: Vec::new(),
@@ -137,7 +151,7 @@ pub fn backup_disk(context: &mut Context<'_>, request: DiskRequest<'_>) -> Resul
         digests: values.others,
         statistics,
         extensions: Vec::new(),
-    })
+    }
 }
 
 /// The previous point's map of this disk, if it was cut the same way.

@@ -6,7 +6,7 @@
 
 use super::Context;
 use super::digests::Digests;
-use super::disk::{DiskRequest, allocation_of};
+use super::disk::{DiskRequest, allocation_of, record};
 use super::read_ahead::ReadAhead;
 use crate::chunking::{ContentCutter, ContentParameters, Gear, Piece};
 use crate::error::{Error, ErrorKind, Result};
@@ -188,24 +188,7 @@ pub fn backup_disk_by_content(
     let allocation = allocation_of(context, source.as_ref(), allocation)?;
     monitor.finish();
     let values = digests.finish();
-    Ok(DiskRecord {
-        name: request.name,
-        size,
-        chunking: content.chunking,
-        grid_offset: 0,
-        source_format: source.format().to_string(),
-        root: content.root,
-        top: content.top,
-        digest: values.blake3,
-        allocation,
-        bad_extents: Vec::new(),
-        token: source.identity(),
-        inherited: Vec::new(),
-        free_space_mode: 0,
-        digests: values.others,
-        statistics,
-        extensions: Vec::new(),
-    })
+    Ok(record(request.name, source.as_ref(), content, values, allocation, statistics))
 }
 
 /// Stores a byte string of the repository's own in map packs.

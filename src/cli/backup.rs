@@ -2,6 +2,7 @@
 
 use super::context::{Context, host_name};
 use super::output::{escape, json_line, line};
+use super::show::statistics_json;
 use super::sizes::{format_bytes, format_seconds};
 use crate::backup::{
     BackupOptions, BackupReport, ChunkerChoice, DigestKind, InputRequest, run as run_backup,
@@ -139,24 +140,13 @@ pub fn run(context: &Context, arguments: Arguments) -> Result<()> {
 }
 
 fn summary(report: &BackupReport) -> Value {
-    let statistics = &report.statistics;
-    json!({
-        "message_type": "summary",
-        "point_id": report.point.to_hex(),
-        "series": report.manifest.series,
-        "time": format_time_utc(report.manifest.time_unix_ns),
-        "virtual_bytes": statistics.virtual_bytes,
-        "allocated_bytes": statistics.allocated_bytes,
-        "read_bytes": statistics.read_bytes,
-        "hole_bytes": statistics.hole_bytes,
-        "zero_bytes": statistics.zero_bytes,
-        "unchanged_bytes": statistics.unchanged_bytes,
-        "deduplicated_bytes": statistics.deduplicated_bytes,
-        "new_bytes": statistics.new_bytes,
-        "stored_bytes": statistics.stored_bytes,
-        "new_chunks": statistics.new_chunks,
-        "duration_seconds": report.duration_seconds,
-    })
+    let mut summary = statistics_json(&report.statistics);
+    summary["message_type"] = json!("summary");
+    summary["point_id"] = json!(report.point.to_hex());
+    summary["series"] = json!(report.manifest.series);
+    summary["time"] = json!(format_time_utc(report.manifest.time_unix_ns));
+    summary["duration_seconds"] = json!(report.duration_seconds);
+    summary
 }
 
 fn print(report: &BackupReport) -> Result<()> {

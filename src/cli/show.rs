@@ -93,7 +93,8 @@ fn as_json(point: &Point, is_wanted: &dyn Fn(&str) -> bool) -> Value {
     value
 }
 
-fn statistics_json(statistics: &Statistics) -> Value {
+/// What a backup did, as JSON, for `backup` and `show`.
+pub fn statistics_json(statistics: &Statistics) -> Value {
     json!({
         "virtual_bytes": statistics.virtual_bytes,
         "allocated_bytes": statistics.allocated_bytes,

@@ -3,6 +3,7 @@
 //! Invariant: a new file is complete when its name appears; an existing one keeps its inode,
 //! owner and mode, and is exactly as long as the disk from the start.
 
+use super::in_place::InPlace;
 use super::output::Output;
 use super::temporary::{Existing, Temporary};
 use super::{DiskTarget, ZeroState, failed, refused};
@@ -54,12 +55,6 @@ impl DiskTarget for NewFile {
     }
 }
 
-/// An existing file that is overwritten in place.
-struct ExistingFile {
-    file: File,
-    output: Output,
-}
-
 /// Opens an existing file and brings it to `size` bytes.
 pub(super) fn open_existing(path: &Path, size: u64) -> Result<Box<dyn DiskTarget>> {
     let file = File::options()
@@ -71,31 +66,5 @@ pub(super) fn open_existing(path: &Path, size: u64) -> Result<Box<dyn DiskTarget
         return Err(refused(path, "it is no longer a regular file"));
     }
     set_size(&file, path, size)?;
-    Ok(Box::new(ExistingFile { file, output: Output::new(path, size, false) }))
-}
-
-impl DiskTarget for ExistingFile {
-    fn describe(&self) -> String {
-        self.output.path().display().to_string()
-    }
-
-    fn zero_state(&self) -> ZeroState {
-        ZeroState::Unknown
-    }
-
-    fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.output.write_at(&self.file, offset, data)
-    }
-
-    fn make_hole(&self, offset: u64, bytes: u64) -> Result<()> {
-        self.output.make_hole(&self.file, offset, bytes)
-    }
-
-    fn write_zeroes(&self, offset: u64, bytes: u64) -> Result<()> {
-        self.output.write_zeroes(&self.file, offset, bytes)
-    }
-
-    fn finish(self: Box<Self>) -> Result<()> {
-        self.output.sync(&self.file)
-    }
+    Ok(Box::new(InPlace::new(file, Output::new(path, size, false))))
 }

@@ -6,6 +6,7 @@
 
 mod device;
 mod file;
+mod in_place;
 mod output;
 mod stream;
 mod temporary;
