@@ -4,6 +4,7 @@ use super::context::Context;
 use super::output::{escape, json_line, line};
 use super::sizes::{format_bytes, format_seconds};
 use crate::error::{Error, ErrorKind, Result};
+use crate::monitor::Monitor;
 use crate::repository::address::Address;
 use crate::repository::locate::Locator;
 use crate::repository::points::Point;
@@ -23,7 +24,8 @@ pub struct Arguments {
     /// The point, and a disk or stream of it: SERIES, SERIES@latest~1/DISK, ID/DISK
     #[arg(value_name = "POINT[/DISK]")]
     point: String,
-    /// A new file, an existing file or block device; a folder for a point of several parts
+    /// A new file, an existing file or block device; a folder for a point of several disks, or
+    /// an existing folder for all parts of any point
     target: PathBuf,
     /// The newest point not later than this time; POINT is then a series
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
@@ -57,6 +59,11 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let address = Address::parse(&arguments.point)?;
     let point = context.find_point(&repository, &address, arguments.at.as_deref())?;
     let plan = plan(&point, &address, arguments)?;
+    let left_out = parts(&point).count() - plan.len();
+    if address.part.is_none() && left_out > 0 {
+        let text = "only the disk is restored: name an existing folder to restore all parts";
+        context.monitor().note(text);
+    }
     let locator = Locator::open(&repository, context.monitor())?;
     let fetcher = context.fetcher(&repository, &locator);
     let mut bytes = 0;
@@ -100,7 +107,8 @@ fn plan<'a>(
     if let Some(name) = address.part {
         return Ok(vec![(find_part(point, name)?, target.clone())]);
     }
-    if parts(point).count() <= 1 {
+    let count = parts(point).count();
+    if count <= 1 || (point.manifest.disks.len() == 1 && !target.is_dir()) {
         return Ok(vec![(only_part(point)?, target.clone())]);
     }
     if target.exists() && !target.is_dir() {

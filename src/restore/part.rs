@@ -55,19 +55,21 @@ pub fn find_part<'a>(point: &'a Point, name: &str) -> Result<Part<'a>> {
     })
 }
 
-/// The only part of a point.
+/// The part that is meant when none is named: the only disk, or the only stream of a point
+/// without disks.
 ///
 /// # Errors
-/// `Usage` if it has several.
+/// `Usage` if there are several.
 pub fn only_part(point: &Point) -> Result<Part<'_>> {
-    let mut all = parts(point);
-    match (all.next(), all.next()) {
-        (Some(part), None) => Ok(part),
-        (None, _) => {
+    let (disks, streams) = (&point.manifest.disks, &point.manifest.streams);
+    match (&disks[..], &streams[..]) {
+        ([disk], _) => Ok(Part::Disk(disk)),
+        ([], [stream]) => Ok(Part::Stream(stream)),
+        ([], []) => {
             let text = format!("point {} has no disk and no stream", point.id.short());
             Err(Error::new(ErrorKind::NotFound, text))
         }
-        (Some(_), Some(_)) => {
+        _ => {
             let id = point.id.short();
             let text = format!("cannot choose a part of point {id}: it has {}", names(point));
             Err(Error::new(ErrorKind::Usage, text).hint("name one as POINT/DISK"))

@@ -75,12 +75,25 @@ fn parts_are_named_behind_a_slash() {
     let shown = vault.json(&["show", "db/one"]);
     assert_eq!(shown["streams"].as_array().unwrap().len(), 1);
     assert_eq!(shown["disks"].as_array().unwrap().len(), 0);
-    let outcome = vault.fails(2, &["dump", "db"], "cannot choose a part of point ");
-    outcome.says("it has two, one").hints("POINT/DISK");
+    assert_eq!(vault.ok(&["dump", "db"]).stdout.len(), 1 << 20, "the only disk is meant");
     vault.fails(1, &["dump", "db/three"], "cannot find three in point ").says("it has two, one");
     vault.fails(1, &["show", "db/three"], "it has two, one");
     vault.fails(1, &["restore", "db/three", "target"], "it has two, one");
     assert!(!vault.path("target").exists());
+}
+
+#[test]
+fn of_several_parts_none_is_guessed() {
+    let vault = Vault::new();
+    let (one, two) = (vault.write("one", b"1"), vault.write("two", b"2"));
+    for kind in ["--disk", "--stream"] {
+        let inputs = [format!("one={one}"), format!("two={two}")];
+        vault.backup("a", &[kind, &inputs[0], kind, &inputs[1]]);
+        for command in ["dump", "digest"] {
+            let outcome = vault.fails(2, &[command, "a"], "cannot choose a part of point ");
+            outcome.says("it has one, two").hints("POINT/DISK");
+        }
+    }
 }
 
 #[test]

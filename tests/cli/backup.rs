@@ -309,6 +309,7 @@ fn the_longest_names_and_the_oldest_times_work() {
     let arguments = ["--time", time, "--stream", &inputs[0], "--disk", &inputs[1]];
     vault.backup(&name, &arguments);
     assert_eq!(vault.json(&["list", &name])[0]["time"], time);
+    fs::create_dir(vault.path("out")).unwrap();
     vault.ok(&["restore", &name, "out"]);
     for part in [&*name, "second"] {
         assert_eq!(fs::read(vault.path("out").join(part)).unwrap(), b"content");

@@ -1,8 +1,8 @@
 //! `restore` and `dump`: where they write, what they refuse, and which zeros become holes.
 
 use crate::support::{
-    KIB, LoopDevice, MIB, Tmpfs, Vault, allocated, data_map, files, finish, random, read_range,
-    write_sparse,
+    KIB, LoopDevice, MIB, Tmpfs, Vault, allocated, blake3_hex, data_map, files, finish, random,
+    read_range, write_sparse,
 };
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -126,12 +126,14 @@ fn several_parts_go_into_a_folder() {
     let vault = Vault::new();
     let (disk, stream) = (random(4, 2 * MIB), random(5, 1000));
     vault.write("vda.raw", &disk);
+    vault.write("vdb.raw", &disk);
     vault.write("vm.xml", &stream);
-    vault.backup("a", &["vda.raw", "vm.xml"]);
+    vault.backup("a", &["vda.raw", "vdb.raw", "vm.xml"]);
     let outcome = vault.ok(&["restore", "a", "new/deep"]);
     outcome.prints("restored vda.raw of point ").prints("restored vm.xml of point ");
     let folder = vault.path("new/deep");
-    assert_eq!(files(&folder), ["vda.raw", "vm.xml"]);
+    assert_eq!(files(&folder), ["vda.raw", "vdb.raw", "vm.xml"]);
+    fs::remove_file(folder.join("vdb.raw")).unwrap();
     assert!(fs::read(folder.join("vda.raw")).unwrap() == disk);
     assert_eq!(fs::read(folder.join("vm.xml")).unwrap(), stream);
 
@@ -151,6 +153,24 @@ fn several_parts_go_into_a_folder() {
     let outcome = vault.fails(1, &["restore", "a", "vm.xml"], "vm.xml: it is no folder");
     outcome.hints("POINT/DISK");
     assert_eq!(fs::read(vault.path("vm.xml")).unwrap(), stream);
+}
+
+#[test]
+fn the_only_disk_needs_no_name() {
+    let vault = Vault::new();
+    let (disk, stream) = (random(4, 2 * MIB), random(5, 1000));
+    vault.write("vda.raw", &disk);
+    vault.write("vm.xml", &stream);
+    vault.backup("a", &["vda.raw", "vm.xml"]);
+    assert!(vault.ok(&["dump", "a"]).stdout == disk);
+    vault.ok(&["digest", "a"]).prints(&blake3_hex(&disk));
+    let outcome = vault.ok(&["restore", "a", "out.raw"]);
+    outcome.says("only the disk is restored").prints("restored vda.raw of point ");
+    assert!(fs::read(vault.path("out.raw")).unwrap() == disk);
+    // An existing folder takes the stream too.
+    fs::create_dir(vault.path("all")).unwrap();
+    vault.ok(&["restore", "a", "all"]).prints("restored vm.xml of point ");
+    assert_eq!(files(&vault.path("all")), ["vda.raw", "vm.xml"]);
 }
 
 #[test]
