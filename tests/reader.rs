@@ -28,25 +28,26 @@ fn format_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("repo-format")
 }
 
-/// The reader, or none, after a line on stderr, where it cannot run.
+/// The reader, or none, after a line on stderr, where it cannot run. With
+/// `DISKVAULT_REQUIRE_READER`, as in CI, a reader that cannot run is a failure.
 fn find_reader() -> Option<PathBuf> {
+    let skip = |why: String| {
+        assert!(std::env::var_os("DISKVAULT_REQUIRE_READER").is_none(), "{why}");
+        eprintln!("skipped: {why}");
+        None
+    };
     let reader = format_folder().join("reader/restore.py");
     if !reader.is_file() {
-        eprintln!("skipped: there is no {}", reader.display());
-        return None;
+        return skip(format!("there is no {}", reader.display()));
     }
     match Command::new("python3").args(["-c", MODULES]).output() {
         Ok(output) if output.status.success() => Some(reader),
         Ok(output) => {
             let text = String::from_utf8_lossy(&output.stderr);
             let why = text.lines().last().unwrap_or_default();
-            eprintln!("skipped: {why}; `pip install blake3 zstandard pynacl argon2-cffi` helps");
-            None
+            skip(format!("{why}; `pip install blake3 zstandard pynacl argon2-cffi` helps"))
         }
-        Err(error) => {
-            eprintln!("skipped: cannot run python3: {error}");
-            None
-        }
+        Err(error) => skip(format!("cannot run python3: {error}")),
     }
 }
 
