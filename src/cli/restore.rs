@@ -24,8 +24,8 @@ pub struct Arguments {
     /// The point, and a disk or stream of it: SERIES, SERIES@latest~1/DISK, ID/DISK
     #[arg(value_name = "POINT[/DISK]")]
     point: String,
-    /// A new file, an existing file or block device; a folder for a point of several disks, or
-    /// an existing folder for all parts of any point
+    /// A new file, an existing file or block device; a folder for a point of several disks; an
+    /// existing folder takes all parts of a point that has several
     target: PathBuf,
     /// The newest point not later than this time; POINT is then a series
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
