@@ -1,8 +1,8 @@
 //! Where passwords come from: flags, then the environment, then a prompt on the terminal.
 //!
 //! Order: `--password-file`, `--password-command`, `DISKVAULT_PASSWORD`,
-//! `DISKVAULT_PASSWORD_COMMAND`, `DISKVAULT_PASSWORD_FILE`, prompt. Of a file or command the first
-//! line counts. A command runs without a shell.
+//! `DISKVAULT_PASSWORD_COMMAND`, `DISKVAULT_PASSWORD_FILE`, `DISKVAULT_PASSWORD_FD` (the number of
+//! an open descriptor), prompt. Of a file, command or descriptor the first line counts. A command runs without a shell.
 //!
 //! Invariant: a password is never an argument and never printed; buffers are wiped.
 
@@ -89,6 +89,15 @@ impl Sources<'_> {
         }
         if let Some(path) = self.variable("_FILE") {
             return from_file(Path::new(&path)).map(Some);
+        }
+        if let Some(number) = self.variable("_FD") {
+            let number = number.to_str().and_then(|text| text.parse::<u32>().ok());
+            let number = number.ok_or_else(|| {
+                let text = format!("cannot read {}_FD: expected a number", self.variable);
+                Error::new(ErrorKind::Usage, text)
+            })?;
+            // Opened by name, because taking over a descriptor by number is not memory-safe.
+            return from_file(Path::new(&format!("/proc/self/fd/{number}"))).map(Some);
         }
         Ok(None)
     }

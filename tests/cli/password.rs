@@ -35,6 +35,24 @@ fn every_source_opens() {
 }
 
 #[test]
+fn an_open_descriptor_opens() {
+    let vault = Vault::new();
+    let file = vault.write("file", format!("{PASSWORD}\nsecond line\n").as_bytes());
+    let run = |number: &str| {
+        let mut command = vault.command(&["list"]);
+        command.env_remove("DISKVAULT_PASSWORD").env("DISKVAULT_PASSWORD_FD", number);
+        finish(command.stdin(fs::File::open(&file).unwrap()))
+    };
+    assert_eq!(run("0").code, 0);
+    let outcome = run("x");
+    assert_eq!(outcome.code, 2, "{outcome:?}");
+    outcome.says("cannot read DISKVAULT_PASSWORD_FD: expected a number");
+    let outcome = run("999");
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    outcome.says("cannot read password file /proc/self/fd/999");
+}
+
+#[test]
 fn the_order_is_the_documented_one() {
     let vault = Vault::new();
     let good = vault.write("good", PASSWORD.as_bytes());
