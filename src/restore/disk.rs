@@ -257,7 +257,51 @@ impl Boundaries {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repository::lock;
     use diskvault_format::allocation::AllocationWriter;
+    use std::sync::Mutex;
+
+    /// Remembers what was written.
+    #[derive(Default)]
+    struct Recorder(Mutex<Vec<(u64, usize)>>);
+
+    impl DiskTarget for Recorder {
+        fn describe(&self) -> String {
+            "recorder".into()
+        }
+        fn zero_state(&self) -> ZeroState {
+            ZeroState::AlreadyZero
+        }
+        fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+            lock(&self.0).push((offset, data.len()));
+            Ok(())
+        }
+        fn make_hole(&self, _: u64, _: u64) -> Result<()> {
+            Ok(())
+        }
+        fn write_zeroes(&self, _: u64, _: u64) -> Result<()> {
+            Ok(())
+        }
+        fn finish(self: Box<Self>) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_allocation_list_that_calls_data_a_hole_hides_nothing() {
+        let mut writer = AllocationWriter::new();
+        writer.push(4096, false);
+        let list = writer.finish();
+        for mode in [SparseMode::Auto, SparseMode::Exact] {
+            for (byte, written) in [(0_u8, vec![]), (7, vec![(0, 4096)])] {
+                let target = Recorder::default();
+                let allocation = Some(Boundaries::decode(&list, 4096).unwrap());
+                let placer = Placer { target: &target, mode, allocation, is_new: true };
+                placer.place_data(0, &[byte; 4096]).unwrap();
+                assert_eq!(*lock(&target.0), written, "{mode:?}");
+            }
+        }
+    }
 
     #[test]
     fn runs_are_clipped() {
