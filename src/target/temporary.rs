@@ -16,8 +16,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-/// What a file gets before the umask.
-const MODE: u32 = 0o666;
+/// For its owner alone: what was sealed in the repository must not become readable by every user
+/// of the host because it was restored. Whoever wants more says so with `chmod`.
+const MODE: u32 = 0o600;
 
 /// So much of the final name goes into the temporary one, in bytes: 255 are allowed, and the
 /// rest of the temporary name takes 28.
@@ -160,6 +161,7 @@ fn temporary_name(final_name: &OsStr) -> Result<OsString> {
 mod tests {
     use super::*;
     use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
 
     fn names(folder: &Path) -> Vec<String> {
         let entries = std::fs::read_dir(folder).unwrap();
@@ -179,6 +181,7 @@ mod tests {
         temporary.file().write_all(b"abc").unwrap();
         temporary.finish().unwrap();
         assert_eq!(names(folder.path()), ["x"]);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read(&path).unwrap(), b"abc");
     }
 
