@@ -6,6 +6,7 @@
 //! Invariant: a point is published only after every byte of every part was read, everything it
 //! names is durable, and each source still has the size it had at the start.
 
+mod content;
 mod digests;
 mod disk;
 mod plan;
