@@ -21,6 +21,8 @@ mod init;
 mod interrupt;
 #[path = "cli/key.rs"]
 mod key;
+#[path = "cli/memory.rs"]
+mod memory;
 #[path = "cli/output.rs"]
 mod output;
 #[path = "cli/password.rs"]

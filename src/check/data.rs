@@ -142,7 +142,7 @@ fn check_pack(repository: &Repository, id: PackId) -> Result<u64> {
     for (ordinal, segment) in pack.footer.segments.iter().enumerate() {
         let start = segment.offset as usize;
         let stored = &mut bytes[start..start + segment.stored_bytes() as usize];
-        let entries = pack.decode_segment(ordinal as u32, stored, &mut decoder, &mut data)?;
+        let entries = pack.segments.decode(ordinal as u32, stored, &mut decoder, &mut data)?;
         if entries != segment.entries {
             let text = format!("segment {ordinal} has another table than the footer (rule S-10)");
             return Err(Error::new(ErrorKind::Damage, text));

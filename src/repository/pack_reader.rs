@@ -1,14 +1,14 @@
 //! Reading packs: footers from their tails, segments by ranged reads.
 //!
-//! Invariants: a footer is believed only after its seal opened; memory is bounded by the number
-//! of footers kept, not by the repository.
+//! Invariants: a footer is believed only after its seal opened; memory is bounded by the bytes of
+//! the footers kept, not by the repository.
 
 use super::objects::refused;
 use super::{Repository, lock};
 use crate::error::Result;
 use crate::storage::{Folder, ObjectName, Storage};
 use diskvault_format::crypto::Keys;
-use diskvault_format::footer::Footer;
+use diskvault_format::footer::{Footer, FooterSegment};
 use diskvault_format::id::PackId;
 use diskvault_format::limits::PACK_BYTES_MAX;
 use diskvault_format::pack::{PackKind, PackOpener, TRAILER_BYTES, decode_trailer};
@@ -19,8 +19,9 @@ use std::sync::{Arc, Mutex};
 /// Bytes read from the tail at first: trailer and the footer of some 3,500 chunks, so that one
 /// read serves packs of the default size.
 const TAIL_BYTES: usize = 128 << 10;
-/// Footers kept in memory: about 60 KiB each at the default sizes.
-const FOOTERS_KEPT: usize = 128;
+/// Bytes of footers kept in memory: some 250 at the default sizes, where one is about 60 KiB. The
+/// largest footer the format allows has 37 MiB; the one read last is always kept.
+const FOOTER_BYTES_KEPT: usize = 16 << 20;
 
 /// A pack whose footer is open.
 pub struct OpenPack {
@@ -32,6 +33,15 @@ pub struct OpenPack {
     pub bytes: u64,
     /// What it holds.
     pub footer: Footer,
+    /// What opens its segments.
+    pub segments: Arc<PackSegments>,
+}
+
+/// What opens the segments of a pack: all that a read needs once the footer has told where they
+/// are, and a few hundred bytes instead of the footer's 60 KiB.
+pub struct PackSegments {
+    /// The pack.
+    pub id: PackId,
     opener: PackOpener,
 }
 
@@ -62,15 +72,16 @@ pub fn open_pack(storage: &dyn Storage, keys: &Keys, id: PackId) -> Result<OpenP
     let start = tail.len().saturating_sub(wanted);
     let end = tail.len().saturating_sub(TRAILER_BYTES);
     let footer = opener.open_footer(&trailer, &mut tail[start..end]).map_err(refuse)?;
-    Ok(OpenPack { id, kind: trailer.kind, bytes, footer, opener })
+    let segments = Arc::new(PackSegments { id, opener });
+    Ok(OpenPack { id, kind: trailer.kind, bytes, footer, segments })
 }
 
-impl OpenPack {
+impl PackSegments {
     /// Opens a stored segment in place and decodes it into `data`.
     ///
     /// # Errors
     /// `Damage`, naming pack and segment.
-    pub fn decode_segment(
+    pub fn decode(
         &self,
         ordinal: u32,
         stored: &mut [u8],
@@ -81,6 +92,15 @@ impl OpenPack {
             .open_segment(ordinal, stored)
             .and_then(|plaintext| decoder.decode(plaintext, data))
             .map_err(|cause| refused(format!("segment {ordinal} of pack {}", self.id), cause))
+    }
+}
+
+impl OpenPack {
+    /// Bytes of memory that the footer takes, without what the allocator adds.
+    fn footer_memory_bytes(&self) -> usize {
+        let segments = &self.footer.segments;
+        segments.len() * size_of::<FooterSegment>()
+            + self.footer.entry_count() as usize * size_of::<Entry>()
     }
 
     /// Reads and decodes one segment.
@@ -97,11 +117,12 @@ impl OpenPack {
         let segment = &self.footer.segments[ordinal as usize];
         let mut stored = vec![0; segment.stored_bytes() as usize];
         storage.get_range(&pack_name(self.id)?, u64::from(segment.offset), &mut stored)?;
-        self.decode_segment(ordinal, &mut stored, decoder, data)
+        self.segments.decode(ordinal, &mut stored, decoder, data)
     }
 }
 
 /// Open packs, the most recently used ones kept.
+#[derive(Default)]
 pub struct PackCache {
     kept: Mutex<Kept>,
 }
@@ -109,13 +130,37 @@ pub struct PackCache {
 #[derive(Default)]
 struct Kept {
     packs: HashMap<PackId, (u64, Arc<OpenPack>)>,
+    bytes: usize,
     clock: u64,
+}
+
+impl Kept {
+    fn get(&mut self, id: PackId) -> Option<Arc<OpenPack>> {
+        self.clock += 1;
+        let (used, pack) = self.packs.get_mut(&id)?;
+        *used = self.clock;
+        Some(pack.clone())
+    }
+
+    /// Takes a pack in and lets go of those used longest ago until the rest fits.
+    fn insert(&mut self, pack: Arc<OpenPack>, bytes_kept: usize) {
+        self.clock += 1;
+        self.bytes += pack.footer_memory_bytes();
+        if let Some((_, old)) = self.packs.insert(pack.id, (self.clock, pack)) {
+            self.bytes -= old.footer_memory_bytes();
+        }
+        while self.bytes > bytes_kept && self.packs.len() > 1 {
+            let oldest = self.packs.iter().min_by_key(|(_, (used, _))| *used).map(|(id, _)| *id);
+            let Some((_, pack)) = oldest.and_then(|id| self.packs.remove(&id)) else { return };
+            self.bytes -= pack.footer_memory_bytes();
+        }
+    }
 }
 
 impl PackCache {
     /// An empty cache.
     pub fn new() -> PackCache {
-        PackCache { kept: Mutex::new(Kept::default()) }
+        PackCache::default()
     }
 
     /// The open pack, from the cache or the storage.
@@ -123,32 +168,59 @@ impl PackCache {
     /// # Errors
     /// As [`open_pack`].
     pub fn get(&self, repository: &Repository, id: PackId) -> Result<Arc<OpenPack>> {
-        {
-            let mut kept = lock(&self.kept);
-            kept.clock += 1;
-            let now = kept.clock;
-            if let Some((used, pack)) = kept.packs.get_mut(&id) {
-                *used = now;
-                return Ok(pack.clone());
-            }
+        let kept = lock(&self.kept).get(id);
+        if let Some(pack) = kept {
+            return Ok(pack);
         }
         // Opened outside the lock: two threads may read the same footer once each.
         let pack = Arc::new(open_pack(repository.storage().as_ref(), repository.keys(), id)?);
-        let mut kept = lock(&self.kept);
-        if kept.packs.len() >= FOOTERS_KEPT
-            && let Some(oldest) = kept.packs.iter().min_by_key(|(_, kept)| kept.0)
-        {
-            let oldest = *oldest.0;
-            kept.packs.remove(&oldest);
-        }
-        let now = kept.clock;
-        kept.packs.insert(id, (now, pack.clone()));
+        lock(&self.kept).insert(pack.clone(), FOOTER_BYTES_KEPT);
         Ok(pack)
     }
 }
 
-impl Default for PackCache {
-    fn default() -> Self {
-        Self::new()
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use diskvault_format::crypto::Secret;
+    use diskvault_format::id::{LeaseId, RepositoryId};
+    use diskvault_format::pack::{PackSecrets, PreparedSegment, assemble};
+    use diskvault_format::segment::{EntryKind, SegmentEncoder};
+
+    fn pack(number: u8, entries: usize) -> Arc<OpenPack> {
+        let keys = Keys::derive(&Secret::new([1; 32]), RepositoryId([2; 16]));
+        let kind = EntryKind::Chunk;
+        let entries: Vec<Entry> =
+            (0..entries).map(|_| Entry { id: [number; 32], kind, bytes: 1 }).collect();
+        let mut plaintext = Vec::new();
+        let data = vec![number; entries.len()];
+        SegmentEncoder::new(3).unwrap().encode(&entries, &data, &mut plaintext).unwrap();
+        let segments = vec![PreparedSegment { entries, plaintext }];
+        let secrets = PackSecrets { key: Secret::new([number; 32]), wrap_nonce: [number; 24] };
+        let lease = LeaseId([3; 16]);
+        let sealed = assemble(&keys, PackKind::Data, lease, &secrets, segments).unwrap();
+        let storage = crate::storage::memory::MemoryStorage::new();
+        storage.put_new(&pack_name(sealed.id).unwrap(), &sealed.bytes).unwrap();
+        Arc::new(open_pack(&storage, &keys, sealed.id).unwrap())
+    }
+
+    #[test]
+    fn the_cache_is_bounded_by_bytes_and_lets_go_of_the_oldest() {
+        let packs: Vec<_> = (1..=4).map(|number| pack(number, 100)).collect();
+        let one = packs[0].footer_memory_bytes();
+        assert!(one > 100 * 32);
+        let mut kept = Kept::default();
+        for pack in &packs[..3] {
+            kept.insert(pack.clone(), 3 * one);
+        }
+        assert!(kept.get(packs[0].id).is_some());
+        kept.insert(packs[3].clone(), 3 * one);
+        assert!(kept.get(packs[1].id).is_none(), "used longest ago");
+        assert!([0, 2, 3].iter().all(|number| kept.get(packs[*number].id).is_some()));
+        assert_eq!(kept.bytes, 3 * one);
+        // One that is larger than the bound by itself is kept alone.
+        let large = pack(5, 1000);
+        kept.insert(large.clone(), 3 * one);
+        assert_eq!((kept.packs.len(), kept.bytes), (1, large.footer_memory_bytes()));
     }
 }

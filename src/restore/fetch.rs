@@ -11,7 +11,7 @@ use crate::repository::Repository;
 use crate::repository::locate::{Found, Locator, prefix};
 use crate::repository::lock;
 use crate::repository::objects::refused;
-use crate::repository::pack_reader::{OpenPack, pack_name};
+use crate::repository::pack_reader::{OpenPack, PackSegments, pack_name};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use diskvault_format::id::{ChunkId, PackId};
 use diskvault_format::segment::SegmentDecoder;
@@ -52,15 +52,25 @@ pub struct Fetcher<'a> {
     pub monitor: &'a dyn Monitor,
 }
 
-/// What one segment is read for: slots, and where each goes.
-type Uses = Vec<(u32, Wanted)>;
+/// One segment: where it lies, and what it is read for. It holds on to no footer: a window over
+/// scattered chunks can touch thousands of packs.
+struct WantedSegment {
+    pack: Arc<PackSegments>,
+    ordinal: u32,
+    /// Offset of its frame in the pack.
+    offset: u64,
+    /// Frame, ciphertext and tag.
+    stored_bytes: usize,
+    /// Slots, and where each goes.
+    uses: Vec<(u32, Wanted)>,
+}
 
 /// One read: neighbouring segments of one pack.
 struct Run {
-    pack: Arc<OpenPack>,
+    pack: Arc<PackSegments>,
     start: u64,
     bytes: u64,
-    segments: Vec<(u32, Uses)>,
+    segments: Vec<WantedSegment>,
 }
 
 struct Shared<'a> {
@@ -129,14 +139,22 @@ impl Fetcher<'_> {
         }
         let mut packs: Vec<_> = by_pack.into_iter().collect();
         packs.sort_unstable_by_key(|(id, _)| *id);
-        let mut grouped: BTreeMap<(PackId, u32), (Arc<OpenPack>, Uses)> = BTreeMap::new();
+        let mut grouped: BTreeMap<(PackId, u32), WantedSegment> = BTreeMap::new();
         for (id, items) in packs {
             let pack = self.locator.pack(self.repository, id).ok();
             for (location, item) in items {
                 let found = self.verify_location(pack.as_ref(), &location, &item)?;
-                let key = (found.pack.id, found.segment);
-                let (_, uses) = grouped.entry(key).or_insert((found.pack, Vec::new()));
-                uses.push((found.slot, item));
+                let segment = grouped.entry((found.pack.id, found.segment)).or_insert_with(|| {
+                    let described = &found.pack.footer.segments[found.segment as usize];
+                    WantedSegment {
+                        pack: found.pack.segments.clone(),
+                        ordinal: found.segment,
+                        offset: u64::from(described.offset),
+                        stored_bytes: described.stored_bytes() as usize,
+                        uses: Vec::new(),
+                    }
+                });
+                segment.uses.push((found.slot, item));
             }
         }
         Ok(coalesce(grouped))
@@ -181,14 +199,11 @@ impl Fetcher<'_> {
                     }
                 }
                 Err(error) => {
-                    for (ordinal, uses) in &run.segments {
-                        let items = uses.iter().map(|(_, item)| item);
-                        let found = items.map(|item| {
-                            self.fetch_elsewhere(shared.sink, item, run.pack.id, *ordinal, &error)
-                        });
-                        if let Err(error) = found.collect::<Result<()>>() {
-                            return shared.fail(error);
-                        }
+                    let mut segments = run.segments.iter();
+                    let found = segments
+                        .try_for_each(|segment| self.fetch_elsewhere(shared.sink, segment, &error));
+                    if let Err(error) = found {
+                        return shared.fail(error);
                     }
                 }
             }
@@ -206,16 +221,11 @@ impl Fetcher<'_> {
                 continue;
             }
             let run = &shared.runs[number];
-            for (ordinal, uses) in &run.segments {
-                let result = self.decode_segment(
-                    shared.sink,
-                    run,
-                    *ordinal,
-                    uses,
-                    &mut stored,
-                    &mut decoder,
-                    &mut data,
-                );
+            for segment in &run.segments {
+                let start = (segment.offset - run.start) as usize;
+                let sealed = &mut stored[start..start + segment.stored_bytes];
+                let result =
+                    self.decode_segment(shared.sink, segment, sealed, &mut decoder, &mut data);
                 if let Err(error) = result {
                     shared.fail(error);
                     break;
@@ -224,28 +234,17 @@ impl Fetcher<'_> {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn decode_segment(
         &self,
         sink: &ChunkSink<'_>,
-        run: &Run,
-        ordinal: u32,
-        uses: &Uses,
-        stored: &mut [u8],
+        segment: &WantedSegment,
+        sealed: &mut [u8],
         decoder: &mut SegmentDecoder,
         data: &mut Vec<u8>,
     ) -> Result<()> {
-        let segment = &run.pack.footer.segments[ordinal as usize];
-        let start = (u64::from(segment.offset) - run.start) as usize;
-        let sealed = &mut stored[start..start + segment.stored_bytes() as usize];
-        let entries = match run.pack.decode_segment(ordinal, sealed, decoder, data) {
+        let entries = match segment.pack.decode(segment.ordinal, sealed, decoder, data) {
             Ok(entries) => entries,
-            Err(error) => {
-                let mut items = uses.iter().map(|(_, item)| item);
-                return items.try_for_each(|item| {
-                    self.fetch_elsewhere(sink, item, run.pack.id, ordinal, &error)
-                });
-            }
+            Err(error) => return self.fetch_elsewhere(sink, segment, &error),
         };
         let mut starts = Vec::with_capacity(entries.len());
         let mut end = 0;
@@ -254,21 +253,29 @@ impl Fetcher<'_> {
             end += entry.bytes as usize;
         }
         let mut verified: Option<u32> = None;
-        for (slot, item) in uses {
+        for (slot, item) in &segment.uses {
             let place = entries.get(*slot as usize).zip(starts.get(*slot as usize));
             let chunk =
                 place.and_then(|(entry, start)| data.get(*start..*start + entry.bytes as usize));
             if let Some(chunk) = chunk
                 && chunk.len() != item.bytes as usize
             {
-                return Err(refuse_chunk(run, item, "it has another length (rules M-8 and T-7)"));
+                return Err(refuse_chunk(
+                    segment.pack.id,
+                    item,
+                    "it has another length (rules M-8 and T-7)",
+                ));
             }
             // The same slot may go to several places; it is hashed once.
             let fits = |chunk: &&[u8]| {
                 verified == Some(*slot) || self.repository.keys().chunk_id(chunk) == item.id
             };
             let Some(chunk) = chunk.filter(fits) else {
-                return Err(refuse_chunk(run, item, "its bytes have another id (rule S-9)"));
+                return Err(refuse_chunk(
+                    segment.pack.id,
+                    item,
+                    "its bytes have another id (rule S-9)",
+                ));
             };
             verified = Some(*slot);
             sink(item.offset, chunk)?;
@@ -277,14 +284,24 @@ impl Fetcher<'_> {
         Ok(())
     }
 
-    /// Gets a chunk from another segment than the damaged one, if it was stored again; fails with
+    /// Gets the chunks of a damaged segment from others, if they were stored again; fails with
     /// what was wrong there otherwise.
     fn fetch_elsewhere(
         &self,
         sink: &ChunkSink<'_>,
+        segment: &WantedSegment,
+        cause: &Error,
+    ) -> Result<()> {
+        let damaged = (segment.pack.id, segment.ordinal);
+        let mut items = segment.uses.iter().map(|(_, item)| item);
+        items.try_for_each(|item| self.fetch_one_elsewhere(sink, item, damaged, cause))
+    }
+
+    fn fetch_one_elsewhere(
+        &self,
+        sink: &ChunkSink<'_>,
         item: &Wanted,
-        pack: PackId,
-        ordinal: u32,
+        damaged: (PackId, u32),
         cause: &Error,
     ) -> Result<()> {
         let again = || Error::new(cause.kind(), cause.full_text());
@@ -292,7 +309,7 @@ impl Fetcher<'_> {
             return Err(again());
         }
         let mut decoder = SegmentDecoder::new().map_err(|cause| refused("a segment", cause))?;
-        let (mut damaged, mut data) = (vec![(pack, ordinal)], Vec::new());
+        let (mut damaged, mut data) = (vec![damaged], Vec::new());
         let storage = self.repository.storage().as_ref();
         while let Ok(Some(found)) = self.locator.find_except(self.repository, &item.id.0, &damaged)
         {
@@ -314,8 +331,8 @@ impl Fetcher<'_> {
     }
 }
 
-fn refuse_chunk(run: &Run, item: &Wanted, why: &str) -> Error {
-    let (id, offset, pack) = (item.id, item.offset, run.pack.id);
+fn refuse_chunk(pack: PackId, item: &Wanted, why: &str) -> Error {
+    let (id, offset) = (item.id, item.offset);
     let text = format!("cannot use chunk {id} at offset {offset} from pack {pack}: {why}");
     Error::new(ErrorKind::Damage, text)
 }
@@ -325,23 +342,22 @@ fn missing(item: &Wanted) -> Error {
     Error::new(ErrorKind::Damage, text)
 }
 
-fn coalesce(grouped: BTreeMap<(PackId, u32), (Arc<OpenPack>, Uses)>) -> Vec<Run> {
+fn coalesce(grouped: BTreeMap<(PackId, u32), WantedSegment>) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
-    for ((_, ordinal), (pack, mut uses)) in grouped {
-        uses.sort_unstable_by_key(|(slot, item)| (*slot, item.offset));
-        let segment = &pack.footer.segments[ordinal as usize];
-        let start = u64::from(segment.offset);
-        let end = start + u64::from(segment.stored_bytes());
+    for mut segment in grouped.into_values() {
+        segment.uses.sort_unstable_by_key(|(slot, item)| (*slot, item.offset));
+        let (start, bytes) = (segment.offset, segment.stored_bytes as u64);
         if let Some(run) = runs.last_mut() {
             let run_end = run.start + run.bytes;
             let is_near = start >= run_end && start - run_end <= GAP_BYTES_MAX;
-            if run.pack.id == pack.id && is_near && end - run.start <= READ_BYTES_MAX {
+            let end = start + bytes;
+            if run.pack.id == segment.pack.id && is_near && end - run.start <= READ_BYTES_MAX {
                 run.bytes = end - run.start;
-                run.segments.push((ordinal, uses));
+                run.segments.push(segment);
                 continue;
             }
         }
-        runs.push(Run { pack, start, bytes: end - start, segments: vec![(ordinal, uses)] });
+        runs.push(Run { pack: segment.pack.clone(), start, bytes, segments: vec![segment] });
     }
     runs
 }

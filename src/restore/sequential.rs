@@ -1,6 +1,10 @@
 //! Reading a part from front to back: streams, `dump`, digests, allocation lists.
 //!
-//! Invariant: memory is one window, whatever the part's size; zeros are written out.
+//! One thread walks the map and fetches a window of chunks, on all cores; the calling thread
+//! hands the window before it to the output.
+//!
+//! Invariant: memory is two windows, used again and again, whatever the part's size; zeros are
+//! written out.
 
 use super::fetch::{Fetcher, Wanted};
 use super::part::Part;
@@ -8,15 +12,17 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::repository::lock;
 use crate::repository::map_reader::MapReader;
 use crate::repository::objects::refused;
+use crossbeam_channel::{Receiver, Sender, bounded};
 use diskvault_format::limits::LEAF_SLOTS;
 use diskvault_format::manifest::{DiskRecord, StreamReference};
 use diskvault_format::map::{LeafSlot, MapShape, map_root};
 use diskvault_format::stream_map::StreamEntry;
-use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 /// Bytes of chunks gathered before they are fetched and put into order.
-const WINDOW_BYTES: u64 = 32 << 20;
+const WINDOW_BYTES: usize = 16 << 20;
+/// One is fetched while the other is handed out.
+const WINDOWS: usize = 2;
 
 /// Receives a part's bytes, in order.
 pub trait Output {
@@ -42,17 +48,25 @@ pub trait Output {
     }
 }
 
-struct Window<'a, 'o> {
-    fetcher: &'a Fetcher<'a>,
-    output: &'o mut dyn Output,
+/// Chunks that follow each other in the part, and their bytes, one behind the other.
+#[derive(Default)]
+struct Window {
     wanted: Vec<Wanted>,
-    bytes: u64,
-    written: u64,
+    data: Vec<u8>,
 }
 
-impl Window<'_, '_> {
+/// Fills windows and passes them on.
+struct Filler<'a> {
+    fetcher: &'a Fetcher<'a>,
+    empty: Receiver<Window>,
+    filled: Sender<Window>,
+    wanted: Vec<Wanted>,
+    bytes: usize,
+}
+
+impl Filler<'_> {
     fn add(&mut self, wanted: Wanted) -> Result<()> {
-        self.bytes += u64::from(wanted.bytes);
+        self.bytes += wanted.bytes as usize;
         self.wanted.push(wanted);
         if self.bytes >= WINDOW_BYTES {
             self.flush()?;
@@ -61,18 +75,53 @@ impl Window<'_, '_> {
     }
 
     fn flush(&mut self) -> Result<()> {
+        let stopped = || Error::new(ErrorKind::Failed, "the output stopped");
+        let mut window = self.empty.recv().map_err(|_| stopped())?;
+        window.data.resize(self.bytes, 0);
+        window.wanted = std::mem::take(&mut self.wanted);
         self.bytes = 0;
-        let wanted = std::mem::take(&mut self.wanted);
-        let pieces: Mutex<BTreeMap<u64, Vec<u8>>> = Mutex::new(BTreeMap::new());
-        self.fetcher.fetch(wanted, &|offset, data| {
-            lock(&pieces).insert(offset, data.to_vec());
-            Ok(())
-        })?;
-        let pieces = std::mem::take(&mut *lock(&pieces));
-        for (offset, data) in pieces {
-            self.zeros_up_to(offset)?;
-            self.output.data(&data)?;
-            self.written += data.len() as u64;
+        fill(self.fetcher, &mut window)?;
+        self.filled.send(window).map_err(|_| stopped())
+    }
+}
+
+/// Fetches a window's chunks into their places.
+fn fill(fetcher: &Fetcher<'_>, window: &mut Window) -> Result<()> {
+    let mut rest = &mut window.data[..];
+    // Each place is written once, by whichever thread decoded the chunk; nobody ever waits.
+    let places: Vec<Mutex<&mut [u8]>> = window
+        .wanted
+        .iter()
+        .map(|wanted| {
+            let (place, behind) = std::mem::take(&mut rest).split_at_mut(wanted.bytes as usize);
+            rest = behind;
+            Mutex::new(place)
+        })
+        .collect();
+    let wanted = &window.wanted;
+    fetcher.fetch(wanted.clone(), &|offset, data| {
+        let number = wanted.partition_point(|wanted| wanted.offset < offset);
+        lock(&places[number]).copy_from_slice(data);
+        Ok(())
+    })
+}
+
+/// Hands out windows and the zeros between them.
+struct Writer<'a, 'o> {
+    fetcher: &'a Fetcher<'a>,
+    output: &'o mut dyn Output,
+    written: u64,
+}
+
+impl Writer<'_, '_> {
+    fn write(&mut self, window: &Window) -> Result<()> {
+        let mut start = 0;
+        for wanted in &window.wanted {
+            self.zeros_up_to(wanted.offset)?;
+            let end = start + wanted.bytes as usize;
+            self.output.data(&window.data[start..end])?;
+            self.written += u64::from(wanted.bytes);
+            start = end;
         }
         Ok(())
     }
@@ -88,8 +137,44 @@ impl Window<'_, '_> {
     }
 }
 
-fn start<'a, 'o>(fetcher: &'a Fetcher<'a>, output: &'o mut dyn Output) -> Window<'a, 'o> {
-    Window { fetcher, output, wanted: Vec::new(), bytes: 0, written: 0 }
+/// Reads a part of `bytes` bytes whose chunks `walk` gives, ascending.
+fn read(
+    fetcher: &Fetcher<'_>,
+    output: &mut dyn Output,
+    bytes: u64,
+    walk: impl FnOnce(&mut dyn FnMut(Wanted) -> Result<()>) -> Result<()> + Send,
+) -> Result<()> {
+    let (give_empty, empty) = bounded(WINDOWS);
+    for _ in 0..WINDOWS {
+        // Filled once; a full channel cannot happen, since it holds exactly so many.
+        let _ = give_empty.send(Window::default());
+    }
+    let (filled, take_filled) = bounded::<Window>(WINDOWS);
+    let mut writer = Writer { fetcher, output, written: 0 };
+    std::thread::scope(|scope| {
+        let filling = scope.spawn(move || {
+            let mut filler = Filler { fetcher, empty, filled, wanted: Vec::new(), bytes: 0 };
+            walk(&mut |wanted| filler.add(wanted))?;
+            filler.flush()
+        });
+        let mut hand_out = || {
+            for window in &take_filled {
+                writer.write(&window)?;
+                // The filler is gone once it has filled the last one.
+                let _ = give_empty.send(window);
+            }
+            Ok(())
+        };
+        let written = hand_out();
+        // Ends a filler that waits.
+        drop((give_empty, take_filled));
+        let walked = filling.join().unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Failed, "cannot read a part: a thread panicked"))
+        });
+        // The output's error is the cause; the filler only notices that it stopped.
+        written.and(walked)
+    })?;
+    writer.zeros_up_to(bytes)
 }
 
 /// Reads a part from front to back.
@@ -126,19 +211,18 @@ fn read_disk(
     }
     let shape =
         MapShape::new(disk.size, chunk_bytes).map_err(|cause| refused("the disk's map", cause))?;
-    let mut window = start(fetcher, output);
-    reader.walk_disk(shape, disk.top, &mut |number, leaf| {
-        for (slot, content) in leaf.slots.iter().enumerate() {
-            if let LeafSlot::Chunk { id, .. } = content {
-                let slot = number * LEAF_SLOTS as u64 + slot as u64;
-                let offset = slot * u64::from(chunk_bytes);
-                window.add(Wanted { offset, bytes: shape.bytes_in_slot(slot), id: *id })?;
+    read(fetcher, output, disk.size, |add| {
+        reader.walk_disk(shape, disk.top, &mut |number, leaf| {
+            for (slot, content) in leaf.slots.iter().enumerate() {
+                if let LeafSlot::Chunk { id, .. } = content {
+                    let slot = number * LEAF_SLOTS as u64 + slot as u64;
+                    let offset = slot * u64::from(chunk_bytes);
+                    add(Wanted { offset, bytes: shape.bytes_in_slot(slot), id: *id })?;
+                }
             }
-        }
-        Ok(())
-    })?;
-    window.flush()?;
-    window.zeros_up_to(disk.size)
+            Ok(())
+        })
+    })
 }
 
 /// Reads a stream from front to back.
@@ -152,13 +236,12 @@ pub fn read_stream(
     output: &mut dyn Output,
 ) -> Result<()> {
     reader.verify_stream_root(stream)?;
-    let mut window = start(fetcher, output);
-    reader.walk_stream(stream.bytes, stream.top, &mut |offset, entry| match entry {
-        StreamEntry::Chunk { bytes, id } => window.add(Wanted { offset, bytes, id }),
-        StreamEntry::Zeros(_) => Ok(()),
-    })?;
-    window.flush()?;
-    window.zeros_up_to(stream.bytes)
+    read(fetcher, output, stream.bytes, |add| {
+        reader.walk_stream(stream.bytes, stream.top, &mut |offset, entry| match entry {
+            StreamEntry::Chunk { bytes, id } => add(Wanted { offset, bytes, id }),
+            StreamEntry::Zeros(_) => Ok(()),
+        })
+    })
 }
 
 struct Gathered(Vec<u8>);
