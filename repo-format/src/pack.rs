@@ -20,7 +20,7 @@ use crate::id::{LeaseId, PackId, RepositoryId};
 use crate::limits::{
     FORMAT_VERSION, PACK_BYTES_MAX, PACK_PADDING_BYTES, PACK_SEGMENTS_MAX, SEGMENT_ALIGNMENT_BYTES,
 };
-use crate::segment::{Entry, FRAME_BYTES, read_frame, write_frame};
+use crate::segment::{ENTRY_BYTES, Entry, FRAME_BYTES, read_frame, write_frame};
 
 const HEAD_MAGIC: &[u8; 8] = b"DVPKHEAD";
 const TAIL_MAGIC: &[u8; 8] = b"DVPKTAIL";
@@ -138,14 +138,130 @@ fn footer_additional(repository: RepositoryId, kind: PackKind, offset: u32) -> V
     additional_data(ObjectKind::Footer, repository, &[&[kind as u8], &position])
 }
 
+/// Most that alignment and padding add to a segment and the footer behind it.
+const SLACK_BYTES: usize = SEGMENT_ALIGNMENT_BYTES as usize + PACK_PADDING_BYTES as usize;
+
 fn align(offset: usize, to: u64) -> usize {
     offset.next_multiple_of(to as usize)
 }
 
-/// Seals segments into a pack.
+/// A pack that is being filled: each segment is sealed and hashed when it comes, while it is in
+/// the processor's cache, so nothing is left to do at the end but the footer.
+pub struct PackBuilder {
+    repository: RepositoryId,
+    kind: PackKind,
+    wrap: [u8; WRAP_BYTES],
+    cipher: PackCipher,
+    bytes: Vec<u8>,
+    hasher: blake3::Hasher,
+    /// So many of `bytes` went into the hasher.
+    hashed: usize,
+    footer: Footer,
+    footer_bytes: usize,
+}
+
+impl PackBuilder {
+    /// An empty pack of the writer's. Its bytes go into `buffer`, which is emptied first: one with
+    /// room spares the memory of another.
+    pub fn new(
+        keys: &Keys,
+        kind: PackKind,
+        writer: LeaseId,
+        secrets: &PackSecrets,
+        buffer: Vec<u8>,
+    ) -> PackBuilder {
+        let repository = keys.repository();
+        let wrap = wrap_key(keys, kind, secrets);
+        let mut bytes = buffer;
+        bytes.clear();
+        bytes.extend_from_slice(HEAD_MAGIC);
+        bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes.extend_from_slice(&[kind as u8, 0, 0, 0, 0, 0]);
+        bytes.extend_from_slice(&repository.0);
+        bytes.extend_from_slice(&writer.0);
+        bytes.extend_from_slice(&wrap);
+        bytes.resize(HEADER_BYTES, 0);
+        PackBuilder {
+            repository,
+            kind,
+            wrap,
+            cipher: PackCipher::new(&secrets.key),
+            bytes,
+            hasher: blake3::Hasher::new(),
+            hashed: 0,
+            footer: Footer::default(),
+            footer_bytes: 4,
+        }
+    }
+
+    /// Bytes that the pack would have if it were finished now, without padding.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len() + self.footer_bytes + TAG_BYTES + TRAILER_BYTES
+    }
+
+    /// Seals the plaintext of a segment, from `SegmentEncoder::encode`, behind the others.
+    ///
+    /// # Errors
+    /// P-1 if the pack would be too large, P-10 for too many segments.
+    pub fn push(&mut self, entries: Vec<Entry>, plaintext: &[u8]) -> Result<()> {
+        let count = self.footer.segments.len() as u64 + 1;
+        if count > u64::from(PACK_SEGMENTS_MAX) {
+            return Err(limit("P-10", "the number of segments", PACK_SEGMENTS_MAX.into(), count));
+        }
+        let more = plaintext.len() + FRAME_BYTES + TAG_BYTES + 12 + entries.len() * ENTRY_BYTES;
+        let whole = (self.bytes() + more + SLACK_BYTES) as u64;
+        if whole > PACK_BYTES_MAX {
+            return Err(limit("P-1", "the pack's length", PACK_BYTES_MAX, whole));
+        }
+        let ordinal = count as u32 - 1;
+        self.bytes.resize(align(self.bytes.len(), SEGMENT_ALIGNMENT_BYTES), 0);
+        let offset = self.bytes.len() as u32;
+        let sealed_bytes = (plaintext.len() + TAG_BYTES) as u32;
+        write_frame(ordinal, sealed_bytes, &mut self.bytes);
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(plaintext);
+        let additional = segment_additional(self.repository, self.kind, ordinal);
+        let tag = self.cipher.seal(ordinal, &additional, &mut self.bytes[start..]);
+        self.bytes.extend_from_slice(&tag);
+        self.footer_bytes += 12 + entries.len() * ENTRY_BYTES;
+        self.footer.segments.push(FooterSegment { offset, sealed_bytes, entries });
+        self.hash();
+        Ok(())
+    }
+
+    fn hash(&mut self) {
+        self.hasher.update(&self.bytes[self.hashed..]);
+        self.hashed = self.bytes.len();
+    }
+
+    /// Writes footer and trailer.
+    ///
+    /// # Errors
+    /// P-10 for a pack without segments.
+    pub fn finish(mut self) -> Result<SealedPack> {
+        if self.footer.segments.is_empty() {
+            return Err(limit("P-10", "the number of segments", PACK_SEGMENTS_MAX.into(), 0));
+        }
+        self.bytes.resize(align(self.bytes.len(), PACK_PADDING_BYTES), 0);
+        let footer_offset = self.bytes.len() as u32;
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(&self.footer.encode());
+        let additional = footer_additional(self.repository, self.kind, footer_offset);
+        let tag = self.cipher.seal(FOOTER_ORDINAL, &additional, &mut self.bytes[start..]);
+        self.bytes.extend_from_slice(&tag);
+        let footer_bytes = self.bytes.len() as u32 - footer_offset;
+        let (repository, kind) = (self.repository, self.kind);
+        write_trailer(&mut self.bytes, &self.wrap, kind, repository, footer_offset, footer_bytes);
+        self.hash();
+        let id = PackId(*self.hasher.finalize().as_bytes());
+        Ok(SealedPack { id, bytes: self.bytes, footer: self.footer })
+    }
+}
+
+/// Seals segments that are all at hand into a pack.
 ///
 /// # Errors
-/// P-1 if the pack would be too large, P-10 for no segments or too many.
+/// As [`PackBuilder::push`] and [`PackBuilder::finish`].
 pub fn assemble(
     keys: &Keys,
     kind: PackKind,
@@ -153,56 +269,11 @@ pub fn assemble(
     secrets: &PackSecrets,
     segments: Vec<PreparedSegment>,
 ) -> Result<SealedPack> {
-    let count = segments.len() as u64;
-    if count == 0 || count > u64::from(PACK_SEGMENTS_MAX) {
-        return Err(limit("P-10", "the number of segments", PACK_SEGMENTS_MAX.into(), count));
+    let mut builder = PackBuilder::new(keys, kind, writer, secrets, Vec::new());
+    for segment in segments {
+        builder.push(segment.entries, &segment.plaintext)?;
     }
-    let repository = keys.repository();
-    let wrap = wrap_key(keys, kind, secrets);
-    let cipher = PackCipher::new(&secrets.key);
-    let mut bytes = Vec::with_capacity(assembled_bytes(&segments));
-    bytes.extend_from_slice(HEAD_MAGIC);
-    bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-    bytes.extend_from_slice(&[kind as u8, 0, 0, 0, 0, 0]);
-    bytes.extend_from_slice(&repository.0);
-    bytes.extend_from_slice(&writer.0);
-    bytes.extend_from_slice(&wrap);
-    bytes.resize(HEADER_BYTES, 0);
-    let mut footer = Footer::default();
-    for (ordinal, segment) in segments.into_iter().enumerate() {
-        let ordinal = ordinal as u32;
-        bytes.resize(align(bytes.len(), SEGMENT_ALIGNMENT_BYTES), 0);
-        let offset = bytes.len() as u32;
-        let sealed_bytes = (segment.plaintext.len() + TAG_BYTES) as u32;
-        write_frame(ordinal, sealed_bytes, &mut bytes);
-        let start = bytes.len();
-        bytes.extend_from_slice(&segment.plaintext);
-        let additional = segment_additional(repository, kind, ordinal);
-        let tag = cipher.seal(ordinal, &additional, &mut bytes[start..]);
-        bytes.extend_from_slice(&tag);
-        footer.segments.push(FooterSegment { offset, sealed_bytes, entries: segment.entries });
-    }
-    bytes.resize(align(bytes.len(), PACK_PADDING_BYTES), 0);
-    let footer_offset = bytes.len() as u32;
-    let start = bytes.len();
-    bytes.extend_from_slice(&footer.encode());
-    let additional = footer_additional(repository, kind, footer_offset);
-    let tag = cipher.seal(FOOTER_ORDINAL, &additional, &mut bytes[start..]);
-    bytes.extend_from_slice(&tag);
-    let footer_bytes = bytes.len() as u32 - footer_offset;
-    write_trailer(&mut bytes, &wrap, kind, repository, footer_offset, footer_bytes);
-    if bytes.len() as u64 > PACK_BYTES_MAX {
-        return Err(limit("P-1", "the pack's length", PACK_BYTES_MAX, bytes.len() as u64));
-    }
-    let id = PackId(*blake3::hash(&bytes).as_bytes());
-    Ok(SealedPack { id, bytes, footer })
-}
-
-fn assembled_bytes(segments: &[PreparedSegment]) -> usize {
-    let each = |segment: &PreparedSegment| {
-        segment.plaintext.len() + 2 * FRAME_BYTES + 64 + segment.entries.len() * 36 + 12
-    };
-    segments.iter().map(each).sum::<usize>() + 2 * HEADER_BYTES + PACK_PADDING_BYTES as usize
+    builder.finish()
 }
 
 fn write_trailer(
@@ -411,16 +482,22 @@ mod tests {
 
     fn sample(keys: &Keys) -> SealedPack {
         let mut encoder = SegmentEncoder::new(3).unwrap();
-        let segments = [b"first chunk".to_vec(), vec![9; 3000]].map(|data| {
+        let secrets = PackSecrets { key: Secret::new([7; 32]), wrap_nonce: [8; 24] };
+        let writer = LeaseId([5; 16]);
+        // A buffer that was used before.
+        let mut builder = PackBuilder::new(keys, PackKind::Data, writer, &secrets, vec![1; 99]);
+        for data in [b"first chunk".to_vec(), vec![9; 3000]] {
             let id = keys.chunk_id(&data).0;
             let entries = vec![Entry { id, kind: EntryKind::Chunk, bytes: data.len() as u32 }];
             let mut plaintext = Vec::new();
             encoder.encode(&entries, &data, &mut plaintext).unwrap();
-            PreparedSegment { entries, plaintext }
-        });
-        let secrets = PackSecrets { key: Secret::new([7; 32]), wrap_nonce: [8; 24] };
-        let writer = LeaseId([5; 16]);
-        assemble(keys, PackKind::Data, writer, &secrets, segments.into()).unwrap()
+            builder.push(entries, &plaintext).unwrap();
+        }
+        let bytes = builder.bytes();
+        let pack = builder.finish().unwrap();
+        assert!(pack.bytes.len() - bytes < PACK_PADDING_BYTES as usize);
+        assert_eq!(pack.id.0, *blake3::hash(&pack.bytes).as_bytes());
+        pack
     }
 
     fn read(keys: &Keys, pack: &[u8]) -> Result<Vec<Vec<u8>>> {

@@ -1,11 +1,13 @@
 //! Writing chunks and pages: into segments, packs and onto the storage, on all cores.
 //!
-//! One thread pushes entries; workers compress segments; a full pack is sealed by a worker and
-//! stored by one of two threads, which then tell the index. Segments keep the order in which they
-//! were pushed, so that a disk's chunks lie side by side.
+//! One thread pushes entries; workers compress segments; whichever worker has the next segment of
+//! the order seals it, and those behind it, into the open pack; a full pack is stored by one of
+//! two threads, which then tell the index. Segments keep the order in which they were pushed, so
+//! that a disk's chunks lie side by side.
 //!
-//! Invariants: memory is bounded by the numbers below; an entry is known to the index only when
-//! its pack is durable; the first failure stops everything and is what `finish` returns.
+//! Invariants: memory is bounded by the numbers below, and buffers are used again; an entry is
+//! known to the index only when its pack is durable; the first failure stops everything and is
+//! what `finish` returns.
 
 use super::locate::{add_footer_to_index, prefix};
 use super::objects::cannot_make;
@@ -20,8 +22,8 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use diskvault_format::crypto::{Keys, Secret};
 use diskvault_format::id::LeaseId;
 use diskvault_format::limits::SEGMENT_ENTRIES_MAX;
-use diskvault_format::pack::{PackKind, PackSecrets, PreparedSegment, SealedPack, assemble};
-use diskvault_format::segment::{ENTRY_BYTES, Entry, EntryKind, SegmentEncoder};
+use diskvault_format::pack::{PackBuilder, PackKind, PackSecrets, PreparedSegment, SealedPack};
+use diskvault_format::segment::{Entry, EntryKind, SegmentEncoder};
 use rayon::ThreadPool;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -31,8 +33,11 @@ use std::thread::JoinHandle;
 const ZSTD_LEVEL: i32 = 3;
 /// Threads that store packs: one writes while the other waits for its fsync.
 const STORING_THREADS: usize = 2;
-/// Packs being sealed or stored at a time; each holds up to twice its size in memory.
+/// Packs that wait to be stored or are being stored: one more than threads, so that none is idle.
 const PACKS_RUNNING_MAX: usize = 3;
+
+/// What the last segment, the footer's rounding and the padding add to a pack's size.
+const PACK_SLACK_BYTES: usize = 5 << 20;
 
 /// What a writer stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,41 +59,48 @@ struct Shared {
     segments_running_max: usize,
     state: Mutex<State>,
     changed: Condvar,
+    data: Mutex<Collector>,
+    map: Mutex<Collector>,
     spare: Mutex<Spare>,
 }
 
+/// What was used and can be used again.
 #[derive(Default)]
 struct Spare {
     encoders: Vec<SegmentEncoder>,
-    buffers: Vec<Vec<u8>>,
+    /// For the chunks of a segment, and for its encoded form.
+    segments: Vec<Vec<u8>>,
+    packs: Vec<Vec<u8>>,
 }
 
 #[derive(Default)]
 struct State {
     failure: Option<Error>,
+    /// Handed to a worker and not yet in a pack.
     segments_running: usize,
     packs_running: usize,
-    data: Collector,
-    map: Collector,
     /// Entries pushed whose pack the index does not know yet.
     in_flight: HashSet<[u8; 16]>,
     stored: Stored,
 }
 
-/// Puts compressed segments back into order and gathers a pack.
+/// Puts compressed segments back into order and into packs.
 #[derive(Default)]
 struct Collector {
     next: u64,
-    waiting: BTreeMap<u64, PreparedSegment>,
-    pack: Vec<PreparedSegment>,
-    pack_bytes: usize,
+    /// Those that are ready; `None` for one that failed, so that the others get past it.
+    waiting: BTreeMap<u64, Option<PreparedSegment>>,
+    /// The open pack, while no worker has it.
+    pack: Option<PackBuilder>,
+    /// True while a worker is sealing: others leave their segments to it and go on.
+    is_draining: bool,
 }
 
-impl State {
-    fn collector(&mut self, kind: PackKind) -> &mut Collector {
+impl Shared {
+    fn collector(&self, kind: PackKind) -> &Mutex<Collector> {
         match kind {
-            PackKind::Data => &mut self.data,
-            PackKind::Map => &mut self.map,
+            PackKind::Data => &self.data,
+            PackKind::Map => &self.map,
         }
     }
 }
@@ -134,6 +146,8 @@ impl ChunkWriter {
             segments_running_max: 2 * threads + 2,
             state: Mutex::default(),
             changed: Condvar::new(),
+            data: Mutex::default(),
+            map: Mutex::default(),
             spare: Mutex::default(),
         });
         let (sender, receiver) = unbounded();
@@ -214,17 +228,13 @@ impl ChunkWriter {
                 dispatch(&self.shared, lane, self.sealed.as_ref())?;
             }
         }
-        let mut state = wait(&self.shared, |state| state.segments_running == 0)?;
+        drop(wait(&self.shared, |state| state.segments_running == 0)?);
         for kind in [PackKind::Data, PackKind::Map] {
-            let collector = state.collector(kind);
-            let segments = std::mem::take(&mut collector.pack);
-            collector.pack_bytes = 0;
-            if !segments.is_empty() {
-                state.packs_running += 1;
-                seal_in_background(&self.shared, kind, segments, self.sealed.as_ref());
+            let open = lock(self.shared.collector(kind)).pack.take();
+            if let Some(pack) = open {
+                close(&self.shared, kind, pack, self.sealed.as_ref())?;
             }
         }
-        drop(state);
         let state = wait(&self.shared, |state| state.packs_running == 0)?;
         debug_assert!(state.in_flight.is_empty());
         Ok(state.stored)
@@ -287,98 +297,133 @@ fn dispatch(shared: &Arc<Shared>, lane: &mut Lane, sealed: Option<&Sender<Sealed
     })?;
     state.segments_running += 1;
     drop(state);
-    let spare = lock(&shared.spare).buffers.pop().unwrap_or_default();
+    let spare = lock(&shared.spare).segments.pop().unwrap_or_default();
     let data = std::mem::replace(&mut lane.data, spare);
     let entries = std::mem::take(&mut lane.entries);
     let (kind, number) = (lane.kind, lane.number);
     lane.number += 1;
     let (shared, sealed) = (shared.clone(), sealed.cloned());
     shared.clone().pool.spawn(move || {
-        match encode(&shared, entries, data) {
-            Ok(segment) => collect(&shared, kind, number, segment, sealed.as_ref()),
-            Err(error) => fail(&shared, error),
-        }
-        lock(&shared.state).segments_running -= 1;
-        shared.changed.notify_all();
+        let segment = match encode(&shared, entries, data) {
+            Ok(segment) => Some(segment),
+            Err(error) => {
+                fail(&shared, error);
+                None
+            }
+        };
+        collect(&shared, kind, number, segment, sealed.as_ref());
     });
     Ok(())
 }
 
 fn encode(shared: &Shared, entries: Vec<Entry>, mut data: Vec<u8>) -> Result<PreparedSegment> {
     let cannot = |cause| cannot_make("a segment", cause);
-    let encoder = lock(&shared.spare).encoders.pop();
+    let (encoder, plaintext) = {
+        let mut spare = lock(&shared.spare);
+        (spare.encoders.pop(), spare.segments.pop())
+    };
     let mut encoder = match encoder {
         Some(encoder) => encoder,
         None => SegmentEncoder::new(ZSTD_LEVEL).map_err(cannot)?,
     };
-    let mut plaintext = Vec::new();
+    let mut plaintext = plaintext.unwrap_or_default();
     encoder.encode(&entries, &data, &mut plaintext).map_err(cannot)?;
-    // The buffer was made for incompressible data; waiting in a pack it should not take more
-    // than it holds.
-    plaintext.shrink_to_fit();
     data.clear();
     let mut spare = lock(&shared.spare);
     spare.encoders.push(encoder);
-    spare.buffers.push(data);
+    spare.segments.push(data);
     Ok(PreparedSegment { entries, plaintext })
 }
 
-/// Takes a compressed segment and closes the pack when it is full.
+/// Takes a compressed segment. If it is the next of the order, and no other worker is at it
+/// already, this one seals what is ready.
 fn collect(
-    shared: &Arc<Shared>,
+    shared: &Shared,
     kind: PackKind,
     number: u64,
+    segment: Option<PreparedSegment>,
+    sealed: Option<&Sender<Sealed>>,
+) {
+    let mut collector = lock(shared.collector(kind));
+    collector.waiting.insert(number, segment);
+    if collector.is_draining {
+        return;
+    }
+    loop {
+        let next = collector.next;
+        let Some(segment) = collector.waiting.remove(&next) else { return };
+        collector.next += 1;
+        collector.is_draining = true;
+        let pack = collector.pack.take();
+        drop(collector);
+        let pack = match segment {
+            Some(segment) => add(shared, kind, pack, segment, sealed).unwrap_or_else(|error| {
+                fail(shared, error);
+                None
+            }),
+            None => pack,
+        };
+        collector = lock(shared.collector(kind));
+        collector.pack = pack;
+        collector.is_draining = false;
+        // Only now: who waits for the last segment closes the pack that it is in.
+        lock(&shared.state).segments_running -= 1;
+        shared.changed.notify_all();
+    }
+}
+
+/// Seals a segment into the open pack, or a new one; the pack, unless it is full now.
+fn add(
+    shared: &Shared,
+    kind: PackKind,
+    pack: Option<PackBuilder>,
     segment: PreparedSegment,
     sealed: Option<&Sender<Sealed>>,
-) {
-    let mut state = lock(&shared.state);
-    let collector = state.collector(kind);
-    collector.waiting.insert(number, segment);
-    let mut full = Vec::new();
-    while let Some(segment) = collector.waiting.remove(&collector.next) {
-        collector.next += 1;
-        collector.pack_bytes += segment.plaintext.len() + segment.entries.len() * ENTRY_BYTES;
-        collector.pack.push(segment);
-        if collector.pack_bytes >= shared.pack_bytes {
-            full.push(std::mem::take(&mut collector.pack));
-            collector.pack_bytes = 0;
-        }
+) -> Result<Option<PackBuilder>> {
+    let mut pack = match pack {
+        Some(pack) => pack,
+        None => open_pack(shared, kind)?,
+    };
+    let PreparedSegment { entries, mut plaintext } = segment;
+    pack.push(entries, &plaintext).map_err(|cause| cannot_make("a pack", cause))?;
+    plaintext.clear();
+    lock(&shared.spare).segments.push(plaintext);
+    if pack.bytes() < shared.pack_bytes {
+        return Ok(Some(pack));
     }
-    state.packs_running += full.len();
-    drop(state);
-    for segments in full {
-        seal_in_background(shared, kind, segments, sealed);
-    }
+    close(shared, kind, pack, sealed).map(|()| None)
 }
 
-fn seal_in_background(
-    shared: &Arc<Shared>,
-    kind: PackKind,
-    segments: Vec<PreparedSegment>,
-    sealed: Option<&Sender<Sealed>>,
-) {
-    let (shared, sealed) = (shared.clone(), sealed.cloned());
-    shared.clone().pool.spawn(move || {
-        let result = seal(&shared, kind, segments).and_then(|pack| {
-            let gone = || Error::new(ErrorKind::Failed, "cannot store a pack: storing has ended");
-            sealed.as_ref().ok_or_else(gone)?.send((kind, pack)).map_err(|_| gone())
-        });
-        if let Err(error) = result {
-            fail(&shared, error);
-            lock(&shared.state).packs_running -= 1;
-            shared.changed.notify_all();
-        }
-    });
-}
-
-fn seal(shared: &Shared, kind: PackKind, segments: Vec<PreparedSegment>) -> Result<SealedPack> {
+fn open_pack(shared: &Shared, kind: PackKind) -> Result<PackBuilder> {
     let environment = shared.environment.as_ref();
     let secrets = PackSecrets {
         key: Secret::new(random_array(environment)?),
         wrap_nonce: random_array(environment)?,
     };
-    assemble(&shared.keys, kind, shared.lease, &secrets, segments)
-        .map_err(|cause| cannot_make("a pack", cause))
+    let mut buffer = lock(&shared.spare).packs.pop().unwrap_or_default();
+    buffer.clear();
+    // Its last segment and its footer may not make it grow to twice the size.
+    buffer.reserve(shared.pack_bytes + PACK_SLACK_BYTES);
+    Ok(PackBuilder::new(&shared.keys, kind, shared.lease, &secrets, buffer))
+}
+
+/// Finishes a pack and hands it to the storing threads.
+fn close(
+    shared: &Shared,
+    kind: PackKind,
+    pack: PackBuilder,
+    sealed: Option<&Sender<Sealed>>,
+) -> Result<()> {
+    let pack = pack.finish().map_err(|cause| cannot_make("a pack", cause))?;
+    let gone = || Error::new(ErrorKind::Failed, "cannot store a pack: storing has ended");
+    lock(&shared.state).packs_running += 1;
+    sealed
+        .ok_or_else(gone)
+        .and_then(|sealed| sealed.send((kind, pack)).map_err(|_| gone()))
+        .inspect_err(|_| {
+            lock(&shared.state).packs_running -= 1;
+            shared.changed.notify_all();
+        })
 }
 
 /// The storing threads: put, then tell the index, then let the entries go.
@@ -389,6 +434,7 @@ fn store_packs(shared: &Shared, sealed: &Receiver<Sealed>) {
         if let Err(error) = result {
             fail(shared, error);
         }
+        lock(&shared.spare).packs.push(pack.bytes);
         let mut state = lock(&shared.state);
         state.packs_running -= 1;
         drop(state);
