@@ -1,4 +1,4 @@
-//! diskvault: the archive that keeps the history of virtual-machine disks.
+//! diskvault keeps the history of virtual-machine disks.
 //!
 //! Disk images go into one deduplicated, encrypted, content-addressed repository; every backup
 //! leaves a complete restore point; any point comes back directly. `docs/architecture.md` is the

@@ -33,7 +33,7 @@ use std::process::ExitCode;
 /// Exit code of a command that did its work but warned.
 const EXIT_WARNINGS: u8 = 4;
 
-/// The archive that keeps the history of virtual-machine disks.
+/// Keeps the history of virtual-machine disks.
 #[derive(Parser, Debug)]
 // Without colours clap also removes what escape sequences a file name brings into its errors.
 #[command(name = "diskvault", disable_version_flag = true, max_term_width = 100)]
@@ -41,21 +41,22 @@ const EXIT_WARNINGS: u8 = 4;
 #[command(
     arg_required_else_help = true,
     after_help = "Exit codes: 0 done, 1 error, 2 usage, \
-    3 unreadable source ranges, 4 done with warnings, 5 damage, 6 no space, 10 no repository, \
+    4 done with warnings, 5 damage, 6 no space, 10 no repository, \
     11 locked out, 12 wrong password, 13 newer format, 130 interrupted."
 )]
 struct Cli {
-    #[command(flatten)]
-    global: GlobalOptions,
     /// Print the version; with -v also the backends in use
     #[arg(short = 'V', long)]
     version: bool,
+    #[command(flatten)]
+    global: GlobalOptions,
     #[command(subcommand)]
     command: Option<Command>,
 }
 
-/// Options of every command.
+/// Options of every command, under a heading of their own behind the command's.
 #[derive(clap::Args, Debug, Clone)]
+#[command(next_help_heading = "Options of every command")]
 struct GlobalOptions {
     /// The repository: a folder
     #[arg(short, long, global = true, env = "DISKVAULT_REPOSITORY", value_name = "PATH")]
