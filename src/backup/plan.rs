@@ -8,6 +8,7 @@ use crate::chunking::{Chunking, ContentParameters};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
+use crate::repository::address::LATEST;
 use crate::repository::points::Point;
 use crate::source::{
     DiskSource, InputKind, STANDARD_INPUT, default_kind, open_disk, open_stream, partition_layout,
@@ -100,6 +101,10 @@ pub fn validate_request(options: &BackupOptions) -> Result<()> {
         Error::new(ErrorKind::Usage, format!("cannot back up: {}", cause.detail))
     };
     validate_series_name(&options.series).map_err(usage)?;
+    if options.series == LATEST {
+        let text = "cannot back up a series named latest: the word names the newest point of all";
+        return Err(Error::new(ErrorKind::Usage, text));
+    }
     if options.inputs.is_empty() || options.inputs.len() > PARTS_MAX {
         let text =
             format!("cannot back up {} inputs: expected 1 to {PARTS_MAX}", options.inputs.len());

@@ -10,6 +10,10 @@ use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
 
+/// The word for the newest point. No series is given this name; one that another program made is
+/// reached by `latest@latest` and the ids of its points.
+pub const LATEST: &str = "latest";
+
 /// What an address names: a point, and a part of it if the address says so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address<'a> {
@@ -108,7 +112,7 @@ pub fn resolve<'a>(points: &'a PointSet, text: &str) -> Result<&'a Point> {
         return nth_back(all.into_iter(), back?, "the repository");
     }
     if points.latest(text).is_some() {
-        return by_selector(points, text, "latest");
+        return by_selector(points, text, LATEST);
     }
     let looks_like_id = text.len() >= 4 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     if looks_like_id {
@@ -143,7 +147,7 @@ fn no_series(series: &str) -> Error {
 
 /// `latest` or `latest~N`: how many points back.
 fn parse_latest(text: &str) -> Option<Result<usize>> {
-    let rest = text.strip_prefix("latest")?;
+    let rest = text.strip_prefix(LATEST)?;
     if rest.is_empty() {
         return Some(Ok(0));
     }

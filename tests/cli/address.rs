@@ -1,8 +1,15 @@
 //! `list`, `show`, and every way to name a point and a part of it.
 
-use crate::support::{Vault, random};
+use crate::support::{PASSWORD, Vault, random};
+use diskvault::environment::SystemEnvironment;
+use diskvault::monitor::Silent;
+use diskvault::repository::Repository;
+use diskvault::repository::points::PointSet;
+use diskvault::repository::secrets::Passphrase;
+use diskvault::repository::session::Session;
+use diskvault::storage::local::LocalStorage;
 use serde_json::Value;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// Three points of `web01` on three days, one of `db` with two parts; and their ids.
 struct History {
@@ -250,4 +257,41 @@ fn the_zone_of_the_host_reads_local_times() {
         let outcome = crate::support::finish(command.env("TZ", zone));
         assert_eq!(outcome.json()["point_id"], **expected, "{zone} {time}");
     }
+}
+
+#[test]
+fn no_series_is_called_latest() {
+    let vault = Vault::new();
+    let file = vault.write("file", b"x");
+    let text = "cannot back up a series named latest";
+    vault.fails(2, &["backup", "--name", "latest", &file], text);
+    assert_eq!(vault.point_count(), 0);
+    // What only looks like it is a name as any other.
+    vault.backup("latest1", &[&file]);
+    vault.backup("Latest", &[&file]);
+}
+
+#[test]
+fn a_stored_series_called_latest_is_reached_by_id() {
+    let vault = Vault::new();
+    let first = vault.backup("a", &[&vault.write("file", b"first")]);
+    // Another program publishes it: a point like the first under the other name.
+    let storage = Arc::new(LocalStorage::open(&vault.repo()).unwrap());
+    let secret = Passphrase::new(PASSWORD.into());
+    let cache = vault.path("other-cache");
+    let repository =
+        Repository::open(storage, Arc::new(SystemEnvironment), &cache, &secret).unwrap();
+    let session = Session::begin(&repository, "other", &Silent).unwrap();
+    let mut manifest = PointSet::load(&repository).unwrap().points.remove(0).manifest;
+    (manifest.series, manifest.lease) = ("latest".into(), session.lease());
+    let odd = session.publish(&manifest).unwrap().to_hex();
+    vault.backup("a", &[&vault.write("file", b"second")]);
+    for address in [&odd[..], &odd[..12], &format!("id:{odd}"), "latest@latest"] {
+        assert_eq!(id_of(&vault, address), odd, "{address}");
+        assert_eq!(vault.ok(&["dump", address]).stdout, b"first");
+    }
+    // The word itself keeps its meaning.
+    assert_eq!(vault.ok(&["dump", "latest"]).stdout, b"second");
+    assert_ne!(first, odd);
+    vault.assert_intact();
 }
