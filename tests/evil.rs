@@ -17,9 +17,12 @@ use diskvault::storage::memory::MemoryStorage;
 use diskvault::storage::{Folder, ObjectEntry, ObjectName, Storage};
 use diskvault_format::crypto::{ObjectKind, Secret};
 use diskvault_format::id::{LeaseId, MapRoot, PointId};
+use diskvault_format::manifest::Manifest;
+use diskvault_format::map::map_root;
 use diskvault_format::names;
 use diskvault_format::pack::{PackKind, PackSecrets, PreparedSegment, SealedPack, assemble};
 use diskvault_format::segment::{Entry, EntryKind, SegmentEncoder};
+use diskvault_format::stream_map::StreamPage;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -129,11 +132,7 @@ fn a_map_under_another_root_is_refused() {
     // Nothing else is wrong, so that only the comparison of the roots can find it.
     manifest.disks[0].root = MapRoot([1; 32]);
     manifest.streams[0].content.root = MapRoot([1; 32]);
-    let kind = ObjectKind::Manifest;
-    let object = seal_record(repository.keys(), kind, None, &[9; 24], &manifest).unwrap();
-    let forged = PointId(*blake3::hash(&object).as_bytes());
-    vault.storage.insert(format!("points/{forged}"), object);
-    vault.storage.insert(format!("points/{forged}.ok"), []);
+    let forged = publish(&vault, &repository, &manifest);
     vault.known.insert(forged, Parts::new());
     let repository = vault.open("stranger").unwrap();
     let points = PointSet::load(&repository).unwrap();
@@ -154,6 +153,54 @@ fn a_map_under_another_root_is_refused() {
     let found = damage_of(&vault.check(&repository, false).unwrap());
     let rules = found.matches("F-9").count();
     assert!(rules == 2 && found.contains(&forged.short()), "{found}");
+}
+
+/// Puts a visible point with that manifest, sealed with the right keys.
+fn publish(vault: &Vault, repository: &Repository, manifest: &Manifest) -> PointId {
+    let kind = ObjectKind::Manifest;
+    let object = seal_record(repository.keys(), kind, None, &[9; 24], manifest).unwrap();
+    let id = PointId(*blake3::hash(&object).as_bytes());
+    vault.storage.insert(format!("points/{id}"), object);
+    vault.storage.insert(format!("points/{id}.ok"), []);
+    id
+}
+
+/// A page that is whole where one point has it is not believed where another asks more of it.
+#[test]
+fn a_map_page_is_judged_by_its_place() {
+    let (vault, repository) = with_one_point();
+    let mut manifest = PointSet::load(&repository).unwrap().points.remove(0).manifest;
+    // Behind the real one, so that its pages have been found whole by then.
+    manifest.sequence += 1;
+    let keys = repository.keys();
+
+    // The leaf of the disk under a disk that has one slot less.
+    let disk = &mut manifest.disks[0];
+    disk.allocation = None;
+    disk.size -= u64::from(disk.chunking.grid().unwrap());
+    disk.root = map_root(keys, disk.size, &disk.chunking, disk.top);
+
+    // The leaf of the stream two levels below its parent.
+    let stream = &mut manifest.streams[0].content;
+    let page = StreamPage::Inner(2, vec![(stream.bytes, stream.top.unwrap())]).encode();
+    let id = keys.page_id(&page);
+    let entries = vec![Entry { id: id.0, kind: EntryKind::Page, bytes: page.len() as u32 }];
+    let mut plaintext = Vec::new();
+    SegmentEncoder::new(3).unwrap().encode(&entries, &page, &mut plaintext).unwrap();
+    let secrets = PackSecrets { key: Secret::new([5; 32]), wrap_nonce: [6; 24] };
+    let segments = vec![PreparedSegment { entries, plaintext }];
+    let pack = assemble(keys, PackKind::Map, LeaseId([7; 16]), &secrets, segments).unwrap();
+    vault.storage.insert(pack_name(pack.id).unwrap(), pack.bytes);
+    stream.top = Some(id);
+    stream.root = map_root(keys, stream.bytes, &stream.chunking, stream.top);
+
+    let forged = publish(&vault, &repository, &manifest);
+    let found = damage_of(&vault.check(&vault.open("stranger").unwrap(), false).unwrap());
+    for rule in ["M-6", "T-6"] {
+        let line = found.lines().find(|line| line.contains(rule));
+        assert!(line.is_some_and(|line| line.contains(&forged.short())), "{rule}: {found}");
+    }
+    assert_eq!(found.lines().count(), 2, "{found}");
 }
 
 #[test]

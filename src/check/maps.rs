@@ -1,14 +1,15 @@
 //! Checking maps: every page is there and fits, every chunk it names is in some pack.
 //!
-//! Invariants: each distinct page is looked at once, however many points share it; a finding
-//! names the point, the disk and the bytes that are affected.
+//! Invariants: each distinct page is looked at once, however many points share it, and again only
+//! where something else is asked of it; a finding names the point, the disk and the bytes that are
+//! affected.
 
 use super::CheckReport;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::repository::locate::{Locator, prefix};
-use crate::repository::map_reader::MapReader;
+use crate::repository::map_reader::{MapReader, StreamPlace, stream_level};
 use crate::repository::points::{Point, PointSet};
 use crate::restore::fetch::Fetcher;
 use crate::restore::sequential::read_bytes;
@@ -18,20 +19,39 @@ use diskvault_format::id::PageId;
 use diskvault_format::limits::{ALLOCATION_BYTES_MAX, INNER_SLOTS, LEAF_SLOTS};
 use diskvault_format::manifest::{DiskRecord, StreamReference};
 use diskvault_format::map::{InnerSlot, LeafSlot, MapShape, map_root};
-use diskvault_format::stream_map::StreamEntry;
-use std::collections::{HashMap, HashSet};
+use diskvault_format::stream_map::{StreamEntry, StreamPage};
+use std::collections::HashMap;
 
 /// Findings about one disk after which the rest is only counted.
 const FINDINGS_PER_PART_MAX: u64 = 20;
+
+/// All that decides whether a page of a disk's map, and what is below it, is valid at its place:
+/// its bytes, its level, and how many of the slots it spans lie on the disk.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct DiskPlace {
+    id: PageId,
+    level: u32,
+    slots: u64,
+}
+
+impl DiskPlace {
+    fn new(shape: MapShape, id: PageId, level: u32, number: u64) -> DiskPlace {
+        let span = MapShape::leaves_per_page(level).saturating_mul(LEAF_SLOTS as u64);
+        let slots = shape.slots().saturating_sub(number.saturating_mul(span)).min(span);
+        DiskPlace { id, level, slots }
+    }
+}
 
 struct Checker<'a> {
     reader: MapReader<'a>,
     locator: &'a Locator,
     monitor: &'a dyn Monitor,
     report: &'a mut CheckReport,
-    /// Pages found whole, with their chaining value; 32 bytes of key suffice, as ids are hashes.
-    seen: HashMap<PageId, Option<Chaining>>,
-    seen_streams: HashSet<PageId>,
+    /// Pages found whole, with all below them, and their chaining value.
+    seen: HashMap<DiskPlace, Option<Chaining>>,
+    /// Pages of stream maps found whole, with all below them, by the bytes they cover; and their
+    /// level.
+    seen_streams: HashMap<(PageId, u64), u8>,
     context: String,
     found_here: u64,
 }
@@ -53,7 +73,7 @@ pub fn check_maps(
         monitor,
         report,
         seen: HashMap::new(),
-        seen_streams: HashSet::new(),
+        seen_streams: HashMap::new(),
         context: String::new(),
         found_here: 0,
     };
@@ -176,10 +196,12 @@ impl Checker<'_> {
         level: u32,
         number: u64,
     ) -> Result<Option<Chaining>> {
-        if let Some(chaining) = self.seen.get(&id) {
+        let place = DiskPlace::new(shape, id, level, number);
+        if let Some(chaining) = self.seen.get(&place) {
             return Ok(*chaining);
         }
         self.monitor.check_cancelled()?;
+        self.report.pages += 1;
         let findings = self.found_here;
         let chaining = if level == 0 {
             self.check_leaf(shape, id, number)?
@@ -188,7 +210,7 @@ impl Checker<'_> {
         };
         // A page with findings is looked at again for the next point, so that it is named too.
         if self.found_here == findings {
-            self.seen.insert(id, chaining);
+            self.seen.insert(place, chaining);
         }
         Ok(chaining)
     }
@@ -243,30 +265,53 @@ impl Checker<'_> {
     }
 
     fn walk_stream(&mut self, bytes: u64, top: Option<PageId>) -> Result<()> {
-        let Some(id) = top else { return Ok(()) };
-        if self.seen_streams.contains(&id) {
+        match top {
+            Some(top) => self.check_stream_page(top, StreamPlace { bytes, level: None }, 0),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks a page of a stream map and all below it. Levels go down, so recursion is bounded.
+    fn check_stream_page(&mut self, id: PageId, place: StreamPlace, start: u64) -> Result<()> {
+        let key = (id, place.bytes);
+        let is_seen = |level: &u8| place.level.is_none_or(|wanted| wanted == *level);
+        // What a part has beyond the findings that are told is not worth a walk.
+        if self.seen_streams.get(&key).is_some_and(is_seen)
+            || self.found_here > FINDINGS_PER_PART_MAX
+        {
             return Ok(());
         }
+        self.monitor.check_cancelled()?;
+        self.report.pages += 1;
         let findings = self.found_here;
-        let mut missing = Vec::new();
-        let (locator, monitor) = (self.locator, self.monitor);
-        let walked = self.reader.walk_stream(bytes, top, &mut |offset, entry| {
-            monitor.check_cancelled()?;
-            if let StreamEntry::Chunk { bytes, id } = entry
-                && !locator.index().contains(&prefix(&id.0))?
-                && missing.len() <= FINDINGS_PER_PART_MAX as usize
-            {
-                let end = offset + u64::from(bytes);
-                missing.push(format!("bytes {offset} to {end}: chunk {id} is in no pack"));
+        let where_ = format!("bytes {start} to {}", start.saturating_add(place.bytes));
+        let decoded = self.reader.decode_stream_page(id, place);
+        let Some(page) = self.tolerate(decoded, &where_)? else { return Ok(()) };
+        let level = stream_level(&page);
+        let mut offset = start;
+        match page {
+            StreamPage::Leaf(entries) => {
+                for entry in entries {
+                    let end = offset.saturating_add(entry.bytes());
+                    if let StreamEntry::Chunk { id, .. } = entry
+                        && !self.locator.index().contains(&prefix(&id.0))?
+                    {
+                        self.damage(&format!("bytes {offset} to {end}: chunk {id} is in no pack"));
+                    }
+                    offset = end;
+                }
             }
-            Ok(())
-        });
-        self.tolerate(walked, "map")?;
-        for text in missing {
-            self.damage(&text);
+            StreamPage::Inner(_, entries) => {
+                for (bytes, child) in entries {
+                    let below = StreamPlace { bytes, level: Some(level - 1) };
+                    self.check_stream_page(child, below, offset)?;
+                    offset = offset.saturating_add(bytes);
+                }
+            }
         }
+        // As for disks: one with findings is looked at again, so that the next point is named too.
         if self.found_here == findings {
-            self.seen_streams.insert(id);
+            self.seen_streams.insert(key, level);
         }
         Ok(())
     }

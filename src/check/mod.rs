@@ -47,6 +47,9 @@ pub struct CheckReport {
     pub packs: u64,
     /// Chunks and pages in them.
     pub entries: u64,
+    /// Map pages that were looked at: each distinct one once for every place that asks something
+    /// else of it.
+    pub pages: u64,
     /// Packs read in full.
     pub packs_read: u64,
     /// Bytes of them.

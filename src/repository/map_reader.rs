@@ -8,7 +8,7 @@ use super::objects::refused;
 use super::{Repository, lock};
 use crate::error::{Error, ErrorKind, Result};
 use diskvault_format::id::{PackId, PageId};
-use diskvault_format::limits::{INNER_SLOTS, STREAM_DEPTH_MAX};
+use diskvault_format::limits::INNER_SLOTS;
 use diskvault_format::manifest::StreamReference;
 use diskvault_format::map::{Inner, InnerSlot, Leaf, MapShape};
 use diskvault_format::segment::{Entry, SegmentDecoder};
@@ -208,46 +208,51 @@ impl<'a> MapReader<'a> {
     ) -> Result<()> {
         match top {
             None => Ok(()),
-            Some(top) => {
-                self.walk_stream_page(top, 0, bytes, u32::from(STREAM_DEPTH_MAX) + 1, each)
-            }
+            Some(top) => self.walk_stream_page(StreamPlace { bytes, level: None }, top, 0, each),
         }
     }
 
+    /// Levels only go down, from at most 20 (T-1), so recursion is bounded.
     fn walk_stream_page(
         &self,
+        place: StreamPlace,
         id: PageId,
         start: u64,
-        bytes: u64,
-        levels_left: u32,
         each: &mut dyn FnMut(u64, StreamEntry) -> Result<()>,
     ) -> Result<()> {
-        let page = StreamPage::decode(&self.page(id)?, bytes)
-            .map_err(|cause| refused(format!("map page {id}"), cause))?;
         let mut offset = start;
-        match page {
+        match self.decode_stream_page(id, place)? {
             StreamPage::Leaf(entries) => {
-                if levels_left <= u32::from(STREAM_DEPTH_MAX) && levels_left != 1 {
-                    return Err(wrong_level(id));
-                }
                 for entry in entries {
                     each(offset, entry)?;
                     offset += entry.bytes();
                 }
             }
             StreamPage::Inner(level, entries) => {
-                let is_below = levels_left > u32::from(STREAM_DEPTH_MAX)
-                    || u32::from(level) + 1 == levels_left;
-                if !is_below {
-                    return Err(wrong_level(id));
-                }
                 for (bytes, child) in entries {
-                    self.walk_stream_page(child, offset, bytes, level.into(), each)?;
+                    let level = Some(level - 1);
+                    self.walk_stream_page(StreamPlace { bytes, level }, child, offset, each)?;
                     offset += bytes;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Decodes page `id` as the one at that place of a stream map.
+    ///
+    /// # Errors
+    /// `Damage`.
+    pub fn decode_stream_page(&self, id: PageId, place: StreamPlace) -> Result<StreamPage> {
+        let page = StreamPage::decode(&self.page(id)?, place.bytes)
+            .map_err(|cause| refused(format!("map page {id}"), cause))?;
+        if place.level.is_some_and(|level| level != stream_level(&page)) {
+            let text = format!(
+                "cannot open map page {id}: its level is not one below its parent's (rule T-6)"
+            );
+            return Err(Error::new(ErrorKind::Damage, text));
+        }
+        Ok(page)
     }
 
     /// Checks a stream's root against its size, chunking and top page.
@@ -265,10 +270,21 @@ impl<'a> MapReader<'a> {
     }
 }
 
-fn wrong_level(id: PageId) -> Error {
-    let text =
-        format!("cannot open map page {id}: its level is not one below its parent's (rule T-6)");
-    Error::new(ErrorKind::Damage, text)
+/// What a page of a stream map has to be where its parent names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamPlace {
+    /// The bytes it covers.
+    pub bytes: u64,
+    /// Its level, one below its parent's; `None` at the top, where any will do.
+    pub level: Option<u8>,
+}
+
+/// The level of a page: 0 for a leaf.
+pub fn stream_level(page: &StreamPage) -> u8 {
+    match page {
+        StreamPage::Leaf(_) => 0,
+        StreamPage::Inner(level, _) => *level,
+    }
 }
 
 /// Reads leaves of one map in ascending order, keeping the pages on the way.

@@ -5,8 +5,14 @@ use crate::files::noise;
 use crate::lab::{Lab, stream};
 use crate::model::{assert_adds_up, sizes};
 use diskvault::backup::{ChunkerChoice, DigestKind};
+use diskvault::check::CheckOptions;
+use diskvault::monitor::Silent;
+use diskvault::repository::map_reader::{MapReader, StreamPlace};
+use diskvault_format::id::PageId;
+use diskvault_format::stream_map::StreamPage;
 use proptest::prelude::*;
 use sha2::Digest;
+use std::collections::BTreeSet;
 
 /// A change of a stream: at a share of its length so many bytes go and others come.
 #[derive(Clone, Debug)]
@@ -84,4 +90,37 @@ proptest! {
     ) {
         run(size, &changes);
     }
+}
+
+fn gather(reader: &MapReader, id: PageId, bytes: u64, pages: &mut Vec<PageId>) {
+    pages.push(id);
+    let place = StreamPlace { bytes, level: None };
+    if let StreamPage::Inner(_, below) = reader.decode_stream_page(id, place).unwrap() {
+        for (bytes, id) in below {
+            gather(reader, id, bytes, pages);
+        }
+    }
+}
+
+/// `check` looks at each page of a stream's map once, however many points share it.
+#[test]
+fn check_costs_the_distinct_pages_of_a_stream() {
+    let (lab, _) = Lab::in_memory(4096, 2);
+    let path = lab.path("source");
+    let mut bytes = noise(11, 40 << 20);
+    let mut pages = Vec::new();
+    for day in 0..4 {
+        bytes[20 << 20] = day;
+        std::fs::write(&path, &bytes).unwrap();
+        let report = lab.backup("vm", &[stream("dump", &path)], ChunkerChoice::Auto, &[]);
+        let content = &report.manifest.streams[0].content;
+        let locator = lab.locator();
+        let reader = MapReader::new(&lab.repository, &locator);
+        gather(&reader, content.top.unwrap(), content.bytes, &mut pages);
+    }
+    let distinct = pages.iter().collect::<BTreeSet<_>>().len() as u64;
+    assert!(pages.len() as u64 > 2 * distinct, "{distinct} of {} pages", pages.len());
+    let options = CheckOptions { data: None };
+    let report = diskvault::check::run(&lab.repository, &options, &lab.pool, &Silent).unwrap();
+    assert_eq!((report.damage_count(), report.pages), (0, distinct));
 }
