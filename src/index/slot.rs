@@ -1,17 +1,22 @@
 //! Cache slots: one directory for each process that uses the index at the same time.
 //!
 //! Invariant: whoever holds a [`Slot`] is alone in its directory (flock on `lock`). A slot
-//! counts only with its `version` file, which is written last and removed first.
+//! counts only with its `version` file, which is written last and removed first. A private slot
+//! goes with its holder; what a killed one left goes when the next slot is taken.
 
 use crate::error::{Error, ErrorKind, Result};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::ErrorKind as Io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// More processes of one user at once than that get an error.
 const SLOTS: u32 = 32;
+/// First characters of the names of private slots.
+const PRIVATE: &str = "index-";
+/// Tries for a private slot before something else is wrong than a sweep at the same moment.
+const TRIES_MAX: u32 = 16;
 /// Another layout or another sled rebuilds the slot.
 const VERSION: &str = "diskvault index layout 1, sled 0.34.7, catalogue ";
 
@@ -80,6 +85,7 @@ impl Slot {
     /// # Errors
     /// Fails if all 32 are in use, and if a directory cannot be made or locked.
     pub fn take(cache: &Path) -> Result<Slot> {
+        sweep(cache);
         for number in 0..SLOTS {
             let dir = cache.join("index").join(format!("slot-{number}"));
             make_dir(&dir)?;
@@ -97,13 +103,24 @@ impl Slot {
     /// Fails if the directory cannot be made.
     pub fn temporary(parent: &Path) -> Result<Slot> {
         make_dir(parent)?;
-        let made = tempfile::Builder::new().prefix("index-").tempdir_in(parent);
-        let holder = made.map_err(|cause| failed("make index directory in", parent, cause))?;
-        let dir = holder.path().to_path_buf();
-        let Some(lock) = lock(&dir)? else {
-            return Err(Error::new(ErrorKind::Failed, "cannot lock a private index directory"));
-        };
-        Ok(Slot { dir, catalogue: String::new(), _lock: lock, temporary: Some(holder) })
+        sweep(parent);
+        let broken = |cause| failed("make index directory in", parent, cause);
+        for _ in 0..TRIES_MAX {
+            let made = tempfile::Builder::new().prefix(PRIVATE).tempdir_in(parent);
+            let holder = made.map_err(broken)?;
+            let dir = holder.path().to_path_buf();
+            // Between making and locking it, another process may take it for a dead one's.
+            match lock(&dir) {
+                Ok(Some(lock)) if is_at(&lock, &dir.join("lock")) => {
+                    let (catalogue, temporary) = (String::new(), Some(holder));
+                    return Ok(Slot { dir, catalogue, _lock: lock, temporary });
+                }
+                Err(error) if dir.exists() => return Err(error),
+                _ => {}
+            }
+        }
+        let text = "cannot make a private index directory: others remove it";
+        Err(Error::new(ErrorKind::Failed, text))
     }
 
     /// Whether it vanishes with its holder.
@@ -216,6 +233,42 @@ impl Slot {
     }
 }
 
+/// True if `path` still leads to the open file.
+fn is_at(file: &File, path: &Path) -> bool {
+    let named = fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    let open = file.metadata().map(|found| (found.dev(), found.ino()));
+    matches!((named, open), (Ok(named), Ok(open)) if named == open)
+}
+
+/// Removes private slots under `parent` whose holder has died: nobody has their lock. Best effort,
+/// as they only take room.
+fn sweep(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let is_private = entry.file_name().to_string_lossy().starts_with(PRIVATE);
+        if !is_private || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let dir = entry.path();
+        match OpenOptions::new().read(true).write(true).open(dir.join("lock")) {
+            Ok(lock) => {
+                let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+                if rustix::fs::flock(&lock, exclusive).is_ok() {
+                    // The lock last: a sweep that is killed here goes on another time.
+                    for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+                        if entry.file_name() != "lock" {
+                            let _ = remove(&entry.path());
+                        }
+                    }
+                    let _ = fs::remove_file(dir.join("lock"));
+                    let _ = fs::remove_dir(&dir);
+                }
+            }
+            // Only an empty one goes: its holder died, or is about to make the lock and tries anew.
+            Err(_) => drop(fs::remove_dir(&dir)),
+        }
+    }
+}
+
 /// Removes a file or a folder, or nothing.
 fn remove(path: &Path) -> Result<()> {
     let folder = fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
@@ -223,5 +276,72 @@ fn remove(path: &Path) -> Result<()> {
     match removed {
         Err(cause) if cause.kind() != Io::NotFound => Err(failed("remove", path, cause)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn names(folder: &Path) -> BTreeSet<String> {
+        let list = fs::read_dir(folder).unwrap();
+        list.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    /// What a process leaves that is killed in `check`.
+    fn leave_dead(cache: &Path, name: &str) {
+        let dir = cache.join(name);
+        fs::create_dir_all(dir.join("runs")).unwrap();
+        fs::write(dir.join("lock"), b"").unwrap();
+        fs::write(dir.join("runs/1.run"), b"records").unwrap();
+    }
+
+    #[test]
+    fn private_slots_of_the_dead_go_and_others_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = folder.path();
+        let alive = Slot::temporary(cache).unwrap();
+        alive.seal().unwrap();
+        fs::write(cache.join("index-file"), b"no folder").unwrap();
+        fs::create_dir(cache.join("other")).unwrap();
+        let name = alive.dir.file_name().unwrap().to_str().unwrap().to_string();
+        let keep: BTreeSet<String> =
+            [&name[..], "index-file", "other"].into_iter().map(String::from).collect();
+        for round in 0..2 {
+            leave_dead(cache, "index-dead");
+            // Killed before it had a lock.
+            fs::create_dir(cache.join("index-empty")).unwrap();
+            if round == 0 {
+                drop(Slot::temporary(cache).unwrap());
+                assert_eq!(names(cache), keep);
+            } else {
+                let _slot = Slot::take(cache).unwrap();
+                assert_eq!(&names(cache) - &keep, BTreeSet::from(["index".to_string()]));
+            }
+        }
+        assert!(alive.dir.join("version").exists());
+        drop(alive);
+        assert!(!cache.join(name).exists());
+    }
+
+    /// A sweep between making and locking a private slot costs a try, not the slot.
+    #[test]
+    fn private_slots_are_made_beside_sweeps() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = folder.path();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let slot = Slot::temporary(cache).unwrap();
+                        slot.seal().unwrap();
+                        sweep(cache);
+                        assert!(slot.dir.join("version").exists(), "a living slot was swept");
+                    }
+                });
+            }
+        });
+        assert_eq!(names(cache), BTreeSet::new());
     }
 }

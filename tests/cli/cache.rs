@@ -212,6 +212,32 @@ fn repair_index_makes_it_anew() {
     assert_works(&vault, &data, "repair");
 }
 
+/// `check` makes an index of its own; one that is killed leaves it, and the next run removes it.
+#[test]
+fn what_a_killed_check_left_is_swept() {
+    let vault = Vault::new();
+    vault.write("disk", &random(7, 48 * MIB));
+    vault.backup("a", &["disk"]);
+    let private = || {
+        let left = files(&vault.path("cache"));
+        left.iter().filter(|file| file.contains("/index-")).count()
+    };
+    let mut killed = false;
+    for _ in 0..20 {
+        let mut child = vault.command(&["check", "--read-data"]).spawn().unwrap();
+        let is_running = poll(&mut child, || private() > 0);
+        child.kill().unwrap();
+        wait(child);
+        if is_running && private() > 0 {
+            killed = true;
+            break;
+        }
+    }
+    assert!(killed, "no check could be killed in time");
+    vault.ok(&["dump", "a"]);
+    assert_eq!(private(), 0, "{:?}", files(&vault.path("cache")));
+}
+
 #[test]
 fn two_backups_at_once() {
     let vault = Vault::new();
