@@ -13,6 +13,7 @@ use diskvault::repository::locate::Locator;
 use diskvault::repository::objects::{get_record, seal_record};
 use diskvault::repository::pack_reader::pack_name;
 use diskvault::repository::points::PointSet;
+use diskvault::repository::session::remember_heads;
 use diskvault::source::InputKind;
 use diskvault::storage::memory::{MemoryStorage, Operation};
 use diskvault::storage::{Folder, ObjectName};
@@ -293,4 +294,27 @@ fn a_manifest_without_ok_is_no_point() {
     let third = vault.backup(&repository, "web01", &machine(3)).unwrap();
     assert_eq!(third.manifest.previous, [first]);
     assert_eq!(third.manifest.sequence, 2);
+}
+
+/// Two programs of one host: what the slower one listed is older than what the faster one has
+/// already remembered.
+#[test]
+fn an_older_listing_takes_no_head_from_the_hosts_memory() {
+    let (mut vault, slow, _) = with_one_point();
+    let listed = PointSet::load(&slow).unwrap();
+    let fast = vault.open("host").unwrap();
+    let newer = vault.backup(&fast, "web01", &machine(2)).unwrap().point;
+    let other = vault.backup(&fast, "web02", &machine(3)).unwrap().point;
+    remember_heads(&slow, &listed).unwrap();
+    for point in [newer, other] {
+        vault.storage.remove(format!("points/{point}"));
+        vault.storage.remove(format!("points/{point}.ok"));
+    }
+    let repository = vault.open("host").unwrap();
+    let doubts = PointSet::load(&repository).unwrap().doubts(&repository).unwrap().join("\n");
+    for point in [newer, other] {
+        assert!(doubts.contains(&point.to_hex()), "{point}: {doubts}");
+    }
+    // The slow one never knew them, so it does not say that they are gone.
+    assert_eq!(listed.unexplained_heads(&slow).unwrap(), []);
 }

@@ -2,17 +2,21 @@
 //! heads of each series, the copy it used, and the host's writer id.
 //!
 //! Invariants: it lives in the cache folder and is never needed to restore; it is replaced as a
-//! whole, so a crash leaves the old or the new one; a memory that cannot be read is reported and
+//! whole, so a crash leaves the old or the new one; it changes only under its lock, and no process
+//! takes away what another has seen since it looked; a memory that cannot be read is reported and
 //! started anew, never trusted in part.
 
 use crate::error::{Error, ErrorKind, Result};
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use std::fs;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 const FILE: &str = "memory.json";
+const LOCK: &str = "memory.lock";
 
 /// The newest points of one series that this host saw.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,11 +66,31 @@ impl HostMemory {
         (HostMemory::default(), Some(text))
     }
 
-    /// Replaces the memory in `folder`.
+    /// Loads the memory in `folder`, changes it and stores it if that made a difference; no other
+    /// process does so meanwhile. `otherwise` counts where nothing is stored.
     ///
     /// # Errors
-    /// Fails if the folder cannot be written.
-    pub fn store(&self, folder: &Path) -> Result<()> {
+    /// Fails if the folder cannot be locked or written.
+    pub fn update(
+        folder: &Path,
+        otherwise: &HostMemory,
+        change: impl FnOnce(&mut HostMemory),
+    ) -> Result<HostMemory> {
+        let _lock = lock(folder)?;
+        let (mut memory, _) = HostMemory::load(folder);
+        if memory == HostMemory::default() {
+            memory.clone_from(otherwise);
+        }
+        let before = memory.clone();
+        change(&mut memory);
+        if memory != before {
+            memory.store(folder)?;
+        }
+        Ok(memory)
+    }
+
+    /// Replaces the memory in `folder`; the caller holds the lock.
+    fn store(&self, folder: &Path) -> Result<()> {
         let path = folder.join(FILE);
         let fail = |cause: io::Error| {
             Error::io(ErrorKind::Failed, format!("cannot write {}", path.display()), cause)
@@ -75,13 +99,191 @@ impl HostMemory {
             Error::new(ErrorKind::Failed, "cannot encode the host's memory").because(cause)
         })?;
         text.push(b'\n');
-        let temporary: PathBuf = folder.join(format!("{FILE}.{}", std::process::id()));
+        let temporary: PathBuf = folder.join(format!("{FILE}.new"));
         let write = || -> io::Result<()> {
-            let mut file = fs::File::create(&temporary)?;
+            let mut file = File::create(&temporary)?;
             file.write_all(&text)?;
             file.sync_all()?;
             fs::rename(&temporary, &path)
         };
         write().map_err(fail)
+    }
+
+    /// Takes in the newest config of a listing; names ascend with their generations.
+    pub fn see_config(&mut self, leaf: String) {
+        if leaf > self.config {
+            self.config = leaf;
+        }
+    }
+
+    /// Takes in what a listing showed. A head that was known before the listing and is not in it
+    /// is gone, or explained; one that another process saw since stays, and one that is there but
+    /// cannot be read.
+    pub fn merge(&mut self, seen: &Listing) {
+        let old = std::mem::take(&mut self.series);
+        for (name, (sequence, heads)) in &seen.heads {
+            let listed =
+                SeriesMemory { sequence: *sequence, heads: heads.clone(), gone: Vec::new() };
+            self.series.insert(name.clone(), listed);
+        }
+        for (name, stored) in old {
+            let before = seen.before.get(&name);
+            let stays = |id: &String| {
+                let known = before.is_some_and(|before| before.knows(id));
+                seen.unreadable.contains(id) || (!known && !seen.visible.contains(id))
+            };
+            let heads: Vec<String> = stored.heads.into_iter().filter(|id| stays(id)).collect();
+            let gone: Vec<_> = stored.gone.into_iter().filter(|(id, _)| stays(id)).collect();
+            if heads.is_empty() && gone.is_empty() {
+                continue;
+            }
+            let series = self.series.entry(name).or_default();
+            if !heads.is_empty() {
+                series.sequence = series.sequence.max(stored.sequence);
+            }
+            series.heads.extend(heads);
+            series.gone.extend(gone);
+        }
+        for (name, id, sequence) in &seen.gone {
+            let series = self.series.entry(name.clone()).or_default();
+            series.gone.push((id.clone(), *sequence));
+        }
+    }
+}
+
+impl SeriesMemory {
+    fn knows(&self, id: &String) -> bool {
+        self.heads.contains(id) || self.gone.iter().any(|(gone, _)| gone == id)
+    }
+}
+
+/// What one listing of the points showed to a host that knew something before; ids in hexadecimal.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// What this process knew before it listed.
+    pub before: BTreeMap<String, SeriesMemory>,
+    /// All points it saw.
+    pub visible: BTreeSet<String>,
+    /// Points of which only a damaged manifest or an `ok` is there.
+    pub unreadable: BTreeSet<String>,
+    /// Greatest sequence number and heads of each series it saw.
+    pub heads: BTreeMap<String, (u64, Vec<String>)>,
+    /// Heads it knew before, by series, that were gone without an explanation; with the sequence
+    /// number they were remembered with.
+    pub gone: Vec<(String, String, u64)>,
+}
+
+/// Waits until no other process changes the memory in `folder`; until the file is dropped.
+fn lock(folder: &Path) -> Result<File> {
+    let path = folder.join(LOCK);
+    let fail = |cause: io::Error| {
+        Error::io(ErrorKind::Failed, format!("cannot lock {}", path.display()), cause)
+    };
+    let mut options = OpenOptions::new();
+    let options = options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let file = options.open(&path).map_err(fail)?;
+    loop {
+        match flock(&file, FlockOperation::LockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(cause) => {
+                let hint = "use a cache directory on a local file system";
+                return Err(fail(cause.into()).hint(hint));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory(sequence: u64, heads: &[&str], gone: &[(&str, u64)]) -> SeriesMemory {
+        let heads = heads.iter().map(|id| id.to_string()).collect();
+        let gone = gone.iter().map(|(id, sequence)| (id.to_string(), *sequence)).collect();
+        SeriesMemory { sequence, heads, gone }
+    }
+
+    fn of_series_a(series: SeriesMemory) -> BTreeMap<String, SeriesMemory> {
+        BTreeMap::from([("a".to_string(), series)])
+    }
+
+    /// What is remembered of a series after a listing with these points, of which the last is the
+    /// head, by a process that knew `before` where `stored` is known now.
+    fn merged(
+        before: SeriesMemory,
+        stored: SeriesMemory,
+        points: &[&str],
+        gone: &[(&str, u64)],
+    ) -> SeriesMemory {
+        let mut memory = HostMemory { series: of_series_a(stored), ..HostMemory::default() };
+        let head = points.last().map(|id| id.to_string());
+        let heads = (points.len() as u64, head.into_iter().collect());
+        memory.merge(&Listing {
+            before: of_series_a(before),
+            visible: points.iter().map(|id| id.to_string()).collect(),
+            unreadable: BTreeSet::from(["damaged".to_string()]),
+            heads: BTreeMap::from([("a".to_string(), heads)]),
+            gone: gone.iter().map(|(id, at)| ("a".into(), id.to_string(), *at)).collect(),
+        });
+        memory.series.remove("a").unwrap()
+    }
+
+    #[test]
+    fn a_listing_replaces_what_it_has_seen() {
+        let old = memory(2, &["p2"], &[]);
+        let found = merged(old.clone(), old.clone(), &["p1", "p2", "p3"], &[]);
+        assert_eq!(found, memory(3, &["p3"], &[]));
+        // A head that a removal note explains is not told as gone, and is forgotten.
+        assert_eq!(merged(old.clone(), old.clone(), &["p1"], &[]), memory(1, &["p1"], &[]));
+        // One that is damaged is still to be missed if it goes.
+        let damaged = memory(2, &["damaged"], &[]);
+        let found = merged(damaged.clone(), damaged, &["p1"], &[]);
+        assert_eq!(found, memory(2, &["p1", "damaged"], &[]));
+        // And one without a note stays on record, whatever is made since.
+        let lost = merged(old.clone(), old, &["p1"], &[("p2", 2)]);
+        assert_eq!(lost, memory(1, &["p1"], &[("p2", 2)]));
+        let later = merged(lost.clone(), lost, &["p1", "q2", "q3"], &[("p2", 2)]);
+        assert_eq!(later, memory(3, &["q3"], &[("p2", 2)]));
+    }
+
+    #[test]
+    fn an_older_listing_takes_no_newer_head_away() {
+        let (before, newer) = (memory(1, &["p1"], &[]), memory(4, &["p4"], &[("x", 3)]));
+        let found = merged(before.clone(), newer, &["p1", "p2"], &[]);
+        assert_eq!(found, memory(4, &["p2", "p4"], &[("x", 3)]));
+        // A series that this process did not see at all.
+        let mut memory = HostMemory { series: of_series_a(before), ..HostMemory::default() };
+        let expected = memory.clone();
+        memory.merge(&Listing::default());
+        assert_eq!(memory, expected);
+    }
+
+    #[test]
+    fn changes_of_many_at_once_are_all_kept() {
+        const THREADS: u64 = 8;
+        const CHANGES: u64 = 12;
+        let folder = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let folder = folder.path();
+                scope.spawn(move || {
+                    for change in 0..CHANGES {
+                        let add = |memory: &mut HostMemory| {
+                            let series = SeriesMemory { sequence: change, ..Default::default() };
+                            memory.series.insert(format!("{thread}-{change}"), series);
+                        };
+                        HostMemory::update(folder, &HostMemory::default(), add).unwrap();
+                    }
+                });
+            }
+        });
+        let (memory, problem) = HostMemory::load(folder.path());
+        assert_eq!(problem, None);
+        assert_eq!(memory.series.len() as u64, THREADS * CHANGES);
+        let mut left: Vec<_> =
+            fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [FILE, LOCK]);
     }
 }

@@ -145,23 +145,14 @@ impl Repository {
         lock(&self.memory).clone()
     }
 
-    /// Changes what this host remembers and stores it.
+    /// Changes what this host remembers and stores it. `change` gets what is stored now, which
+    /// another process may have changed since this one looked.
     ///
     /// # Errors
     /// Fails if the cache folder cannot be written.
     pub fn remember(&self, change: impl FnOnce(&mut HostMemory)) -> Result<()> {
         let mut memory = lock(&self.memory);
-        // Another process may have learnt something since: merge into what is stored now.
-        let (mut stored, _) = HostMemory::load(&self.cache);
-        if stored == HostMemory::default() {
-            stored = memory.clone();
-        }
-        let before = stored.clone();
-        change(&mut stored);
-        if stored != before {
-            stored.store(&self.cache)?;
-        }
-        *memory = stored;
+        *memory = HostMemory::update(&self.cache, &memory, change)?;
         Ok(())
     }
 
@@ -173,8 +164,12 @@ impl Repository {
         if let Some(id) = WriterId::from_hex(&self.memory().writer) {
             return Ok(id);
         }
-        let id = WriterId(random_array(self.environment.as_ref())?);
-        self.remember(|memory| memory.writer = id.to_hex())?;
+        let mut id = WriterId(random_array(self.environment.as_ref())?);
+        self.remember(|memory| match WriterId::from_hex(&memory.writer) {
+            // Another process of this host was first.
+            Some(first) => id = first,
+            None => memory.writer = id.to_hex(),
+        })?;
         Ok(id)
     }
 
@@ -215,7 +210,7 @@ impl Repository {
             return Ok(());
         }
         let leaf = self.config_leaf.clone();
-        self.remember(|memory| memory.config = leaf)
+        self.remember(|memory| memory.see_config(leaf))
     }
 
     /// A warning if this is another copy of the repository than the one used last, which an

@@ -3,6 +3,7 @@
 //! Invariant: a point is visible only if its manifest and its `ok` both exist.
 
 use super::Repository;
+use super::host_memory::{Listing, SeriesMemory};
 use super::objects::{get_hashed, get_record, open_record};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Folder, ObjectName};
@@ -34,6 +35,8 @@ pub struct PointSet {
     pub lonely_oks: Vec<PointId>,
     /// Visible points whose manifest cannot be read.
     pub damaged: Vec<(PointId, Error)>,
+    /// What this host remembered before the listing: all of it has to be there, or be explained.
+    before: BTreeMap<String, SeriesMemory>,
 }
 
 /// A point that this host saw as the newest of a series and that is gone.
@@ -73,6 +76,7 @@ impl PointSet {
     /// # Errors
     /// Fails if the storage cannot be listed; an unreadable manifest is in `damaged`.
     pub fn load(repository: &Repository) -> Result<PointSet> {
+        let before = repository.memory().series;
         let mut manifests = BTreeSet::new();
         let mut oks = BTreeSet::new();
         for entry in repository.storage().list(Folder::Points)? {
@@ -85,6 +89,7 @@ impl PointSet {
         let mut set = PointSet {
             unfinished: manifests.difference(&oks).copied().collect(),
             lonely_oks: oks.difference(&manifests).copied().collect(),
+            before,
             ..PointSet::default()
         };
         for id in manifests.intersection(&oks) {
@@ -132,15 +137,27 @@ impl PointSet {
         heads
     }
 
-    /// For every series, what a host has to remember to see a rollback.
-    pub fn heads_to_remember(&self) -> BTreeMap<String, (u64, Vec<PointId>)> {
-        let mut found = BTreeMap::new();
+    /// What a host has to remember of this listing to see a rollback.
+    ///
+    /// # Errors
+    /// As [`PointSet::unexplained_heads`].
+    pub fn listing(&self, repository: &Repository) -> Result<Listing> {
+        let gone = self.unexplained_heads(repository)?.into_iter();
+        let mut heads = BTreeMap::new();
         for name in self.series_names() {
             if let Some(latest) = self.latest(name) {
-                found.insert(name.to_string(), (latest.manifest.sequence, self.heads(name)));
+                let ids = self.heads(name).iter().map(|id| id.to_hex()).collect();
+                heads.insert(name.to_string(), (latest.manifest.sequence, ids));
             }
         }
-        found
+        let damaged = self.damaged.iter().map(|(id, _)| id);
+        Ok(Listing {
+            before: self.before.clone(),
+            unreadable: damaged.chain(&self.lonely_oks).map(|id| id.to_hex()).collect(),
+            visible: self.points.iter().map(|point| point.id.to_hex()).collect(),
+            heads,
+            gone: gone.map(|gone| (gone.series, gone.id.to_hex(), gone.sequence)).collect(),
+        })
     }
 }
 
@@ -188,7 +205,7 @@ impl PointSet {
             .chain(self.lonely_oks.iter().copied())
             .collect();
         let mut gone = Vec::new();
-        for (series, remembered) in repository.memory().series {
+        for (series, remembered) in &self.before {
             let heads = remembered.heads.iter().map(|head| (head, remembered.sequence));
             let before = remembered.gone.iter().map(|(head, sequence)| (head, *sequence));
             for (head, sequence) in heads.chain(before) {

@@ -7,7 +7,6 @@
 //! `ok` and delete the lease; or, if it is gone, put a removal note, delete the manifest and start
 //! over with a new lease and a new manifest.
 
-use super::host_memory::SeriesMemory;
 use super::locate::{Locator, loss_epoch, note_loss, prefix};
 use super::objects::{get_record, seal_record};
 use super::points::{Point, PointSet, manifest_name};
@@ -314,24 +313,14 @@ fn put_removal_note(
 }
 
 /// Remembers the heads of all series, so that a rollback shows on this host. A head that is gone
-/// unexplained stays remembered, whatever was made since.
+/// unexplained stays remembered, whatever was made since; so does one that another process saw
+/// after `points` were listed.
 ///
 /// # Errors
 /// Fails if the cache cannot be written or the notes cannot be listed.
 pub fn remember_heads(repository: &Repository, points: &PointSet) -> Result<()> {
-    let gone = points.unexplained_heads(repository)?;
-    let heads = points.heads_to_remember();
-    repository.remember(|memory| {
-        memory.series.clear();
-        for (name, (sequence, ids)) in heads {
-            let heads = ids.iter().map(|id| id.to_hex()).collect();
-            memory.series.insert(name, SeriesMemory { sequence, heads, gone: Vec::new() });
-        }
-        for head in gone {
-            let series = memory.series.entry(head.series).or_default();
-            series.gone.push((head.id.to_hex(), head.sequence));
-        }
-    })
+    let seen = points.listing(repository)?;
+    repository.remember(|memory| memory.merge(&seen))
 }
 
 /// Puts a heartbeat every minute until it is stopped.

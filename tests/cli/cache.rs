@@ -272,6 +272,33 @@ fn two_backups_at_once() {
 }
 
 #[test]
+fn backups_at_once_are_all_remembered() {
+    let vault = Vault::new();
+    let mut newest = std::collections::BTreeMap::new();
+    for round in 0..3 {
+        vault.write("file", format!("round {round}").as_bytes());
+        let start = |number: i32| {
+            let series = format!("series{number}");
+            let child = vault.command(&["--json", "backup", "--name", &series, "file"]).spawn();
+            (series, child.unwrap())
+        };
+        for (series, child) in (0..6).map(start).collect::<Vec<_>>() {
+            let outcome = wait(child);
+            assert_eq!(outcome.code, 0, "{outcome:?}");
+            newest.insert(series, outcome.json()["point_id"].clone());
+        }
+        let cache = files(&vault.path("cache"));
+        let memory = cache.iter().find(|file| file.ends_with("memory.json")).unwrap();
+        let memory = fs::read(vault.path("cache").join(memory)).unwrap();
+        let memory: serde_json::Value = serde_json::from_slice(&memory).unwrap();
+        for (series, id) in &newest {
+            let heads = memory["series"][series]["heads"].as_array();
+            assert!(heads.is_some_and(|heads| heads.contains(id)), "{series}: {memory}");
+        }
+    }
+}
+
+#[test]
 fn everything_else_goes_on_beside_a_backup() {
     let (vault, data) = vault_with_history();
     let mut command = vault.command(&["backup", "--name", "pipe", "-"]);
