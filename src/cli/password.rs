@@ -4,19 +4,21 @@
 //! `DISKVAULT_PASSWORD_COMMAND`, `DISKVAULT_PASSWORD_FILE`, `DISKVAULT_PASSWORD_FD` (the number of
 //! an open descriptor), prompt. Of a file, command or descriptor the first line counts. A command runs without a shell.
 //!
-//! Invariant: a password is never an argument and never printed; buffers are wiped.
+//! Invariant: a password is never an argument and never printed. It is read into one buffer that
+//! does not grow, so that no copy stays behind, and that is wiped. Beyond reach: what the kernel
+//! keeps of a pipe or a terminal, and the environment block itself.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::secrets::Passphrase;
 use std::ffi::OsString;
-use std::io::{IsTerminal, Read};
+use std::io::{self, IsTerminal, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use zeroize::Zeroizing;
 
-/// Longest password that is read, in bytes: more is a mistaken file.
-const PASSWORD_BYTES_MAX: u64 = 64 << 10;
+/// Longest file or output that a password is taken from, in bytes: more is a mistake.
+const PASSWORD_BYTES_MAX: usize = 64 << 10;
 
 /// Sources of one password.
 pub struct Sources<'a> {
@@ -103,24 +105,42 @@ impl Sources<'_> {
     }
 }
 
-fn first_line(mut bytes: Zeroizing<Vec<u8>>, what: &str) -> Result<Passphrase> {
+/// Reads to the end, into a buffer that has its size from the start.
+fn read_secret(mut source: impl Read, what: &str) -> Result<Zeroizing<Vec<u8>>> {
+    let mut buffer = Zeroizing::new(vec![0; PASSWORD_BYTES_MAX + 1]);
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match source.read(&mut buffer[filled..]) {
+            Ok(0) => {
+                buffer.truncate(filled);
+                return Ok(buffer);
+            }
+            Ok(count) => filled += count,
+            Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+            Err(cause) => {
+                let text = format!("cannot read {what}");
+                return Err(Error::io(ErrorKind::Failed, text, cause));
+            }
+        }
+    }
+    let text = format!("cannot use {what}: it has more than {PASSWORD_BYTES_MAX} bytes");
+    Err(Error::new(ErrorKind::Failed, text))
+}
+
+fn first_line(bytes: &[u8], what: &str) -> Result<Passphrase> {
     let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
     let end = if end > 0 && bytes[end - 1] == b'\r' { end - 1 } else { end };
     if end == 0 {
         return Err(Error::new(ErrorKind::Failed, format!("cannot use {what}: it is empty")));
     }
-    let password = bytes[..end].to_vec();
-    bytes.fill(0);
-    Ok(Passphrase::new(password))
+    Ok(Passphrase::new(bytes[..end].to_vec()))
 }
 
 fn from_file(path: &Path) -> Result<Passphrase> {
     let what = format!("password file {}", path.display());
-    let mut bytes = Zeroizing::new(Vec::new());
-    std::fs::File::open(path)
-        .and_then(|file| file.take(PASSWORD_BYTES_MAX).read_to_end(&mut bytes))
+    let file = std::fs::File::open(path)
         .map_err(|cause| Error::io(ErrorKind::Failed, format!("cannot read {what}"), cause))?;
-    first_line(bytes, &what)
+    first_line(&read_secret(file, &what)?, &what)
 }
 
 fn from_command(command: &str) -> Result<Passphrase> {
@@ -135,22 +155,27 @@ fn from_command(command: &str) -> Result<Passphrase> {
         .stdout(Stdio::piped())
         .spawn()
         .map_err(cannot)?;
-    let mut bytes = Zeroizing::new(Vec::new());
-    if let Some(output) = child.stdout.take() {
-        output.take(PASSWORD_BYTES_MAX).read_to_end(&mut bytes).map_err(cannot)?;
+    let read = match child.stdout.take() {
+        Some(output) => read_secret(output, &what),
+        None => Ok(Zeroizing::default()),
+    };
+    if read.is_err() {
+        // It may go on for ever, and nobody wants the rest. It may have ended as well.
+        let _ = child.kill();
     }
     let status = child.wait().map_err(cannot)?;
+    let bytes = read?;
     if !status.success() {
         return Err(Error::new(
             ErrorKind::Failed,
             format!("cannot use {what}: it ended with {status}"),
         ));
     }
-    first_line(bytes, &what)
+    first_line(&bytes, &what)
 }
 
 fn prompt(text: &str) -> Result<Passphrase> {
-    if !std::io::stdin().is_terminal() {
+    if !io::stdin().is_terminal() {
         let error = Error::new(ErrorKind::Usage, "cannot ask for a password: there is no terminal");
         return Err(error.hint("set DISKVAULT_PASSWORD_FILE or use --password-file"));
     }
@@ -166,4 +191,42 @@ fn prompt_twice(text: &str) -> Result<Passphrase> {
         return Err(Error::new(ErrorKind::Usage, "cannot use the password: the two differ"));
     }
     Ok(one)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives its bytes one by one, and says where they were put.
+    struct Dripping<'a>(&'a [u8], Vec<usize>);
+
+    impl Read for Dripping<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let Some((first, rest)) = self.0.split_first() else { return Ok(0) };
+            self.0 = rest;
+            self.1.push(buffer.as_ptr() as usize);
+            buffer[0] = *first;
+            Ok(1)
+        }
+    }
+
+    #[test]
+    fn a_secret_is_in_one_buffer_from_its_first_byte_on() {
+        let text = vec![b'x'; PASSWORD_BYTES_MAX];
+        let mut source = Dripping(&text, Vec::new());
+        let read = read_secret(&mut source, "it").unwrap();
+        assert!(*read == text);
+        let start = read.as_ptr() as usize;
+        assert!(source.1.iter().enumerate().all(|(at, place)| *place == start + at), "it moved");
+    }
+
+    #[test]
+    fn what_is_too_long_is_refused_and_not_cut() {
+        let mut text = vec![b'x'; PASSWORD_BYTES_MAX + 1];
+        let error = read_secret(&text[..], "it").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Failed);
+        assert_eq!(error.to_string(), "cannot use it: it has more than 65536 bytes");
+        text.pop();
+        assert!(read_secret(&text[..], "it").is_ok());
+    }
 }

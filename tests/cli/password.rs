@@ -112,6 +112,31 @@ fn a_source_that_fails_is_named_and_nothing_else_is_tried() {
 }
 
 #[test]
+fn what_is_too_long_for_a_password_is_refused() {
+    let vault = Vault::new();
+    // The first line would do: what has so many more is the wrong file all the same.
+    let mut text = format!("{PASSWORD}\n").into_bytes();
+    text.resize(64 << 10, b'x');
+    let fits = vault.write("fits", &text);
+    assert_eq!(list(&vault, &["--password-file", &fits], &[]).0, 0);
+    text.push(b'x');
+    let long = vault.write("long", &text);
+    let endless = format!("sh -c 'echo {PASSWORD}; exec cat /dev/zero'");
+    let cat = format!("cat {long}");
+    for (arguments, what) in [
+        (["--password-file", &long], "file "),
+        (["--password-file", "/dev/zero"], "file /dev/zero"),
+        (["--password-command", &cat], "command cat"),
+        (["--password-command", &endless], "command sh"),
+    ] {
+        let (code, stderr) = list(&vault, &arguments, &[]);
+        assert_eq!(code, 1, "{stderr}");
+        let start = format!("diskvault: cannot use password {what}");
+        assert!(stderr.starts_with(&start) && stderr.contains("more than 65536 bytes"), "{stderr}");
+    }
+}
+
+#[test]
 fn a_wrong_password_and_none_at_all() {
     let vault = Vault::new();
     let (code, stderr) = list(&vault, &[], &[("DISKVAULT_PASSWORD", "hunter2 hunter2")]);
