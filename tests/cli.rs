@@ -35,3 +35,5 @@ mod sources;
 mod statistics;
 #[path = "cli/support.rs"]
 mod support;
+#[path = "cli/terminal.rs"]
+mod terminal;

@@ -1,10 +1,12 @@
 //! `init`: makes a repository, with a recovery key.
 //!
 //! Invariant: the recovery key is on a terminal or in its file before there is a repository that
-//! it opens, and never anywhere else; a refusal leaves nothing behind.
+//! it opens, and never anywhere else; it was tested before success is reported; a refusal leaves
+//! nothing behind.
 
 use super::context::{Context, host_name};
 use super::output::{json_line, line, remark};
+use super::recovery::{ConfigWatch, HandedOut};
 use super::sizes::{format_bytes, parse_bytes};
 use crate::environment::SystemEnvironment;
 use crate::error::{Error, ErrorKind, Result};
@@ -13,9 +15,7 @@ use crate::repository::{InitOptions, InitReport, initialise};
 use crate::storage::local::LocalStorage;
 use diskvault_format::key_slot::KdfCost;
 use serde_json::json;
-use std::fs::OpenOptions;
-use std::io::{IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
@@ -63,29 +63,32 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         true => None,
         false => Some(make_recovery_key(&SystemEnvironment)?),
     };
-    if let (Some(file), Some(key)) = (&arguments.recovery_key_file, &recovery) {
-        write_recovery_key(file, key)?;
+    let handed_out = match (&arguments.recovery_key_file, &recovery) {
+        (_, None) => None,
+        (Some(file), Some(key)) => Some(HandedOut::to_file(file, "recovery key file ", key)?),
+        (None, Some(key)) => Some(HandedOut::to_terminal(key)?),
+    };
+    match make(&path, &password, recovery.as_ref(), chunk_bytes) {
+        Ok(report) => print_report(context, &path, &report),
+        Err((error, is_void)) => {
+            if let Some(handed_out) = handed_out {
+                handed_out.settle(is_void, context.monitor());
+            }
+            Err(error)
+        }
     }
-    let made = make(&path, &password, recovery.as_ref(), chunk_bytes);
-    if let (Err(_), Some(file)) = (&made, &arguments.recovery_key_file) {
-        // Made a moment ago by this run, and good for nothing.
-        let _ = std::fs::remove_file(file);
-    }
-    let report = made?;
-    if let (None, Some(key)) = (&arguments.recovery_key_file, &recovery) {
-        show_recovery_key(key)?;
-    }
-    print_report(context, &path, &report)
 }
 
+/// Makes the repository; beside an error whether surely nothing was made.
 fn make(
     path: &Path,
     password: &Passphrase,
     recovery: Option<&Zeroizing<String>>,
     chunk_bytes: u32,
-) -> Result<InitReport> {
+) -> Result<InitReport, (Error, bool)> {
     let recovery = recovery.map(|key| Passphrase::new(key.as_bytes().to_vec()));
-    let storage = LocalStorage::create(path)?;
+    let storage = LocalStorage::create(path).map_err(|error| (error, true))?;
+    let watch = ConfigWatch::start(&storage);
     let options = InitOptions {
         passphrase: password,
         recovery: recovery.as_ref(),
@@ -95,29 +98,7 @@ fn make(
         host: &host_name(),
     };
     initialise(&storage, &SystemEnvironment, &options)
-}
-
-fn write_recovery_key(file: &Path, key: &str) -> Result<()> {
-    let cannot = |cause| {
-        let text = format!("cannot write recovery key file {}", file.display());
-        Error::io(ErrorKind::Failed, text, cause)
-    };
-    let mut opened =
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(file).map_err(cannot)?;
-    let written = writeln!(opened, "{key}").and_then(|()| opened.sync_all());
-    if written.is_err() {
-        // Half a key helps nobody.
-        let _ = std::fs::remove_file(file);
-    }
-    written.map_err(cannot)
-}
-
-/// Shows the key on the terminal itself, so that a redirected output does not keep it.
-fn show_recovery_key(key: &str) -> Result<()> {
-    let cannot = |cause| Error::io(ErrorKind::Failed, "cannot show the recovery key", cause);
-    let mut terminal = OpenOptions::new().write(true).open("/dev/tty").map_err(cannot)?;
-    let text = "Recovery key: opens the repository when the password is lost. Write it down now:";
-    writeln!(terminal, "\n{text}\n\n    {key}\n").map_err(cannot)
+        .map_err(|error| (error, watch.is_unchanged()))
 }
 
 fn print_report(context: &Context, path: &Path, report: &InitReport) -> Result<()> {

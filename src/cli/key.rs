@@ -3,17 +3,16 @@
 use super::context::{Context, host_name};
 use super::output::{escape, json_line, line, table};
 use super::password;
+use super::recovery::{ConfigWatch, HandedOut, write_private};
 use crate::environment::SystemEnvironment;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::repository::address::{format_time_local, format_time_utc};
 use crate::repository::secrets::{Passphrase, make_recovery_key};
 use crate::repository::{Repository, SlotDescription};
 use clap::Subcommand;
 use diskvault_format::key_slot::{KdfCost, SlotKind};
 use serde_json::{Value, json};
-use std::fs::OpenOptions;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Options of `key`.
@@ -91,7 +90,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
             if file == Path::new("-") {
                 return std::io::stdout().write_all(&bytes).map_err(super::output::cannot_write);
             }
-            write_new(file, &bytes)?;
+            write_private(file, "", &bytes)?;
             tell(context, "exported", &repository.current_key().to_hex())
         }
     }
@@ -101,19 +100,6 @@ fn label_of(repository: &Repository, id: diskvault_format::id::KeySlotId) -> Res
     let slots = repository.key_slots()?;
     let label = slots.into_iter().find(|slot| slot.id == id).and_then(|slot| slot.label.ok());
     Ok(label.map_or_else(|| "password".into(), |label| label.name))
-}
-
-fn write_new(file: &Path, bytes: &[u8]) -> Result<()> {
-    let cannot =
-        |cause| Error::io(ErrorKind::Failed, format!("cannot write {}", file.display()), cause);
-    let mut opened =
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(file).map_err(cannot)?;
-    let written = opened.write_all(bytes).and_then(|()| opened.sync_all());
-    if written.is_err() {
-        // Half a key helps nobody.
-        let _ = std::fs::remove_file(file);
-    }
-    written.map_err(cannot)
 }
 
 fn add(
@@ -127,15 +113,18 @@ fn add(
     let id = match recovery_key_file {
         Some(file) => {
             let key = make_recovery_key(&SystemEnvironment)?;
-            write_new(file, format!("{}\n", key.as_str()).as_bytes())?;
+            let handed_out = HandedOut::to_file(file, "", &key)?;
             let secret = Passphrase::new(key.as_bytes().to_vec());
             let cost = KdfCost::RECOVERY;
-            let added = repository.add_key(SlotKind::Recovery, &secret, cost, name, &host);
-            if added.is_err() {
-                // Made a moment ago by this run, and good for nothing.
-                let _ = std::fs::remove_file(file);
+            let storage = repository.storage().clone();
+            let watch = ConfigWatch::start(storage.as_ref());
+            match repository.add_key(SlotKind::Recovery, &secret, cost, name, &host) {
+                Ok(id) => id,
+                Err(error) => {
+                    handed_out.settle(watch.is_unchanged(), context.monitor());
+                    return Err(error);
+                }
             }
-            added?
         }
         None => {
             let secret = password::new(new_password_file)?;

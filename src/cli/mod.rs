@@ -18,6 +18,7 @@ mod list;
 mod output;
 mod password;
 mod progress;
+mod recovery;
 mod repair;
 mod restore;
 mod show;

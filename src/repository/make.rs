@@ -1,7 +1,8 @@
 //! Making a repository: `init`.
 //!
 //! Order of writing: key slots, instance, config. Without a config there is no repository, so a
-//! crash on the way leaves a folder that a later `init` refuses to fill and nobody mistakes.
+//! crash on the way leaves a folder that a later `init` refuses to fill and nobody mistakes. Only a
+//! failure of the last write, of the config, can leave a repository all the same.
 
 use super::secrets::{NewSlot, Passphrase, store_slot};
 use crate::environment::{Environment, random_array};

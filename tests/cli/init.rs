@@ -1,6 +1,7 @@
 //! `init`: what it refuses, what it leaves behind, and the recovery key.
 
-use crate::support::{Outcome, Vault, files, finish, on_terminal, random};
+use crate::support::{Outcome, Vault, files, finish, random};
+use crate::terminal::{Terminal, on_terminal};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
@@ -141,10 +142,100 @@ fn a_repository_in_a_new_deep_folder_works_at_once() {
 #[test]
 fn on_a_terminal_the_recovery_key_is_shown_there_and_nowhere_else() {
     let vault = Vault::without_repository();
-    let Some((terminal, code)) = on_terminal(&vault, &["init"], ">out") else { return };
+    let Some((terminal, code)) = on_terminal(&vault, "$0 init >out") else { return };
     assert_eq!(code, 0, "{terminal}");
     let key = terminal.split_whitespace().find(|word| word.starts_with("DVRK-")).unwrap();
     let printed = fs::read_to_string(vault.path("out")).unwrap();
     assert!(printed.starts_with("made repository ") && !printed.contains("DVRK"), "{printed}");
     assert_eq!(list_with(&vault, key).code, 0);
+}
+
+/// The recovery key that a terminal shows.
+fn shown_key(terminal: &str) -> &str {
+    terminal.split_whitespace().find(|word| word.starts_with("DVRK-")).unwrap()
+}
+
+#[test]
+fn a_password_is_typed_twice_and_never_shown() {
+    const TYPED: &str = "typed by hand";
+    let vault = Vault::without_repository();
+    let Some(mut terminal) = Terminal::start(&vault, "$0 init >out", false) else { return };
+    terminal.answer("new password: ", "typed by hand\n");
+    terminal.answer("the same again: ", "typed by hand\n");
+    let (shown, code) = terminal.finish();
+    assert_eq!(code, 0, "{shown}");
+    assert!(!shown.contains(TYPED), "the password was shown");
+    let key = shown_key(&shown);
+    assert_eq!(list_with(&vault, TYPED).code, 0);
+    for command in [["key", "list"], ["check", "--read-data"]] {
+        let outcome = finish(vault.command(&command).env("DISKVAULT_PASSWORD", key));
+        assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    }
+    // And typed once to open it.
+    for (typed, expected) in [(TYPED, 0), (key, 0), ("something else", 12)] {
+        let mut terminal = Terminal::start(&vault, "$0 list", false).unwrap();
+        terminal.answer("password: ", &format!("{typed}\n"));
+        let (again, code) = terminal.finish();
+        assert_eq!(code, expected, "{again}");
+        assert!(!again.contains(typed), "the password was shown");
+    }
+}
+
+#[test]
+fn two_different_passwords_make_nothing() {
+    let vault = Vault::without_repository();
+    let Some(mut terminal) = Terminal::start(&vault, "$0 init", false) else { return };
+    terminal.answer("new password: ", "one\n");
+    terminal.answer("the same again: ", "two\n");
+    let (shown, code) = terminal.finish();
+    assert_eq!(code, 2, "{shown}");
+    assert!(shown.contains("cannot use the password: the two differ"), "{shown}");
+    assert!(!shown.contains("DVRK") && !vault.repo().exists());
+}
+
+#[test]
+fn a_key_that_cannot_be_shown_makes_nothing() {
+    let vault = Vault::without_repository();
+    // A session without a terminal of its own, whose descriptors are one all the same.
+    let Some((shown, code)) = on_terminal(&vault, "setsid -w $0 init") else { return };
+    assert_eq!(code, 1, "{shown}");
+    assert!(shown.contains("cannot show the recovery key: "), "{shown}");
+    assert!(!shown.contains("DVRK") && !vault.repo().exists());
+}
+
+#[test]
+fn a_key_that_was_shown_in_vain_is_called_void() {
+    let vault = Vault::new();
+    let Some((shown, code)) = on_terminal(&vault, "$0 init") else { return };
+    assert_eq!(code, 1, "{shown}");
+    let (key, rest) = shown.split_once("DVRK-").unwrap();
+    assert!(key.contains("Write it down now"), "{shown}");
+    assert!(rest.contains("the recovery key shown above is void: no repository was made"));
+    assert!(rest.contains("the folder is not empty"), "{shown}");
+}
+
+/// The key file and its folder are on stable storage before the first object is written.
+#[test]
+fn a_recovery_key_file_is_durable_before_the_repository() {
+    let vault = Vault::without_repository();
+    fs::create_dir(vault.path("safe")).unwrap();
+    let plain = vault.command(&["init", "--recovery-key-file", "safe/recovery"]);
+    let mut command = std::process::Command::new("strace");
+    command.args(["-f", "-y", "-e", "trace=fsync", "-o", "log"]);
+    command.arg(plain.get_program()).args(plain.get_args()).current_dir(vault.path(""));
+    command.env_clear();
+    for (name, value) in plain.get_envs() {
+        command.env(name, value.unwrap_or_default());
+    }
+    match command.output() {
+        Ok(output) if output.status.success() => {}
+        _ => {
+            eprintln!("skipped: strace is missing or may not trace");
+            return;
+        }
+    }
+    let log = fs::read_to_string(vault.path("log")).unwrap();
+    let at = |end: &str| log.find(end).unwrap_or_else(|| panic!("no {end} in {log}"));
+    assert!(at("/safe/recovery>") < at("/safe>"), "{log}");
+    assert!(at("/safe>") < at("/repo"), "{log}");
 }

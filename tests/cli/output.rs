@@ -1,7 +1,8 @@
 //! What goes where: results on standard output, everything else on standard error, JSON for
 //! programs; and readers that are not there.
 
-use crate::support::{Vault, finish, on_terminal, random, wait};
+use crate::support::{Vault, finish, random, wait};
+use crate::terminal::on_terminal;
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -273,7 +274,8 @@ fn a_file_name_from_a_glob_cannot_drive_the_terminal_either() {
         vec!["restore", "a", "x", "\x1b]0;owned\x07"],
         vec!["show", "\x1b]0;owned\x07"],
     ] {
-        let Some((terminal, code)) = on_terminal(&vault, &arguments, "") else { return };
+        let line = format!("$0 '{}'", arguments.join("' '"));
+        let Some((terminal, code)) = on_terminal(&vault, &line) else { return };
         assert_ne!(code, 0);
         assert!(!terminal.contains("\x1b]"), "{}", terminal.escape_debug());
     }

@@ -223,32 +223,6 @@ impl Outcome {
     }
 }
 
-/// Runs on a terminal of its own: what the terminal shows, and the exit code. `None`, with a
-/// message, where util-linux's `script` is missing.
-pub fn on_terminal(vault: &Vault, arguments: &[&str], redirection: &str) -> Option<(String, i32)> {
-    let plain = vault.command(arguments);
-    let mut words = Vec::new();
-    for word in std::iter::once(plain.get_program()).chain(plain.get_args()) {
-        words.push(format!("'{}'", word.to_str().unwrap()));
-    }
-    let mut command = Command::new("script");
-    command.args(["-qec", &format!("{} {redirection}", words.join(" ")), "/dev/null"]);
-    command.current_dir(vault.path("")).env_clear().stdin(Stdio::null());
-    for (name, value) in plain.get_envs() {
-        command.env(name, value.unwrap_or_default());
-    }
-    match command.output() {
-        Ok(output) => {
-            let shown = String::from_utf8_lossy(&output.stdout).into_owned();
-            Some((shown, output.status.code().unwrap()))
-        }
-        Err(_) => {
-            eprintln!("skipped: there is no program `script`");
-            None
-        }
-    }
-}
-
 /// Runs a command to its end.
 pub fn finish(command: &mut Command) -> Outcome {
     Outcome::new(command.output().unwrap())
