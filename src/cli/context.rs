@@ -112,6 +112,7 @@ impl Context {
         password::first(
             self.options.password_file.as_deref(),
             self.options.password_command.as_deref(),
+            &self.monitor,
         )
     }
 
@@ -124,6 +125,7 @@ impl Context {
         let secret = password::existing(
             self.options.password_file.as_deref(),
             self.options.password_command.as_deref(),
+            &self.monitor,
         )?;
         let environment = Arc::new(SystemEnvironment);
         let repository = Repository::open(storage, environment, &self.cache()?, &secret)?;

@@ -78,7 +78,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         }
         Command::Passwd { new_password_file } => {
             let old = repository.current_key();
-            let password = password::new(new_password_file.as_deref())?;
+            let password = password::new(new_password_file.as_deref(), context.monitor())?;
             let name = label_of(&repository, old)?;
             let (kind, cost) = (SlotKind::Passphrase, KdfCost::PASSPHRASE);
             let id = repository.add_key(kind, &password, cost, &name, &host_name())?;
@@ -127,7 +127,7 @@ fn add(
             }
         }
         None => {
-            let secret = password::new(new_password_file)?;
+            let secret = password::new(new_password_file, context.monitor())?;
             repository.add_key(SlotKind::Passphrase, &secret, KdfCost::PASSPHRASE, name, &host)?
         }
     };

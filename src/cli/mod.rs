@@ -23,6 +23,7 @@ mod repair;
 mod restore;
 mod show;
 mod sizes;
+mod terminal;
 mod version;
 
 use crate::error::{Error, ErrorKind, Result};

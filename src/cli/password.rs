@@ -8,11 +8,17 @@
 //! does not grow, so that no copy stays behind, and that is wiped. Beyond reach: what the kernel
 //! keeps of a pipe or a terminal, and the environment block itself.
 
+use super::terminal::{Hidden, Interruptible};
 use crate::error::{Error, ErrorKind, Result};
+use crate::monitor::Monitor;
 use crate::repository::secrets::Passphrase;
+use rustix::fs::OFlags;
 use std::ffi::OsString;
+use std::fs::OpenOptions;
 use std::io::{self, IsTerminal, Read};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use zeroize::Zeroizing;
@@ -35,12 +41,16 @@ pub struct Sources<'a> {
 /// The password to open a repository with.
 ///
 /// # Errors
-/// `Failed` if a source cannot be read; `Usage` if there is none and no terminal.
-pub fn existing(file: Option<&Path>, command: Option<&str>) -> Result<Passphrase> {
+/// `Failed` if a source cannot be read; `Usage` if there is none and no terminal; `Cancelled`.
+pub fn existing(
+    file: Option<&Path>,
+    command: Option<&str>,
+    monitor: &dyn Monitor,
+) -> Result<Passphrase> {
     let sources = Sources { file, command, variable: "DISKVAULT_PASSWORD", prompt: "password: " };
-    match sources.read()? {
+    match sources.read(monitor)? {
         Some(password) => Ok(password),
-        None => prompt(sources.prompt),
+        None => prompt(sources.prompt, monitor),
     }
 }
 
@@ -48,12 +58,16 @@ pub fn existing(file: Option<&Path>, command: Option<&str>) -> Result<Passphrase
 ///
 /// # Errors
 /// As [`existing`]; `Usage` if the two differ.
-pub fn first(file: Option<&Path>, command: Option<&str>) -> Result<Passphrase> {
+pub fn first(
+    file: Option<&Path>,
+    command: Option<&str>,
+    monitor: &dyn Monitor,
+) -> Result<Passphrase> {
     let sources =
         Sources { file, command, variable: "DISKVAULT_PASSWORD", prompt: "new password: " };
-    match sources.read()? {
+    match sources.read(monitor)? {
         Some(password) => Ok(password),
-        None => prompt_twice(sources.prompt),
+        None => prompt_twice(sources.prompt, monitor),
     }
 }
 
@@ -62,12 +76,12 @@ pub fn first(file: Option<&Path>, command: Option<&str>) -> Result<Passphrase> {
 ///
 /// # Errors
 /// As [`first`].
-pub fn new(file: Option<&Path>) -> Result<Passphrase> {
+pub fn new(file: Option<&Path>, monitor: &dyn Monitor) -> Result<Passphrase> {
     let variable = "DISKVAULT_NEW_PASSWORD";
     let sources = Sources { file, command: None, variable, prompt: "new password: " };
-    match sources.read()? {
+    match sources.read(monitor)? {
         Some(password) => Ok(password),
-        None => prompt_twice(sources.prompt),
+        None => prompt_twice(sources.prompt, monitor),
     }
 }
 
@@ -76,21 +90,21 @@ impl Sources<'_> {
         std::env::var_os(format!("{}{suffix}", self.variable)).filter(|text| !text.is_empty())
     }
 
-    fn read(&self) -> Result<Option<Passphrase>> {
+    fn read(&self, monitor: &dyn Monitor) -> Result<Option<Passphrase>> {
         if let Some(path) = self.file {
-            return from_file(path).map(Some);
+            return from_file(path, monitor).map(Some);
         }
         if let Some(command) = self.command {
-            return from_command(command).map(Some);
+            return from_command(command, monitor).map(Some);
         }
         if let Some(password) = self.variable("") {
             return Ok(Some(Passphrase::new(password.into_vec())));
         }
         if let Some(command) = self.variable("_COMMAND") {
-            return from_command(&command.to_string_lossy()).map(Some);
+            return from_command(&command.to_string_lossy(), monitor).map(Some);
         }
         if let Some(path) = self.variable("_FILE") {
-            return from_file(Path::new(&path)).map(Some);
+            return from_file(Path::new(&path), monitor).map(Some);
         }
         if let Some(number) = self.variable("_FD") {
             let number = number.to_str().and_then(|text| text.parse::<u32>().ok());
@@ -99,20 +113,24 @@ impl Sources<'_> {
                 Error::new(ErrorKind::Usage, text)
             })?;
             // Opened by name, because taking over a descriptor by number is not memory-safe.
-            return from_file(Path::new(&format!("/proc/self/fd/{number}"))).map(Some);
+            return from_file(Path::new(&format!("/proc/self/fd/{number}")), monitor).map(Some);
         }
         Ok(None)
     }
 }
 
-/// Reads to the end, into a buffer that has its size from the start.
-fn read_secret(mut source: impl Read, what: &str) -> Result<Zeroizing<Vec<u8>>> {
+/// Reads up to where `is_end` says or to the end, into a buffer that has its size from the start.
+fn read_secret(
+    mut source: impl Read,
+    what: &str,
+    is_end: impl Fn(&[u8]) -> bool,
+) -> Result<Zeroizing<Vec<u8>>> {
     let mut buffer = Zeroizing::new(vec![0; PASSWORD_BYTES_MAX + 1]);
     let mut filled = 0;
     while filled < buffer.len() {
         match source.read(&mut buffer[filled..]) {
-            Ok(0) => {
-                buffer.truncate(filled);
+            Ok(count) if count == 0 || is_end(&buffer[..filled + count]) => {
+                buffer.truncate(filled + count);
                 return Ok(buffer);
             }
             Ok(count) => filled += count,
@@ -136,14 +154,30 @@ fn first_line(bytes: &[u8], what: &str) -> Result<Passphrase> {
     Ok(Passphrase::new(bytes[..end].to_vec()))
 }
 
-fn from_file(path: &Path) -> Result<Passphrase> {
-    let what = format!("password file {}", path.display());
-    let file = std::fs::File::open(path)
-        .map_err(|cause| Error::io(ErrorKind::Failed, format!("cannot read {what}"), cause))?;
-    first_line(&read_secret(file, &what)?, &what)
+/// As [`read_secret`], to the end; the user may end the wait.
+fn read_all(
+    source: impl Read + AsFd,
+    what: &str,
+    monitor: &dyn Monitor,
+) -> Result<Zeroizing<Vec<u8>>> {
+    let read = read_secret(Interruptible::new(source, monitor), what, |_| false);
+    monitor.check_cancelled()?;
+    read
 }
 
-fn from_command(command: &str) -> Result<Passphrase> {
+fn from_file(path: &Path, monitor: &dyn Monitor) -> Result<Passphrase> {
+    let what = format!("password file {}", path.display());
+    // A FIFO that nobody writes to would keep an open from returning; other files ignore this.
+    let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(nonblocking)
+        .open(path)
+        .map_err(|cause| Error::io(ErrorKind::Failed, format!("cannot read {what}"), cause))?;
+    first_line(&read_all(file, &what, monitor)?, &what)
+}
+
+fn from_command(command: &str, monitor: &dyn Monitor) -> Result<Passphrase> {
     let words = shlex::split(command).filter(|words| !words.is_empty()).ok_or_else(|| {
         Error::new(ErrorKind::Usage, "cannot split the password command into words")
     })?;
@@ -156,7 +190,7 @@ fn from_command(command: &str) -> Result<Passphrase> {
         .spawn()
         .map_err(cannot)?;
     let read = match child.stdout.take() {
-        Some(output) => read_secret(output, &what),
+        Some(output) => read_all(output, &what, monitor),
         None => Ok(Zeroizing::default()),
     };
     if read.is_err() {
@@ -165,6 +199,8 @@ fn from_command(command: &str) -> Result<Passphrase> {
     }
     let status = child.wait().map_err(cannot)?;
     let bytes = read?;
+    // The same Ctrl-C reached the command.
+    monitor.check_cancelled()?;
     if !status.success() {
         return Err(Error::new(
             ErrorKind::Failed,
@@ -174,19 +210,27 @@ fn from_command(command: &str) -> Result<Passphrase> {
     first_line(&bytes, &what)
 }
 
-fn prompt(text: &str) -> Result<Passphrase> {
+fn prompt(text: &str, monitor: &dyn Monitor) -> Result<Passphrase> {
     if !io::stdin().is_terminal() {
         let error = Error::new(ErrorKind::Usage, "cannot ask for a password: there is no terminal");
         return Err(error.hint("set DISKVAULT_PASSWORD_FILE or use --password-file"));
     }
-    let password = rpassword::prompt_password(text)
-        .map_err(|cause| Error::io(ErrorKind::Failed, "cannot read the password", cause))?;
-    Ok(Passphrase::new(password.into_bytes()))
+    let cannot = |cause| Error::io(ErrorKind::Failed, "cannot ask for a password", cause);
+    let hidden = Hidden::ask(text).map_err(cannot)?;
+    let source = Interruptible::new(&hidden, monitor);
+    let read = read_secret(source, "the password", |bytes| bytes.ends_with(b"\n"));
+    monitor.check_cancelled()?;
+    let bytes = read?;
+    let Some(line) = bytes.strip_suffix(b"\n") else {
+        return Err(Error::new(ErrorKind::Failed, "cannot read the password: the input ended"));
+    };
+    hidden.done();
+    Ok(Passphrase::new(line.to_vec()))
 }
 
-fn prompt_twice(text: &str) -> Result<Passphrase> {
-    let one = prompt(text)?;
-    let two = prompt("the same again: ")?;
+fn prompt_twice(text: &str, monitor: &dyn Monitor) -> Result<Passphrase> {
+    let one = prompt(text, monitor)?;
+    let two = prompt("the same again: ", monitor)?;
     if !one.is_same(&two) {
         return Err(Error::new(ErrorKind::Usage, "cannot use the password: the two differ"));
     }
@@ -214,7 +258,7 @@ mod tests {
     fn a_secret_is_in_one_buffer_from_its_first_byte_on() {
         let text = vec![b'x'; PASSWORD_BYTES_MAX];
         let mut source = Dripping(&text, Vec::new());
-        let read = read_secret(&mut source, "it").unwrap();
+        let read = read_secret(&mut source, "it", |_| false).unwrap();
         assert!(*read == text);
         let start = read.as_ptr() as usize;
         assert!(source.1.iter().enumerate().all(|(at, place)| *place == start + at), "it moved");
@@ -223,10 +267,10 @@ mod tests {
     #[test]
     fn what_is_too_long_is_refused_and_not_cut() {
         let mut text = vec![b'x'; PASSWORD_BYTES_MAX + 1];
-        let error = read_secret(&text[..], "it").unwrap_err();
+        let error = read_secret(&text[..], "it", |_| false).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Failed);
         assert_eq!(error.to_string(), "cannot use it: it has more than 65536 bytes");
         text.pop();
-        assert!(read_secret(&text[..], "it").is_ok());
+        assert!(read_secret(&text[..], "it", |_| false).is_ok());
     }
 }

@@ -2,6 +2,7 @@
 //! goes on from what was stored.
 
 use crate::support::{MIB, Outcome, Vault, files, poll, random, wait};
+use crate::terminal::Terminal;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::Write;
 use std::process::{Child, Stdio};
@@ -124,6 +125,51 @@ fn one_signal_ends_a_run_that_waits_for_its_input() {
     assert!(files(&leases).is_empty(), "the lease was left behind");
     vault.assert_intact();
     assert_eq!(vault.point_count(), 0);
+}
+
+#[test]
+fn one_signal_ends_a_run_whose_fifo_has_no_writer() {
+    let vault = Vault::new();
+    rustix::fs::mkfifoat(rustix::fs::CWD, vault.path("fifo"), 0o600.into()).unwrap();
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut command = vault.command(&["backup", "--name", "a", "--stream", "x=fifo"]);
+        let mut child = command.spawn().unwrap();
+        let leases = vault.path("repo/leases");
+        assert!(poll(&mut child, || !files(&leases).is_empty()));
+        // Long enough to be at the FIFO.
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        send(&child, signal);
+        let outcome = wait(child);
+        assert_eq!(outcome.code, 130, "{outcome:?}");
+        assert_eq!(outcome.stderr.lines().last(), Some("diskvault: interrupted"));
+        assert!(files(&leases).is_empty(), "the lease was left behind");
+    }
+    // The password of a FIFO without a writer, too.
+    let mut command = vault.command(&["list", "--password-file", "fifo"]);
+    let mut child = command.spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert!(child.try_wait().unwrap().is_none());
+    send(&child, Signal::INT);
+    assert_eq!(wait(child).code, 130);
+    assert_eq!(vault.point_count(), 0);
+}
+
+#[test]
+fn one_ctrl_c_ends_a_prompt_and_the_terminal_shows_what_is_typed() {
+    let vault = Vault::new();
+    // The shell goes on after the signal that both get, and looks at the terminal.
+    let line = "trap : INT; $0 list; echo \"code $?\"; stty -a";
+    let Some(mut terminal) = Terminal::start(&vault, line, false) else { return };
+    terminal.answer("password: ", "half a passw");
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    terminal.answer("password: ", "\x03");
+    terminal.wait_for("code ");
+    let (shown, code) = terminal.finish();
+    assert_eq!(code, 0, "{shown}");
+    assert!(shown.contains("diskvault: interrupted") && shown.contains("code 130"), "{shown}");
+    assert!(!shown.contains("half"), "{shown}");
+    let modes: Vec<&str> = shown.split_whitespace().collect();
+    assert!(modes.contains(&"echo") && modes.contains(&"icanon"), "{shown}");
 }
 
 #[test]
