@@ -9,6 +9,7 @@
 //! [`repository`]; then one module for each verb; then the command line.
 
 pub mod backup;
+pub mod benchmark;
 pub mod check;
 pub mod chunking;
 pub mod cli;

@@ -11,6 +11,8 @@
 mod address;
 #[path = "cli/backup.rs"]
 mod backup;
+#[path = "cli/benchmark.rs"]
+mod benchmark;
 #[path = "cli/cache.rs"]
 mod cache;
 #[path = "cli/full.rs"]

@@ -42,6 +42,9 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
         "restore" => &["repository", "target", "chunking"],
         "check" => &["repository", "restore"],
         "digest" => &["repository", "restore", "backup"],
+        "benchmark" => {
+            &["storage", "source", "target", "chunking", "repository", "backup", "restore"]
+        }
         "cli" => &[
             "storage",
             "index",
@@ -53,6 +56,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
             "restore",
             "check",
             "digest",
+            "benchmark",
         ],
         _ => return None,
     })

@@ -52,6 +52,11 @@ impl Context {
         &self.monitor
     }
 
+    /// True if a repository is named, by option or environment.
+    pub fn names_repository(&self) -> bool {
+        self.options.repo.is_some() || self.options.repository_file.is_some()
+    }
+
     /// The folder of the repository.
     ///
     /// # Errors

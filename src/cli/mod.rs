@@ -5,6 +5,7 @@
 //! [`crate::error::ErrorKind`].
 
 mod backup;
+mod benchmark;
 mod check;
 mod completions;
 mod context;
@@ -118,6 +119,8 @@ enum Command {
     Repair(repair::Arguments),
     /// Print the digest of a whole disk or stream
     Digest(digest::Arguments),
+    /// Measure what this machine and a storage can do, and say what the limit is
+    Benchmark(benchmark::Arguments),
     /// See it work: makes a disk, backs it up three times, restores the middle
     Demo(demo::Arguments),
     /// Print a completion script for a shell
@@ -180,6 +183,7 @@ fn run(cli: Cli) -> Result<usize> {
         Command::Key(arguments) => key::run(&context, &arguments),
         Command::Repair(arguments) => repair::run(&context, &arguments),
         Command::Digest(arguments) => digest::run(&context, &arguments),
+        Command::Benchmark(arguments) => benchmark::run(&context, &arguments),
         Command::Demo(arguments) => demo::run(&context, &arguments),
         Command::Completions(arguments) => completions::run(&arguments),
     }?;

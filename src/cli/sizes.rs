@@ -52,6 +52,24 @@ pub fn format_seconds(seconds: f64) -> String {
     }
 }
 
+/// Prints bytes a second as `412 MiB/s`.
+pub fn format_rate(bytes_per_second: f64) -> String {
+    format!("{}/s", format_bytes(bytes_per_second as u64))
+}
+
+/// Prints seconds with three digits, also few of them: `0.35 ms`, `12.4 ms`, `1.21 s`.
+pub fn format_brief(seconds: f64) -> String {
+    const UNITS: [(&str, f64); 3] = [("µs", 1e-6), ("ms", 1e-3), ("s", 1.0)];
+    let fits = |(_, unit): &&(&str, f64)| seconds < 999.5 * unit;
+    let (name, unit) = UNITS.iter().find(fits).unwrap_or(&UNITS[2]);
+    let value = seconds / unit;
+    match value {
+        _ if value < 9.995 => format!("{value:.2} {name}"),
+        _ if value < 99.95 => format!("{value:.1} {name}"),
+        _ => format!("{value:.0} {name}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,6 +81,10 @@ mod tests {
         assert_eq!(format_bytes(1000), "0.98 KiB");
         assert_eq!(format_bytes(64 << 10), "64.0 KiB");
         assert_eq!(format_bytes(12 << 30), "12.0 GiB");
+        assert_eq!(format_rate(1.5 * 1024.0 * 1024.0), "1.50 MiB/s");
+        assert_eq!(format_brief(0.000_35), "350 µs");
+        assert_eq!(format_brief(0.012_36), "12.4 ms");
+        assert_eq!(format_brief(1.206), "1.21 s");
         assert_eq!(parse_bytes("64KiB").unwrap(), 65536);
         assert_eq!(parse_bytes("64 k").unwrap(), 65536);
         assert_eq!(parse_bytes("4096").unwrap(), 4096);

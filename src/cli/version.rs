@@ -20,9 +20,19 @@ pub fn print(verbose: bool) -> Result<()> {
     line("index     sled 0.34.7 beside sorted runs")
 }
 
+/// True for a processor with the AVX-512 that the ciphers can use.
+pub fn has_avx512() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let found = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl");
+    #[cfg(not(target_arch = "x86_64"))]
+    let found = false;
+    found
+}
+
+/// What BLAKE3 uses here.
 #[cfg(target_arch = "x86_64")]
-fn blake3_backend() -> &'static str {
-    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
+pub fn blake3_backend() -> &'static str {
+    if has_avx512() {
         "AVX-512"
     } else if is_x86_feature_detected!("avx2") {
         "AVX2"
@@ -33,18 +43,19 @@ fn blake3_backend() -> &'static str {
     }
 }
 
+/// What BLAKE3 uses here.
 #[cfg(not(target_arch = "x86_64"))]
-fn blake3_backend() -> &'static str {
+pub fn blake3_backend() -> &'static str {
     if cfg!(target_arch = "aarch64") { "NEON" } else { "portable" }
 }
 
+/// What the cipher uses here.
 #[cfg(target_arch = "x86_64")]
-fn chacha20_backend() -> &'static str {
-    let has_avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl");
-    if cfg!(chacha20_avx512) && has_avx512 {
+pub fn chacha20_backend() -> &'static str {
+    if cfg!(chacha20_avx512) && has_avx512() {
         "AVX-512"
     } else if is_x86_feature_detected!("avx2") {
-        if has_avx512 {
+        if has_avx512() {
             "AVX2 (built without --cfg chacha20_avx512, which is 2.5 times as fast here)"
         } else {
             "AVX2"
@@ -54,7 +65,8 @@ fn chacha20_backend() -> &'static str {
     }
 }
 
+/// What the cipher uses here.
 #[cfg(not(target_arch = "x86_64"))]
-fn chacha20_backend() -> &'static str {
+pub fn chacha20_backend() -> &'static str {
     "portable or NEON"
 }

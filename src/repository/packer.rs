@@ -30,7 +30,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 /// zstd level of data and map segments: a higher one gains 2 % for half the speed.
-const ZSTD_LEVEL: i32 = 3;
+pub const ZSTD_LEVEL: i32 = 3;
 /// Threads that store packs: one writes while the other waits for its fsync.
 const STORING_THREADS: usize = 2;
 /// Packs that wait to be stored or are being stored: one more than threads, so that none is idle.
