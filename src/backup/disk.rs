@@ -347,7 +347,9 @@ impl Planner<'_, '_> {
     }
 }
 
-/// What a worker does: read, test, hash, compare.
+/// What a worker does: read, test, hash, compare. Never inlined, because benches/instructions
+/// counts what happens in it.
+#[inline(never)]
 fn process(work: &Work, mut batch: Batch) -> Result<Hashed> {
     let chunk = u64::from(work.shape.chunk_bytes());
     let base = batch.first_slot * chunk;
