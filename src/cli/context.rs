@@ -7,7 +7,7 @@ use crate::environment::SystemEnvironment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::repository::address::{Address, parse_time, resolve, resolve_at};
+use crate::repository::address::{Address, Resolved, parse_time, resolve, resolve_at};
 use crate::repository::locate::Locator;
 use crate::repository::points::{Point, PointSet};
 use crate::restore::fetch::Fetcher;
@@ -192,19 +192,17 @@ impl Context {
                 let text = "cannot use --at with a point that names its time or id";
                 return Err(Error::new(ErrorKind::Usage, text));
             }
-            Some(time) => resolve_at(&points, address.point, parse_time(time)?),
+            Some(time) => resolve_at(&points, address.point, parse_time(time)?)
+                .map(|point| Resolved { point, is_by_id: false }),
         };
         let doubts = points.doubts(repository)?;
-        let by_id = found.as_ref().is_ok_and(|point| {
-            let name = address.point.strip_prefix("id:").unwrap_or(address.point);
-            point.id.to_hex().starts_with(&name.to_ascii_lowercase())
-        });
-        if let (Some(doubt), false) = (doubts.first(), by_id) {
+        let is_by_id = found.as_ref().is_ok_and(|found| found.is_by_id);
+        if let (Some(doubt), false) = (doubts.first(), is_by_id) {
             let text = format!("cannot tell which point is meant: {doubt}");
             return Err(Error::new(ErrorKind::Damage, text)
                 .hint("name a point by its id, as `diskvault list` shows it"));
         }
-        found.cloned()
+        found.map(|found| found.point.clone())
     }
 }
 

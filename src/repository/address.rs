@@ -92,14 +92,34 @@ pub fn format_time_utc(unix_ns: i64) -> String {
     }
 }
 
+/// A point, and whether its id named it: what an id names does not depend on which other points
+/// there are.
+#[derive(Clone, Copy, Debug)]
+pub struct Resolved<'a> {
+    /// The point.
+    pub point: &'a Point,
+    /// False for a series, a time or `latest`.
+    pub is_by_id: bool,
+}
+
 /// Finds the point that `text` names.
 ///
 /// # Errors
 /// `NotFound`, or `Usage` for an ambiguous or unreadable name.
-pub fn resolve<'a>(points: &'a PointSet, text: &str) -> Result<&'a Point> {
+pub fn resolve<'a>(points: &'a PointSet, text: &str) -> Result<Resolved<'a>> {
     if let Some(prefix) = text.strip_prefix("id:") {
-        return by_id(points, prefix);
+        return by_id(points, prefix).map(|point| Resolved { point, is_by_id: true });
     }
+    let is_series = points.latest(text).is_some();
+    let looks_like_id = text.len() >= 4 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if looks_like_id && !is_series {
+        return by_id(points, text).map(|point| Resolved { point, is_by_id: true });
+    }
+    by_place(points, text).map(|point| Resolved { point, is_by_id: false })
+}
+
+/// Finds what `latest`, a series, or a series and a time name.
+fn by_place<'a>(points: &'a PointSet, text: &str) -> Result<&'a Point> {
     if let Some((series, selector)) = text.split_once('@') {
         return by_selector(points, series, selector);
     }
@@ -113,10 +133,6 @@ pub fn resolve<'a>(points: &'a PointSet, text: &str) -> Result<&'a Point> {
     }
     if points.latest(text).is_some() {
         return by_selector(points, text, LATEST);
-    }
-    let looks_like_id = text.len() >= 4 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if looks_like_id {
-        return by_id(points, text);
     }
     let text = format!("cannot find a series or point named {}", text.escape_debug());
     Err(Error::new(ErrorKind::NotFound, text).hint("`diskvault list` shows what there is"))

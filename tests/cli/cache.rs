@@ -353,6 +353,29 @@ fn two_points_of_one_series_at_once_are_both_followed() {
     vault.assert_intact();
 }
 
+/// A series may be called like the first digits of an id. It is a series all the same, and what
+/// it names depends on which points there are.
+#[test]
+fn a_series_that_looks_like_its_points_id_is_doubted_too() {
+    let vault = Vault::new();
+    let file = vault.write("file", b"first");
+    // Some name of one digit is the first digit of its own point's id, one time in 16.
+    let (name, older) = (0..=15)
+        .cycle()
+        .find_map(|digit| {
+            let name = format!("{digit:x}");
+            let id = vault.backup(&name, &[&file]);
+            id.starts_with(&name).then_some((name, id))
+        })
+        .unwrap();
+    copy_folder(&vault.repo(), &vault.path("older"));
+    vault.backup(&name, &[&file]);
+    fs::remove_dir_all(vault.repo()).unwrap();
+    fs::rename(vault.path("older"), vault.repo()).unwrap();
+    vault.fails(5, &["dump", &name], "cannot tell which point is meant: ");
+    assert_eq!(vault.ok(&["dump", &older[..8]]).stdout, b"first");
+}
+
 #[test]
 fn a_repository_that_went_back_is_noticed() {
     let vault = Vault::new();

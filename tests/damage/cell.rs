@@ -231,7 +231,7 @@ impl Cell<'_> {
         if !points.doubts(&repository).unwrap().is_empty() {
             return "refused".into();
         }
-        let point = resolve(&points, "web01").unwrap();
+        let point = resolve(&points, "web01").unwrap().point;
         if point.id != self.scene.newest {
             return "an older one".into();
         }
