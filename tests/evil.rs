@@ -75,7 +75,7 @@ fn plaintext(codec: u8, entries: &[Entry], payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![codec, 0, 0, 0];
     bytes.extend_from_slice(&(entries.len() as u32).to_le_bytes());
     for entry in entries {
-        entry.write(&mut bytes);
+        entry.shape().write(&mut bytes);
     }
     bytes.extend_from_slice(payload);
     bytes
@@ -122,6 +122,22 @@ fn other_bytes_under_the_id_of_a_chunk_are_refused() {
         plaintext
     });
     assert_refused(&vault, &pack, "S-9");
+}
+
+#[test]
+fn another_table_than_the_footer_is_refused() {
+    let (vault, repository) = with_one_point();
+    let pack = poison(&vault, &repository, &|entries| {
+        let mut shorter = entries.to_vec();
+        shorter[0].bytes -= 1;
+        let total = shorter.iter().map(|entry| entry.bytes as usize).sum();
+        plaintext(0, &shorter, &noise(9, total))
+    });
+    let repository = vault.open("stranger").unwrap();
+    let outcome = vault.restore_all(&repository).unwrap().into_values().next().unwrap();
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Damage);
+    let found = damage_of(&vault.check(&repository, true).unwrap());
+    assert!(found.contains(&pack) && found.contains("S-10"), "{found}");
 }
 
 /// A manifest whose roots are not those of its maps, sealed with the right keys.

@@ -16,7 +16,7 @@ KDF_MEMORY_KIB_MIN, KDF_MEMORY_KIB_MAX, KDF_PASSES_MAX, KDF_LANES_MAX = 8192, 10
 KDF_COST_KIB_MAX, KDF_TOTAL_COST_KIB_MAX = 4194304, 33554432
 TAG_BYTES, HEAD_BYTES, TAIL_READ_BYTES, CACHED_SEGMENTS = 16, 192, 128 * KIB, 16
 NO_LINKS = os.O_NOFOLLOW | os.O_NONBLOCK            # a pipe or device must not hang either
-ENTRY = struct.Struct("<32s3sB")                    # id, bytes, entry kind (32)
+ENTRY = struct.Struct("<32s3sB")                    # in footers: id, bytes, entry kind; segments lack the id (32)
 CHUNK, PAGE, GRID, CONTENT = 1, 2, 1, 2             # entry kinds (32); chunking kinds (36)
 CONFIG_NAME, POINT_NAME, PACK_FOLDER, PACK_NAME, CONTROL = map(re.compile, (
     "[0-9a-f]{8}-[0-9a-f]{32}", r"[0-9a-f]{64}(\.ok)?", "[0-9a-f]{2}", "[0-9a-f]{64}", "[\0-\x1f\x7f-\x9f]"))
@@ -280,7 +280,7 @@ def find_point(repository, series, prefix):
 
 # --------------------------------------------------------------------------------------------------- packs (32)
 def entries_of(n, table):
-    """Entries of a segment, from itself or from the footer: (kind, id, bytes)."""
+    """Entries of a segment, from the footer: (kind, id, bytes)."""
     check("S-5", 1 <= n <= SEGMENT_ENTRIES_MAX)
     entries = [(kind, entry_id, int.from_bytes(size, "little")) for entry_id, size, kind in ENTRY.iter_unpack(table)]
     check("S-4", all(kind in (CHUNK, PAGE) and 1 <= size <= CHUNK_BYTES_MAX for kind, _, size in entries),
@@ -347,11 +347,11 @@ class Pack:
         plain = self.open("P-9", 5, ordinal, ordinal, stored[16:])
         check("S-3", len(plain) >= 8 and not any(plain[1:4]))
         codec, n = struct.unpack_from("<B3xI", plain)
-        own, payload = plain[8:8 + ENTRY.size * n], plain[8 + ENTRY.size * n:]
-        check("S-3", len(own) == ENTRY.size * n)
-        entries = entries_of(n, own)
+        own, payload = plain[8:8 + 4 * n], plain[8 + 4 * n:]
+        shapes = b"".join(table[at + 32:at + ENTRY.size] for at in range(0, len(table), ENTRY.size))
+        check("S-3", len(own) == 4 * n, "S-10", own == shapes, "S-7!", codec != 2, "S-7", codec < 2)
+        entries = entries_of(n, table)          # what is the same as in the footer keeps S-4 and S-5 as well
         total = sum(size for _, _, size in entries)
-        check("S-10", own == table, "S-7!", codec != 2, "S-7", codec < 2)
         if codec == 1:                          # one frame; a length that it declares itself is compared first
             with about(None, zstandard.ZstdError, "S-8"):
                 declared = zstandard.get_frame_parameters(payload).content_size

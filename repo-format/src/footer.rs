@@ -6,13 +6,16 @@
 //!    4  offset of its frame in the pack
 //!    4  sealed bytes, with the tag
 //!    4  number of entries, n
-//!    36*n  entries, as in the segment
+//!    36*n  entries: id (32), then kind and length as in the segment's own table (4)
 //! ```
 
 use crate::cursor::Cursor;
 use crate::error::{Result, limit, malformed};
 use crate::limits::{PACK_SEGMENTS_MAX, SEGMENT_ALIGNMENT_BYTES, SEGMENT_ENTRIES_MAX};
-use crate::segment::{ENTRY_BYTES, Entry, FRAME_BYTES, validate_entries};
+use crate::segment::{Entry, EntryShape, FRAME_BYTES, validate_lengths};
+
+/// Bytes of one entry in a footer.
+pub const FOOTER_ENTRY_BYTES: usize = 36;
 
 /// One segment as the footer describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +38,17 @@ impl FooterSegment {
     pub fn stored_bytes(&self) -> u32 {
         self.sealed_bytes + FRAME_BYTES as u32
     }
+
+    /// Compares kinds and lengths with the segment's own table.
+    ///
+    /// # Errors
+    /// S-10.
+    pub fn verify_table(&self, table: &[EntryShape]) -> Result<()> {
+        if self.entries.iter().map(Entry::shape).eq(table.iter().copied()) {
+            return Ok(());
+        }
+        Err(malformed("S-10", "has another table than the footer"))
+    }
 }
 
 /// Everything a pack holds.
@@ -53,14 +67,16 @@ impl Footer {
     /// Encodes the plaintext of the footer.
     pub fn encode(&self) -> Vec<u8> {
         let entries = self.entry_count() as usize;
-        let mut bytes = Vec::with_capacity(4 + self.segments.len() * 12 + entries * ENTRY_BYTES);
+        let mut bytes =
+            Vec::with_capacity(4 + self.segments.len() * 12 + entries * FOOTER_ENTRY_BYTES);
         bytes.extend_from_slice(&(self.segments.len() as u32).to_le_bytes());
         for segment in &self.segments {
             bytes.extend_from_slice(&segment.offset.to_le_bytes());
             bytes.extend_from_slice(&segment.sealed_bytes.to_le_bytes());
             bytes.extend_from_slice(&(segment.entries.len() as u32).to_le_bytes());
             for entry in &segment.entries {
-                entry.write(&mut bytes);
+                bytes.extend_from_slice(&entry.id);
+                entry.shape().write(&mut bytes);
             }
         }
         bytes
@@ -94,13 +110,15 @@ impl Footer {
                 let most = u64::from(SEGMENT_ENTRIES_MAX);
                 return Err(limit("S-5", "the number of entries", most, entry_count.into()));
             }
-            let table = cursor.bytes(entry_count as usize * ENTRY_BYTES)?;
+            let table = cursor.bytes(entry_count as usize * FOOTER_ENTRY_BYTES)?;
             let mut table = Cursor::new(table, "P-10");
             let mut entries = Vec::with_capacity(entry_count as usize);
             for _ in 0..entry_count {
-                entries.push(Entry::read(&mut table)?);
+                let id = table.array()?;
+                let EntryShape { kind, bytes } = EntryShape::read(&mut table)?;
+                entries.push(Entry { id, kind, bytes });
             }
-            validate_entries(&entries)?;
+            validate_lengths(entries.iter().map(|entry| entry.bytes))?;
             segments.push(FooterSegment { offset, sealed_bytes, entries });
         }
         cursor.finish()?;

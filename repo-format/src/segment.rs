@@ -10,11 +10,12 @@
 //! plain   0  1  codec: 0 raw, 1 zstd, 2 reserved
 //!         1  3  0
 //!         4  4  number of entries, n
-//!         8  36*n  entries: id (32), length in the low 24 bits and kind in the high 8 (4)
+//!         8  4*n  entries: length in the low 24 bits, kind in the high 8
 //!         .  .  payload: the entries' bytes one after another, encoded by the codec
 //! ```
 //!
-//! The table stands inside every segment, so that a pack without a footer can be salvaged.
+//! The table stands inside every segment, so that a pack without a footer can be salvaged. It has
+//! no ids: they follow from the bytes, and the footer has them.
 
 use crate::cursor::Cursor;
 use crate::error::{Result, limit, malformed, newer};
@@ -24,8 +25,8 @@ use crate::limits::{CHUNK_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENT_ENTRIES_MAX};
 pub const FRAME_MAGIC: &[u8; 4] = b"DVSG";
 /// Bytes of a segment's frame.
 pub const FRAME_BYTES: usize = 16;
-/// Bytes of one entry in a segment's table and in a footer.
-pub const ENTRY_BYTES: usize = 36;
+/// Bytes of one entry in a segment's own table.
+pub const TABLE_ENTRY_BYTES: usize = 4;
 
 const CODEC_RAW: u8 = 0;
 const CODEC_ZSTD: u8 = 1;
@@ -52,19 +53,33 @@ pub struct Entry {
     pub bytes: u32,
 }
 
+/// What a segment's own table says of an entry: all but the id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryShape {
+    /// Chunk or page.
+    pub kind: EntryKind,
+    /// Uncompressed bytes, 1 to 4 MiB.
+    pub bytes: u32,
+}
+
 impl Entry {
-    /// Appends the 36 bytes of the entry.
-    pub fn write(&self, output: &mut Vec<u8>) {
-        output.extend_from_slice(&self.id);
+    /// The entry without its id.
+    pub fn shape(&self) -> EntryShape {
+        EntryShape { kind: self.kind, bytes: self.bytes }
+    }
+}
+
+impl EntryShape {
+    /// Appends the 4 bytes of kind and length.
+    pub fn write(self, output: &mut Vec<u8>) {
         output.extend_from_slice(&((self.kind as u32) << 24 | self.bytes).to_le_bytes());
     }
 
-    /// Reads 36 bytes.
+    /// Reads 4 bytes.
     ///
     /// # Errors
     /// S-4 for an unknown kind or a length of zero or beyond the largest chunk.
-    pub fn read(cursor: &mut Cursor<'_>) -> Result<Entry> {
-        let id = cursor.array()?;
+    pub fn read(cursor: &mut Cursor<'_>) -> Result<EntryShape> {
         let word = cursor.u32()?;
         let kind = match word >> 24 {
             1 => EntryKind::Chunk,
@@ -75,21 +90,21 @@ impl Entry {
         if bytes == 0 || bytes > CHUNK_BYTES_MAX {
             return Err(malformed("S-4", format!("has an entry of {bytes} bytes")));
         }
-        Ok(Entry { id, kind, bytes })
+        Ok(EntryShape { kind, bytes })
     }
 }
 
-/// Checks the entries of one segment together.
+/// Checks the lengths of one segment's entries together and returns their sum.
 ///
 /// # Errors
 /// S-5 if there are none, too many, or more bytes than a segment may hold.
-pub fn validate_entries(entries: &[Entry]) -> Result<u32> {
-    let count = entries.len() as u64;
+pub fn validate_lengths(lengths: impl ExactSizeIterator<Item = u32>) -> Result<u32> {
+    let count = lengths.len() as u64;
     if count == 0 || count > u64::from(SEGMENT_ENTRIES_MAX) {
         let most = u64::from(SEGMENT_ENTRIES_MAX);
         return Err(limit("S-5", "the number of entries of a segment", most, count));
     }
-    let total: u64 = entries.iter().map(|entry| u64::from(entry.bytes)).sum();
+    let total: u64 = lengths.map(u64::from).sum();
     if total > u64::from(SEGMENT_BYTES_MAX) {
         return Err(limit("S-5", "segment length", u64::from(SEGMENT_BYTES_MAX), total));
     }
@@ -119,7 +134,7 @@ impl SegmentEncoder {
     /// # Errors
     /// S-5 for entries out of bounds, S-8 if zstd fails.
     pub fn encode(&mut self, entries: &[Entry], data: &[u8], output: &mut Vec<u8>) -> Result<()> {
-        let total = validate_entries(entries)? as usize;
+        let total = validate_lengths(entries.iter().map(|entry| entry.bytes))? as usize;
         if total != data.len() {
             return Err(malformed("S-6", "the entries do not add up to the data"));
         }
@@ -127,7 +142,7 @@ impl SegmentEncoder {
         output.extend_from_slice(&[CODEC_ZSTD, 0, 0, 0]);
         output.extend_from_slice(&(entries.len() as u32).to_le_bytes());
         for entry in entries {
-            entry.write(output);
+            entry.shape().write(output);
         }
         let start = output.len();
         output.resize(start + zstd::zstd_safe::compress_bound(total), 0);
@@ -162,14 +177,14 @@ impl SegmentDecoder {
         Ok(SegmentDecoder { decompressor })
     }
 
-    /// Decodes an opened segment: its entries, and their bytes into `data`.
+    /// Decodes an opened segment: kind and length of its entries, and their bytes into `data`.
     ///
     /// # Errors
     /// S-3 header, S-4 and S-5 entries, S-6 lengths that do not add up, S-7 codec,
     /// S-8 payload that does not decompress to exactly the entries' length.
-    pub fn decode(&mut self, plaintext: &[u8], data: &mut Vec<u8>) -> Result<Vec<Entry>> {
+    pub fn decode(&mut self, plaintext: &[u8], data: &mut Vec<u8>) -> Result<Vec<EntryShape>> {
         let (codec, entries, payload) = decode_table(plaintext)?;
-        let total = validate_entries(&entries)? as usize;
+        let total = validate_lengths(entries.iter().map(|entry| entry.bytes))? as usize;
         data.clear();
         match codec {
             CODEC_RAW => {
@@ -198,7 +213,7 @@ impl SegmentDecoder {
     }
 }
 
-fn decode_table(plaintext: &[u8]) -> Result<(u8, Vec<Entry>, &[u8])> {
+fn decode_table(plaintext: &[u8]) -> Result<(u8, Vec<EntryShape>, &[u8])> {
     let mut cursor = Cursor::new(plaintext, "S-3");
     let codec = cursor.u8()?;
     if codec > CODEC_ZSTD {
@@ -210,13 +225,13 @@ fn decode_table(plaintext: &[u8]) -> Result<(u8, Vec<Entry>, &[u8])> {
         let most = u64::from(SEGMENT_ENTRIES_MAX);
         return Err(limit("S-5", "the number of entries of a segment", most, u64::from(count)));
     }
-    let mut table = Cursor::new(cursor.bytes(count as usize * ENTRY_BYTES)?, "S-3");
+    let mut table = Cursor::new(cursor.bytes(count as usize * TABLE_ENTRY_BYTES)?, "S-3");
     let mut entries = Vec::with_capacity(count as usize);
     for _ in 0..count {
-        entries.push(Entry::read(&mut table)?);
+        entries.push(EntryShape::read(&mut table)?);
     }
     debug_assert_eq!(
-        TABLE_START + entries.len() * ENTRY_BYTES + cursor.rest().len(),
+        TABLE_START + entries.len() * TABLE_ENTRY_BYTES + cursor.rest().len(),
         plaintext.len()
     );
     Ok((codec, entries, cursor.rest()))
@@ -264,7 +279,8 @@ mod tests {
             assert_eq!(plaintext[0], codec);
             let mut back = Vec::new();
             let found = SegmentDecoder::new().unwrap().decode(&plaintext, &mut back).unwrap();
-            assert_eq!(found, entries);
+            assert_eq!(found, entries.map(|entry| entry.shape()));
+            assert!(plaintext.len() <= 8 + 2 * 4 + data.len());
             assert_eq!(back, data);
         }
     }
@@ -276,7 +292,7 @@ mod tests {
         SegmentEncoder::new(3).unwrap().encode(&[entry(5000)], &data, &mut plaintext).unwrap();
         for bytes in [4999_u32, 5001] {
             let mut changed = plaintext.clone();
-            changed[40..44].copy_from_slice(&(1 << 24 | bytes).to_le_bytes());
+            changed[8..12].copy_from_slice(&(1 << 24 | bytes).to_le_bytes());
             let error = SegmentDecoder::new().unwrap().decode(&changed, &mut Vec::new());
             assert_eq!(error.unwrap_err().rule, "S-8");
         }

@@ -11,7 +11,7 @@ use diskvault_format::id::{PackId, PageId};
 use diskvault_format::limits::INNER_SLOTS;
 use diskvault_format::manifest::StreamReference;
 use diskvault_format::map::{Inner, InnerSlot, Leaf, MapShape};
-use diskvault_format::segment::{Entry, SegmentDecoder};
+use diskvault_format::segment::{EntryShape, SegmentDecoder};
 use diskvault_format::stream_map::{StreamEntry, StreamPage};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -23,7 +23,7 @@ const SEGMENTS_KEPT: usize = 16;
 struct MapSegment {
     pack: PackId,
     ordinal: u32,
-    entries: Vec<(Entry, usize)>,
+    entries: Vec<(EntryShape, usize)>,
     data: Vec<u8>,
 }
 

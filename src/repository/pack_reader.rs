@@ -12,7 +12,7 @@ use diskvault_format::footer::{Footer, FooterSegment};
 use diskvault_format::id::PackId;
 use diskvault_format::limits::PACK_BYTES_MAX;
 use diskvault_format::pack::{PackKind, PackOpener, TRAILER_BYTES, decode_trailer};
-use diskvault_format::segment::{Entry, SegmentDecoder};
+use diskvault_format::segment::{Entry, EntryShape, SegmentDecoder};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
@@ -77,7 +77,8 @@ pub fn open_pack(storage: &dyn Storage, keys: &Keys, id: PackId) -> Result<OpenP
 }
 
 impl PackSegments {
-    /// Opens a stored segment in place and decodes it into `data`.
+    /// Opens a stored segment in place and decodes it into `data`. Its table tells kinds and
+    /// lengths; what the bytes are is up to whoever asked for an id.
     ///
     /// # Errors
     /// `Damage`, naming pack and segment.
@@ -87,7 +88,7 @@ impl PackSegments {
         stored: &mut [u8],
         decoder: &mut SegmentDecoder,
         data: &mut Vec<u8>,
-    ) -> Result<Vec<Entry>> {
+    ) -> Result<Vec<EntryShape>> {
         self.opener
             .open_segment(ordinal, stored)
             .and_then(|plaintext| decoder.decode(plaintext, data))
@@ -103,7 +104,7 @@ impl OpenPack {
             + self.footer.entry_count() as usize * size_of::<Entry>()
     }
 
-    /// Reads and decodes one segment.
+    /// Reads and decodes one segment, and compares its table with the footer.
     ///
     /// # Errors
     /// As the storage, or `Damage`.
@@ -113,11 +114,15 @@ impl OpenPack {
         ordinal: u32,
         decoder: &mut SegmentDecoder,
         data: &mut Vec<u8>,
-    ) -> Result<Vec<Entry>> {
+    ) -> Result<Vec<EntryShape>> {
         let segment = &self.footer.segments[ordinal as usize];
         let mut stored = vec![0; segment.stored_bytes() as usize];
         storage.get_range(&pack_name(self.id)?, u64::from(segment.offset), &mut stored)?;
-        self.segments.decode(ordinal, &mut stored, decoder, data)
+        let table = self.segments.decode(ordinal, &mut stored, decoder, data)?;
+        segment
+            .verify_table(&table)
+            .map_err(|cause| refused(format!("segment {ordinal} of pack {}", self.id), cause))?;
+        Ok(table)
     }
 }
 

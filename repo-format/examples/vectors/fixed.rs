@@ -108,7 +108,7 @@ pub fn segment_plaintext(codec: u8, entries: &[Entry], payload: &[u8]) -> Vec<u8
     let mut bytes = vec![codec, 0, 0, 0];
     bytes.extend_from_slice(&(entries.len() as u32).to_le_bytes());
     for entry in entries {
-        entry.write(&mut bytes);
+        entry.shape().write(&mut bytes);
     }
     bytes.extend_from_slice(payload);
     bytes

@@ -107,18 +107,29 @@ pub fn add(set: &mut Set) -> Result<()> {
 /// Packs whose segments are sealed well but hold something else than is said.
 fn add_tables(set: &mut Set) -> Result<()> {
     let data = pattern(100);
-    let mut false_id = prepared(EntryKind::Chunk, &data, false);
+    let good = || prepared(EntryKind::Chunk, &data, false);
+    let mut false_id = good();
     false_id.entries[0].id[31] ^= 1;
-    false_id.plaintext = segment_plaintext(0, &false_id.entries, &data);
-    let mut other = prepared(EntryKind::Chunk, &data, false);
-    other.plaintext = prepared(EntryKind::Chunk, &data[1..], false).plaintext;
-    let mut page = prepared(EntryKind::Chunk, &data, false);
+    let mut exchanged = good();
+    exchanged.plaintext = prepared(EntryKind::Chunk, &pattern(101)[1..], false).plaintext;
+    let mut page = good();
     page.entries[0].kind = EntryKind::Page;
     page.plaintext = segment_plaintext(0, &page.entries, &data);
+    let with_table = |entries: &[Entry], data: &[u8]| PreparedSegment {
+        plaintext: segment_plaintext(0, entries, data),
+        ..good()
+    };
+    let one = good().entries[0];
+    let shorter = with_table(&[Entry { bytes: 99, ..one }], &data[1..]);
+    let kind = with_table(&[Entry { kind: EntryKind::Page, ..one }], &data);
+    let halves = with_table(&[Entry { bytes: 50, ..one }; 2], &data);
     for (path, rule, comment, segment) in [
-        ("chunk-id", "S-9", "a bit of a chunk's id is flipped, in table and footer", false_id),
+        ("chunk-id", "S-9", "a bit of a chunk's id is flipped", false_id),
+        ("chunk-exchanged", "S-9", "the footer names another chunk of the same length", exchanged),
         ("chunk-as-page", "S-9", "an entry called page has the id of a chunk", page),
-        ("table", "S-10", "the footer names another chunk than the segment's table", other),
+        ("table", "S-10", "the segment's table tells a byte less than the footer", shorter),
+        ("table-kind", "S-10", "a page in the segment's table, a chunk in the footer", kind),
+        ("table-count", "S-10", "the segment's table cuts the footer's entry in two", halves),
     ] {
         let secrets = PackSecrets { key: pack_key(), wrap_nonce: random("wrap nonce") };
         let writer = LeaseId(random("lease"));
