@@ -1,4 +1,5 @@
-//! Writes the test vectors below `repo-format/vectors`, or compares them with `--check`.
+//! Writes the test vectors below `repo-format/vectors` and the bytes of the worked examples below
+//! `repo-format/spec`, or compares them with `--check`.
 //!
 //! ```text
 //! cargo run -p diskvault-format --example generate_vectors [-- --check]
@@ -23,19 +24,25 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("vectors");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let pages = vectors::read_tree(&folder.join("spec"))?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let wanted = vectors::tree()?;
-    let differences = vectors::differences(&wanted, &vectors::read_tree(&root)?);
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => write(&root, &wanted)?,
-        ["--check"] if differences.is_empty() => {}
-        ["--check"] => return Err(differences.join("\n").into()),
-        _ => return Err("the only argument is --check".into()),
-    }
-    let bytes: usize = wanted.values().map(Vec::len).sum();
     let mut output = std::io::stdout();
-    writeln!(output, "{} files, {bytes} bytes, {} differed", wanted.len(), differences.len())?;
+    for (name, wanted) in
+        [("vectors", vectors::tree()?), ("spec", vectors::worked::filled(&pages)?)]
+    {
+        let root = folder.join(name);
+        let differences = vectors::differences(&wanted, &vectors::read_tree(&root)?);
+        match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            [] => write(&root, &wanted)?,
+            ["--check"] if differences.is_empty() => {}
+            ["--check"] => return Err(differences.join("\n").into()),
+            _ => return Err("the only argument is --check".into()),
+        }
+        let bytes: usize = wanted.values().map(Vec::len).sum();
+        let (files, differed) = (wanted.len(), differences.len());
+        writeln!(output, "{name}: {files} files, {bytes} bytes, {differed} differed")?;
+    }
     Ok(())
 }
 

@@ -132,6 +132,24 @@ fn the_generator_makes_this_tree() {
 }
 
 #[test]
+fn the_worked_examples_are_what_the_crate_makes() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("spec");
+    let pages = vectors::read_tree(&folder).unwrap();
+    let filled = vectors::worked::filled(&pages).unwrap_or_else(|cause| panic!("{cause}"));
+    assert_eq!(vectors::differences(&filled, &pages), Vec::<String>::new());
+    let changed = |name: &str, old: &str, new: &str| {
+        let text = String::from_utf8_lossy(&pages[name]).replace(old, new).into_bytes();
+        Tree::from_iter([pages.clone(), [(name.to_owned(), text)].into()].into_iter().flatten())
+    };
+    // A wrong byte is put right; a value of another length is for whoever writes the page.
+    let wrong = changed("32-pack.md", "\n000b0  00 00", "\n000b0  00 01");
+    assert_ne!(wrong, pages);
+    assert_eq!(vectors::worked::filled(&wrong).unwrap(), pages);
+    let longer = changed("31-key-slot.md", "01 01 00 0001", "01 01 00 000001");
+    assert!(vectors::worked::filled(&longer).is_err());
+}
+
+#[test]
 fn the_repository_restores_to_what_is_expected() {
     let expected = below(EXPECTED);
     assert_eq!(expected.len(), 6);

@@ -10,6 +10,7 @@ pub mod make;
 pub mod repository;
 pub mod restore;
 pub mod run;
+pub mod worked;
 
 use form::Vector;
 use std::collections::BTreeMap;

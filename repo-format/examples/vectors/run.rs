@@ -175,7 +175,7 @@ impl Opened {
 }
 
 /// Every subkey, for one vector that lists them.
-const SUBKEYS: [(&str, &str); 11] = [
+pub const SUBKEYS: [(&str, &str); 11] = [
     ("subkey-chunk-id", context::CHUNK_ID),
     ("subkey-page-id", context::PAGE_ID),
     ("subkey-map-root", context::MAP_ROOT),

@@ -1,0 +1,258 @@
+//! The worked examples of the specification: the bytes in them are filled in by the crate, so that
+//! they are made anew together with the vectors. The words around them stay as they are written.
+
+use super::fixed::{segment_plaintext, subkey};
+use super::run::{SUBKEYS, derive_slot};
+use super::{Result, Tree};
+use diskvault_format::config::Config;
+use diskvault_format::crypto::{Keys, ObjectKind, Secret, additional_data, context};
+use diskvault_format::id::{KeySlotId, LeaseId, RepositoryId, to_hex};
+use diskvault_format::key_slot::{KdfCost, KeySlot, SlotKind, SlotLabel, SlotNonces};
+use diskvault_format::manifest::Manifest;
+use diskvault_format::pack::{PackKind, PackSecrets, PreparedSegment, assemble};
+use diskvault_format::segment::{Entry, EntryKind};
+use diskvault_format::small::Lease;
+use diskvault_format::{record, sealed};
+
+const SECTION: &str = "\n## Worked example";
+const MASTER: [u8; 32] = ascending(0);
+const REPOSITORY: RepositoryId = RepositoryId(ascending(0xa0));
+const LEASE: LeaseId = LeaseId(ascending(0xb0));
+/// 4096 times "A", compressed by libzstd 1.5 at level 3.
+const COMPRESSED: &[u8] = &[
+    0x28, 0xb5, 0x2f, 0xfd, 0x60, 0x00, 0x0f, 0x4d, 0x00, 0x00, 0x10, 0x41, 0x41, 0x01, 0x00, 0xfb,
+    0xf7, 0x01, 0x16,
+];
+
+/// `N` bytes that count up from `first`.
+const fn ascending<const N: usize>(first: u8) -> [u8; N] {
+    let mut bytes = [0; N];
+    let mut number = 0;
+    while number < N {
+        bytes[number] = first + number as u8;
+        number += 1;
+    }
+    bytes
+}
+
+fn keys() -> Keys {
+    Keys::derive(&Secret::new(MASTER), REPOSITORY)
+}
+
+/// The pages, with all values of their worked examples as the crate makes them.
+///
+/// # Errors
+/// A page that lacks an example, or has other room for a value than the value needs: then the
+/// page is changed by hand first, with any digits.
+pub fn filled(pages: &Tree) -> Result<Tree> {
+    let mut pages = pages.clone();
+    let slot = key_slot()?;
+    for (name, fill) in [
+        ("20-crypto.md", &fill_lease as &dyn Fn(&mut Example) -> Result<()>),
+        ("30-config.md", &|example| fill_config(example, slot.encode().0)),
+        ("31-key-slot.md", &|example| fill_key_slot(example, &slot)),
+        ("32-pack.md", &fill_pack),
+        ("36-manifest.md", &fill_manifest),
+    ] {
+        let page = pages.get_mut(name).ok_or("a page is missing")?;
+        let mut example = Example::find(page).map_err(|cause| format!("{name}: {cause}"))?;
+        fill(&mut example).map_err(|cause| format!("{name}: {cause}"))?;
+        *page = example.text.into_bytes();
+    }
+    Ok(pages)
+}
+
+/// A page whose example is being filled.
+struct Example {
+    text: String,
+    start: usize,
+}
+
+/// Length of the hex digits at the start of `text`, if they end where a word does.
+fn hex_digits(text: &str) -> Option<usize> {
+    let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    let length = text.bytes().take_while(|byte| is_digit(byte)).count();
+    let ends = matches!(text.as_bytes().get(length), None | Some(b' ' | b'\n' | b'`'));
+    (length > 0 && length % 2 == 0 && ends).then_some(length)
+}
+
+impl Example {
+    fn find(page: &[u8]) -> Result<Example> {
+        let text = String::from_utf8(page.to_vec())?;
+        let start = text.find(SECTION).ok_or("there is no worked example")?;
+        Ok(Example { text, start })
+    }
+
+    /// Writes `bytes` over the hex digits behind the only `label` of the example: line by line,
+    /// up to the first word that is not hex, as long as there are bytes.
+    fn fill(&mut self, label: &str, bytes: &[u8]) -> Result<()> {
+        let mut found = self.text[self.start..].match_indices(label);
+        let (Some((at, _)), None) = (found.next(), found.next()) else {
+            return Err(format!("{label:?} does not stand there once").into());
+        };
+        let digits = to_hex(bytes);
+        let (mut at, mut rest) = (self.start + at + label.len(), &digits[..]);
+        let mut is_used = true;
+        loop {
+            at += self.text[at..].bytes().take_while(|byte| *byte == b' ').count();
+            match hex_digits(&self.text[at..]) {
+                Some(length) => {
+                    let (now, later) = rest
+                        .split_at_checked(length)
+                        .ok_or_else(|| format!("{label:?} has only {} bytes", bytes.len()))?;
+                    self.text.replace_range(at..at + length, now);
+                    (at, rest, is_used) = (at + length, later, true);
+                }
+                None if rest.is_empty() => return Ok(()),
+                None => {
+                    let next = self.text[at..].find('\n').filter(|_| is_used);
+                    at += next.ok_or_else(|| format!("{label:?} has {} bytes", bytes.len()))? + 1;
+                    is_used = false;
+                }
+            }
+        }
+    }
+
+    /// Writes `object` over a hex dump: each line starts with its offset, five digits, and words
+    /// stand three blanks or more behind the bytes.
+    fn fill_dump(&mut self, object: &[u8]) -> Result<()> {
+        let mut at = self.start;
+        while let Some(next) = self.text[at..].find('\n') {
+            at += next + 1;
+            let Some((offset, _)) = self.text[at..].split_once("  ") else { return Ok(()) };
+            let offset = usize::from_str_radix(offset, 16).ok().filter(|_| offset.len() == 5);
+            let Some(offset) = offset else { continue };
+            let mut place = at + 7;
+            for byte in object.get(offset..).ok_or("a line lies behind the object")? {
+                if hex_digits(&self.text[place..]) != Some(2) {
+                    break;
+                }
+                self.text.replace_range(place..place + 2, &to_hex(&[*byte]));
+                place += 2;
+                let blanks = self.text[place..].bytes().take_while(|byte| *byte == b' ').count();
+                if blanks > 2 {
+                    break;
+                }
+                place += blanks;
+            }
+        }
+        Ok(())
+    }
+
+    /// All hex digits of the example's first block that stand before other words of their line.
+    fn bytes(&self) -> Result<Vec<u8>> {
+        let block = self.text[self.start..].split("```\n").nth(1).ok_or("there is no block")?;
+        let mut bytes = Vec::new();
+        for line in block.lines() {
+            for word in
+                line.split_whitespace().take_while(|word| hex_digits(word) == Some(word.len()))
+            {
+                for at in (0..word.len()).step_by(2) {
+                    bytes.push(u8::from_str_radix(&word[at..at + 2], 16)?);
+                }
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+fn fill_lease(example: &mut Example) -> Result<()> {
+    example.fill("\nmaterial  ", &[&MASTER[..], &REPOSITORY.0].concat())?;
+    for (name, context) in SUBKEYS {
+        let label = format!("\n{}  ", name.trim_start_matches("subkey-").replace('-', " "));
+        example.fill(&label, subkey(context, &MASTER, REPOSITORY).expose())?;
+    }
+    let lease = Lease {
+        purpose: 1,
+        host: "kvm1".to_owned(),
+        process: 4242,
+        started_unix_ns: 1_700_000_000_000_000_000,
+        program: "diskvault 0.1.0".to_owned(),
+    };
+    let (name, record) = (LEASE.to_hex(), record::encode(&lease)?);
+    let object = sealed::seal(&keys(), ObjectKind::Lease, &name, &ascending(0xc0), &record)?;
+    let more = [&object[..16], name.as_bytes()];
+    example.fill("\nrecord  ", &record)?;
+    example.fill("\nadditional data  ", &additional_data(ObjectKind::Lease, REPOSITORY, &more))?;
+    example.fill("\nobject  ", &object)
+}
+
+fn key_slot() -> Result<KeySlot> {
+    let label =
+        SlotLabel { name: "laptop".to_owned(), created_unix_ns: 0, host: "kvm1".to_owned() };
+    let nonces =
+        SlotNonces { salt: ascending(0x20), keys: ascending(0x40), label: ascending(0x60) };
+    let master = Secret::new(MASTER);
+    let kind = SlotKind::Passphrase;
+    Ok(KeySlot::make(kind, SECRET, KdfCost::RECOVERY, &master, REPOSITORY, &label, &nonces)?)
+}
+
+const SECRET: &[u8] = b"correct horse";
+
+fn fill_key_slot(example: &mut Example, slot: &KeySlot) -> Result<()> {
+    let output = derive_slot(SECRET, &ascending::<32>(0x20), slot.cost)?;
+    let (id, bytes) = slot.encode();
+    example.fill("\nArgon2id output  ", &output)?;
+    example.fill("\nslot key  ", &blake3::derive_key(context::SLOT_KEY, &output))?;
+    example.fill("\ncommitment  ", &blake3::derive_key(context::SLOT_COMMITMENT, &output))?;
+    example.fill("\nkeys record  ", &[&[1, 1, 0], &MASTER[..]].concat())?;
+    example.fill("\nlabel record  ", &record::encode(&slot.label(&keys())?)?)?;
+    example.fill("\nslot    ", &bytes)?;
+    example.fill("\nid  ", &id.0)
+}
+
+fn fill_config(example: &mut Example, slot: KeySlotId) -> Result<()> {
+    let config = Config {
+        generation: 1,
+        repository: REPOSITORY,
+        features_ignorable: 0,
+        features_write: 0,
+        features_read: 0,
+        chunk_bytes: 64 << 10,
+        segment_bytes: 1 << 20,
+        pack_bytes: 32 << 20,
+        key_slots: vec![slot],
+    };
+    let name = format!("00000001-{}", to_hex(&ascending::<16>(0xe0)));
+    example.fill("\n```\n4456", &config.encode(&keys(), &name)[2..])
+}
+
+fn fill_pack(example: &mut Example) -> Result<()> {
+    let runs = [0x41; 4096];
+    let chunks: [(&[u8], u8, &[u8]); 2] =
+        [(b"hello, world\n", 0, b"hello, world\n"), (&runs, 1, COMPRESSED)];
+    let mut segments = Vec::new();
+    for (data, codec, payload) in chunks {
+        let id = keys().chunk_id(data).0;
+        let entries = vec![Entry { id, kind: EntryKind::Chunk, bytes: data.len() as u32 }];
+        let plaintext = segment_plaintext(codec, &entries, payload);
+        segments.push(PreparedSegment { entries, plaintext });
+    }
+    for (ordinal, segment) in segments.iter().enumerate() {
+        let before = if ordinal == 0 { "Chunk ids\n`" } else { "` and\n`" };
+        example.fill(before, &segment.entries[0].id)?;
+        example.fill(&format!("\nsegment {ordinal} plaintext  "), &segment.plaintext)?;
+    }
+    let key = Secret::new(ascending(0xd0));
+    let secrets = PackSecrets { key, wrap_nonce: ascending(0x40) };
+    let pack = assemble(&keys(), PackKind::Data, LEASE, &secrets, segments)?;
+    example.fill("pack id\n`", &pack.id.0)?;
+    example.fill_dump(&pack.bytes)?;
+    let kind = [PackKind::Data as u8];
+    let additional = |object, more: &[u8]| additional_data(object, REPOSITORY, &[&kind, more]);
+    let wrap = additional(ObjectKind::PackKey, &pack.bytes[48..48 + 56]);
+    example.fill("\nwrap additional data  ", &wrap)?;
+    example.fill("\nsegment 0 additional  ", &additional(ObjectKind::Segment, &[0; 4]))?;
+    let footer_offset = 65_536_u32.to_le_bytes();
+    example.fill("\nfooter additional  ", &additional(ObjectKind::Footer, &footer_offset))?;
+    example.fill("\nfooter plaintext  ", &pack.footer.encode())
+}
+
+/// The record is the page's own; its id is that of the sealed object.
+fn fill_manifest(example: &mut Example) -> Result<()> {
+    let bytes = example.bytes()?;
+    let manifest: Manifest = record::decode(&bytes)?;
+    manifest.validate()?;
+    let object = sealed::seal(&keys(), ObjectKind::Manifest, "", &ascending(0x70), &bytes)?;
+    example.fill("the point id\n`", blake3::hash(&object).as_bytes())
+}
