@@ -13,7 +13,7 @@ fuzz_target!(|input: (u32, &[u8])| {
         let _ = verify_ends(header, trailer);
     }
     if let Ok(header) = header {
-        let keys = Keys::derive(&Secret::new([7; 32]), header.repository);
-        assert!(PackOpener::new(&keys, header.kind, header.repository, &header.wrap).is_err());
+        let keys = Keys::derive(&Secret::new([7; 32]), header.identity.repository);
+        assert!(PackOpener::new(&keys, &header.identity, &header.wrap).is_err());
     }
 });

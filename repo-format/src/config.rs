@@ -58,9 +58,13 @@ pub struct Config {
 impl Config {
     /// Encodes and authenticates the config for the object name leaf `name`.
     pub fn encode(&self, keys: &Keys, name: &str) -> Vec<u8> {
+        self.encode_as(FORMAT_VERSION, keys, name)
+    }
+
+    fn encode_as(&self, version: u16, keys: &Keys, name: &str) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(104 + 32 * self.key_slots.len());
         bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes.extend_from_slice(&version.to_le_bytes());
         bytes.extend_from_slice(&[0; 2]);
         bytes.extend_from_slice(&self.generation.to_le_bytes());
         bytes.extend_from_slice(&self.repository.0);
@@ -74,15 +78,14 @@ impl Config {
         for slot in &self.key_slots {
             bytes.extend_from_slice(&slot.0);
         }
-        let check = self.authenticator(keys, name, &bytes);
+        let check = self.authenticator(version, keys, name, &bytes);
         bytes.extend_from_slice(check.as_bytes());
         bytes
     }
 
-    fn authenticator(&self, keys: &Keys, name: &str, body: &[u8]) -> blake3::Hash {
-        let additional =
-            additional_data(ObjectKind::Config, self.repository, &[name.as_bytes(), body]);
-        keys.config_hash(&additional)
+    fn authenticator(&self, version: u16, keys: &Keys, name: &str, body: &[u8]) -> blake3::Hash {
+        let more = [name.as_bytes(), body];
+        keys.config_hash(&additional_data(version, ObjectKind::Config, self.repository, &more))
     }
 
     /// Decodes a config without authenticating it; nothing may be written before [`Config::verify`].
@@ -166,7 +169,9 @@ impl Config {
         let Some((body, check)) = bytes.split_last_chunk::<32>() else {
             return Err(malformed("C-1", "is too short"));
         };
-        if self.authenticator(keys, name, body) != *check {
+        let mut cursor = Cursor::new(body, "C-1");
+        cursor.bytes(MAGIC.len())?;
+        if self.authenticator(cursor.u16()?, keys, name, body) != *check {
             return Err(unauthentic("C-7", "authentication failed"));
         }
         Ok(())
@@ -213,6 +218,18 @@ mod tests {
                 Err(_) => true,
             };
             assert!(refused, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_config_fits_its_own_version_and_no_other() {
+        let config = sample();
+        let keys = Keys::derive(&Secret::new([1; 32]), config.repository);
+        for (version, other) in [(0_u16, 1_u16), (1, 0)] {
+            let mut bytes = config.encode_as(version, &keys, "name");
+            config.verify(&keys, "name", &bytes).unwrap();
+            bytes[8..10].copy_from_slice(&other.to_le_bytes());
+            assert_eq!(config.verify(&keys, "name", &bytes).unwrap_err().rule, "C-7");
         }
     }
 

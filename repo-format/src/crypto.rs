@@ -1,12 +1,11 @@
 //! Keys, sealing and additional data (spec/20-crypto.md).
 //!
 //! Invariants: every purpose has a subkey of its own, so that an object of one kind can never be
-//! taken for another; additional data binds the format version, the object kind and the
+//! taken for another; additional data binds the object's own version, its kind and the
 //! repository; secrets are wiped when they are dropped.
 
 use crate::error::{Result, unauthentic};
 use crate::id::{ChunkId, PageId, RepositoryId};
-use crate::limits::FORMAT_VERSION;
 use chacha20poly1305::aead::{AeadInOut, KeyInit};
 use chacha20poly1305::{ChaCha20Poly1305, XChaCha20Poly1305, XNonce};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
@@ -44,11 +43,17 @@ pub enum ObjectKind {
     Lost = 12,
 }
 
-/// The additional data every object starts with: 24 bytes, then what the object adds.
-pub fn additional_data(kind: ObjectKind, repository: RepositoryId, more: &[&[u8]]) -> Vec<u8> {
+/// The additional data every object starts with: 24 bytes, then what the object adds. `version` is
+/// the one that stands in the object, so that a later program still opens it.
+pub fn additional_data(
+    version: u16,
+    kind: ObjectKind,
+    repository: RepositoryId,
+    more: &[&[u8]],
+) -> Vec<u8> {
     let mut data = Vec::with_capacity(24 + more.iter().map(|part| part.len()).sum::<usize>());
     data.extend_from_slice(b"dvAD");
-    data.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    data.extend_from_slice(&version.to_le_bytes());
     data.push(kind as u8);
     data.push(0);
     data.extend_from_slice(&repository.0);
@@ -316,9 +321,10 @@ mod tests {
         assert!(manifest != note && note != lease && manifest != lease);
         assert!(keys.sealing(ObjectKind::Segment).is_none());
         assert_ne!(keys.chunk_id(b"x").0, keys.page_id(b"x").0);
-        let one = additional_data(ObjectKind::Lease, repository, &[b"a"]);
-        let two = additional_data(ObjectKind::Heartbeat, repository, &[b"a"]);
+        let one = additional_data(1, ObjectKind::Lease, repository, &[b"a"]);
+        let two = additional_data(1, ObjectKind::Heartbeat, repository, &[b"a"]);
         assert_ne!(one, two);
+        assert_ne!(one, additional_data(0, ObjectKind::Lease, repository, &[b"a"]));
     }
 
     #[test]

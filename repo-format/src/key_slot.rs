@@ -152,6 +152,7 @@ pub struct KeySlot {
     pub cost: KdfCost,
     /// The repository it belongs to.
     pub repository: RepositoryId,
+    version: u16,
     salt: [u8; 32],
     commitment: [u8; 32],
     nonce: [u8; 24],
@@ -181,6 +182,7 @@ impl KeySlot {
             kind,
             cost,
             repository,
+            version: FORMAT_VERSION,
             salt: nonces.salt,
             commitment,
             nonce: nonces.keys,
@@ -188,21 +190,26 @@ impl KeySlot {
             label_nonce: nonces.label,
             sealed_label: Vec::new(),
         };
+        slot.seal(&key, master, label)?;
+        Ok(slot)
+    }
+
+    fn seal(&mut self, key: &Secret, master: &Secret, label: &SlotLabel) -> Result<()> {
         let entries = vec![KeyEntry { purpose: PURPOSE_FULL, epoch: 0, key: *master.expose() }];
         let plaintext = Zeroizing::new(record::encode(&entries)?);
-        slot.sealed_keys =
-            seal_x(&key, &slot.nonce, &slot.additional(ObjectKind::KeySlot), &plaintext);
-        let keys = Keys::derive(master, repository);
-        let additional = slot.additional(ObjectKind::KeyLabel);
+        let additional = self.additional(ObjectKind::KeySlot);
+        self.sealed_keys = seal_x(key, &self.nonce, &additional, &plaintext);
+        let keys = Keys::derive(master, self.repository);
+        let additional = self.additional(ObjectKind::KeyLabel);
         let plaintext = record::encode(label)?;
-        slot.sealed_label = seal_x(keys.key_label(), &slot.label_nonce, &additional, &plaintext);
-        Ok(slot)
+        self.sealed_label = seal_x(keys.key_label(), &self.label_nonce, &additional, &plaintext);
+        Ok(())
     }
 
     fn clear(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(512);
         bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes.extend_from_slice(&self.version.to_le_bytes());
         bytes.push(self.kind as u8);
         bytes.push(1);
         for number in [self.cost.memory_kib, self.cost.passes, self.cost.lanes] {
@@ -215,7 +222,7 @@ impl KeySlot {
     }
 
     fn additional(&self, kind: ObjectKind) -> Vec<u8> {
-        additional_data(kind, self.repository, &[&self.clear()])
+        additional_data(self.version, kind, self.repository, &[&self.clear()])
     }
 
     /// Encodes the slot; its id is the BLAKE3 of these bytes.
@@ -234,6 +241,10 @@ impl KeySlot {
     /// # Errors
     /// K-1 length, K-2 magic, version, kind or algorithm, K-4 cost, K-6 name.
     pub fn decode(id: KeySlotId, bytes: &[u8]) -> Result<KeySlot> {
+        Self::decode_up_to(FORMAT_VERSION, id, bytes)
+    }
+
+    fn decode_up_to(newest: u16, id: KeySlotId, bytes: &[u8]) -> Result<KeySlot> {
         if bytes.len() as u64 > KEY_SLOT_BYTES_MAX {
             return Err(limit("K-1", "slot length", KEY_SLOT_BYTES_MAX, bytes.len() as u64));
         }
@@ -245,7 +256,7 @@ impl KeySlot {
             return Err(malformed("K-2", "is no key slot: the magic is wrong"));
         }
         let version = cursor.u16()?;
-        if version > FORMAT_VERSION {
+        if version > newest {
             return Err(newer("K-2", format!("has format version {version}")));
         }
         let kind = match cursor.u8()? {
@@ -273,6 +284,7 @@ impl KeySlot {
             kind,
             cost,
             repository,
+            version,
             salt,
             commitment,
             nonce,
@@ -357,6 +369,28 @@ mod tests {
         assert!(slot.open(b"wrong").unwrap().is_none());
         let keys = Keys::derive(&Secret::new([9; 32]), slot.repository);
         assert_eq!(slot.label(&keys).unwrap().name, "laptop");
+    }
+
+    #[test]
+    fn opens_under_its_own_version_and_no_other() {
+        for (version, other) in [(0_u16, 1_u16), (1, 0)] {
+            let mut slot = slot(CHEAP).unwrap();
+            slot.version = version;
+            let (key, _) = derive(b"correct", &slot.salt, CHEAP).unwrap();
+            let label = SlotLabel { name: "old".into(), created_unix_ns: 5, host: "kvm1".into() };
+            slot.seal(&key, &Secret::new([9; 32]), &label).unwrap();
+            let (id, mut bytes) = slot.encode();
+            let keys = Keys::derive(&Secret::new([9; 32]), slot.repository);
+            let read = KeySlot::decode_up_to(1, id, &bytes).unwrap();
+            assert_eq!(read, slot);
+            assert_eq!(read.open(b"correct").unwrap().unwrap().expose(), &[9; 32]);
+            assert_eq!(read.label(&keys).unwrap(), label);
+            bytes[8..10].copy_from_slice(&other.to_le_bytes());
+            let id = KeySlotId(*blake3::hash(&bytes).as_bytes());
+            let relabelled = KeySlot::decode_up_to(1, id, &bytes).unwrap();
+            assert_eq!(relabelled.open(b"correct").unwrap_err().rule, "K-7");
+            assert_eq!(relabelled.label(&keys).unwrap_err().rule, "K-9");
+        }
     }
 
     #[test]

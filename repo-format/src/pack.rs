@@ -82,23 +82,63 @@ pub struct SealedPack {
     pub footer: Footer,
 }
 
-fn wrap_key(keys: &Keys, kind: PackKind, secrets: &PackSecrets) -> [u8; WRAP_BYTES] {
+/// What both ends of a pack say of it. Wrapped key, segments and footer have no version of their
+/// own: that of the end which was opened counts for all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackIdentity {
+    /// Format version.
+    pub version: u16,
+    /// What the pack holds.
+    pub kind: PackKind,
+    /// The repository it was made for.
+    pub repository: RepositoryId,
+}
+
+impl PackIdentity {
+    /// Appends the 24 bytes that stand in header and trailer.
+    fn write(&self, output: &mut Vec<u8>) {
+        output.extend_from_slice(&self.version.to_le_bytes());
+        output.extend_from_slice(&[self.kind as u8, 0, 0, 0, 0, 0]);
+        output.extend_from_slice(&self.repository.0);
+    }
+
+    /// Reads 24 bytes of a pack of version `newest` at most.
+    fn read(newest: u16, cursor: &mut Cursor<'_>) -> Result<PackIdentity> {
+        let version = cursor.u16()?;
+        if version > newest {
+            return Err(newer("P-3", format!("has format version {version}")));
+        }
+        let kind = PackKind::from_number(cursor.u8()?)?;
+        cursor.zeros(5, "P-2")?;
+        Ok(PackIdentity { version, kind, repository: RepositoryId(cursor.array()?) })
+    }
+
+    fn additional(&self, object: ObjectKind, more: &[u8]) -> Vec<u8> {
+        additional_data(self.version, object, self.repository, &[&[self.kind as u8], more])
+    }
+
+    fn segment_additional(&self, ordinal: u32) -> Vec<u8> {
+        self.additional(ObjectKind::Segment, &ordinal.to_le_bytes())
+    }
+
+    fn footer_additional(&self, offset: u32) -> Vec<u8> {
+        self.additional(ObjectKind::Footer, &offset.to_le_bytes())
+    }
+}
+
+fn wrap_key(keys: &Keys, identity: &PackIdentity, secrets: &PackSecrets) -> [u8; WRAP_BYTES] {
     let mut wrap = Vec::with_capacity(WRAP_BYTES);
     // Algorithm 1, wrap kind 0 (repository key), key epoch 0, wrap key id 0.
     wrap.extend_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0]);
     wrap.extend_from_slice(&[0; 16]);
     wrap.extend_from_slice(&commitment(&secrets.key));
-    let additional = wrap_additional(keys.repository(), kind, &wrap);
+    let additional = identity.additional(ObjectKind::PackKey, &wrap);
     wrap.extend_from_slice(&secrets.wrap_nonce);
     let nonce = &secrets.wrap_nonce;
     wrap.extend_from_slice(&seal_x(keys.pack_wrap(), nonce, &additional, secrets.key.expose()));
     let mut bytes = [0; WRAP_BYTES];
     bytes.copy_from_slice(&wrap);
     bytes
-}
-
-fn wrap_additional(repository: RepositoryId, kind: PackKind, clear: &[u8]) -> Vec<u8> {
-    additional_data(ObjectKind::PackKey, repository, &[&[kind as u8], clear])
 }
 
 fn commitment(key: &Secret) -> [u8; 32] {
@@ -110,14 +150,14 @@ fn commitment(key: &Secret) -> [u8; 32] {
 /// # Errors
 /// P-5 for an algorithm, wrap kind, epoch or key id that this version does not know, P-6 if the
 /// key does not authenticate or does not fit its commitment.
-pub fn unwrap_key(keys: &Keys, kind: PackKind, wrap: &[u8; WRAP_BYTES]) -> Result<Secret> {
+pub fn unwrap_key(keys: &Keys, identity: &PackIdentity, wrap: &[u8; WRAP_BYTES]) -> Result<Secret> {
     let mut cursor = Cursor::new(wrap, "P-5");
     let clear = cursor.bytes(56)?;
     let nonce = cursor.array::<24>()?;
     if clear[0] != 1 || clear[1..24].iter().any(|byte| *byte != 0) {
         return Err(newer("P-5", "has its key wrapped in an unknown way"));
     }
-    let additional = wrap_additional(keys.repository(), kind, clear);
+    let additional = identity.additional(ObjectKind::PackKey, clear);
     let plaintext = open_x(keys.pack_wrap(), &nonce, &additional, cursor.rest(), "P-6")?;
     let mut key = [0_u8; 32];
     key.copy_from_slice(&plaintext);
@@ -126,16 +166,6 @@ pub fn unwrap_key(keys: &Keys, kind: PackKind, wrap: &[u8; WRAP_BYTES]) -> Resul
         return Err(unauthentic("P-6", "the pack key does not fit its commitment"));
     }
     Ok(key)
-}
-
-fn segment_additional(repository: RepositoryId, kind: PackKind, ordinal: u32) -> Vec<u8> {
-    let position = ordinal.to_le_bytes();
-    additional_data(ObjectKind::Segment, repository, &[&[kind as u8], &position])
-}
-
-fn footer_additional(repository: RepositoryId, kind: PackKind, offset: u32) -> Vec<u8> {
-    let position = offset.to_le_bytes();
-    additional_data(ObjectKind::Footer, repository, &[&[kind as u8], &position])
 }
 
 /// Most that alignment and padding add to a segment and the footer behind it.
@@ -148,8 +178,7 @@ fn align(offset: usize, to: u64) -> usize {
 /// A pack that is being filled: each segment is sealed and hashed when it comes, while it is in
 /// the processor's cache, so nothing is left to do at the end but the footer.
 pub struct PackBuilder {
-    repository: RepositoryId,
-    kind: PackKind,
+    identity: PackIdentity,
     wrap: [u8; WRAP_BYTES],
     cipher: PackCipher,
     bytes: Vec<u8>,
@@ -171,19 +200,27 @@ impl PackBuilder {
         buffer: Vec<u8>,
     ) -> PackBuilder {
         let repository = keys.repository();
-        let wrap = wrap_key(keys, kind, secrets);
+        let identity = PackIdentity { version: FORMAT_VERSION, kind, repository };
+        PackBuilder::new_as(identity, keys, writer, secrets, buffer)
+    }
+
+    fn new_as(
+        identity: PackIdentity,
+        keys: &Keys,
+        writer: LeaseId,
+        secrets: &PackSecrets,
+        buffer: Vec<u8>,
+    ) -> PackBuilder {
+        let wrap = wrap_key(keys, &identity, secrets);
         let mut bytes = buffer;
         bytes.clear();
         bytes.extend_from_slice(HEAD_MAGIC);
-        bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-        bytes.extend_from_slice(&[kind as u8, 0, 0, 0, 0, 0]);
-        bytes.extend_from_slice(&repository.0);
+        identity.write(&mut bytes);
         bytes.extend_from_slice(&writer.0);
         bytes.extend_from_slice(&wrap);
         bytes.resize(HEADER_BYTES, 0);
         PackBuilder {
-            repository,
-            kind,
+            identity,
             wrap,
             cipher: PackCipher::new(&secrets.key),
             bytes,
@@ -221,7 +258,7 @@ impl PackBuilder {
         write_frame(ordinal, sealed_bytes, &mut self.bytes);
         let start = self.bytes.len();
         self.bytes.extend_from_slice(plaintext);
-        let additional = segment_additional(self.repository, self.kind, ordinal);
+        let additional = self.identity.segment_additional(ordinal);
         let tag = self.cipher.seal(ordinal, &additional, &mut self.bytes[start..]);
         self.bytes.extend_from_slice(&tag);
         self.footer_bytes += 12 + entries.len() * FOOTER_ENTRY_BYTES;
@@ -247,12 +284,11 @@ impl PackBuilder {
         let footer_offset = self.bytes.len() as u32;
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&self.footer.encode());
-        let additional = footer_additional(self.repository, self.kind, footer_offset);
+        let additional = self.identity.footer_additional(footer_offset);
         let tag = self.cipher.seal(FOOTER_ORDINAL, &additional, &mut self.bytes[start..]);
         self.bytes.extend_from_slice(&tag);
         let footer_bytes = self.bytes.len() as u32 - footer_offset;
-        let (repository, kind) = (self.repository, self.kind);
-        write_trailer(&mut self.bytes, &self.wrap, kind, repository, footer_offset, footer_bytes);
+        write_trailer(&mut self.bytes, &self.identity, &self.wrap, footer_offset, footer_bytes);
         self.hash();
         let id = PackId(*self.hasher.finalize().as_bytes());
         Ok(SealedPack { id, bytes: self.bytes, footer: self.footer })
@@ -279,18 +315,15 @@ pub fn assemble(
 
 fn write_trailer(
     bytes: &mut Vec<u8>,
+    identity: &PackIdentity,
     wrap: &[u8; WRAP_BYTES],
-    kind: PackKind,
-    repository: RepositoryId,
     footer_offset: u32,
     footer_bytes: u32,
 ) {
     bytes.extend_from_slice(wrap);
     bytes.extend_from_slice(&footer_offset.to_le_bytes());
     bytes.extend_from_slice(&footer_bytes.to_le_bytes());
-    bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-    bytes.extend_from_slice(&[kind as u8, 0, 0, 0, 0, 0]);
-    bytes.extend_from_slice(&repository.0);
+    identity.write(bytes);
     bytes.extend_from_slice(&[0; 24]);
     bytes.extend_from_slice(TAIL_MAGIC);
 }
@@ -298,10 +331,8 @@ fn write_trailer(
 /// The clear header of a pack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// What the pack holds.
-    pub kind: PackKind,
-    /// The repository it was made for.
-    pub repository: RepositoryId,
+    /// Version, kind and repository.
+    pub identity: PackIdentity,
     /// The lease of its writer.
     pub writer: LeaseId,
     /// The wrapped pack key.
@@ -313,35 +344,26 @@ pub struct Header {
 /// # Errors
 /// P-2 magic, length or reserved bytes, P-3 version or kind.
 pub fn decode_header(bytes: &[u8]) -> Result<Header> {
+    decode_header_up_to(FORMAT_VERSION, bytes)
+}
+
+fn decode_header_up_to(newest: u16, bytes: &[u8]) -> Result<Header> {
     let mut cursor = Cursor::new(bytes, "P-2");
     if cursor.bytes(8)? != HEAD_MAGIC {
         return Err(malformed("P-2", "is no pack: the magic is wrong"));
     }
-    let kind = version_and_kind(&mut cursor)?;
-    let repository = RepositoryId(cursor.array()?);
+    let identity = PackIdentity::read(newest, &mut cursor)?;
     let writer = LeaseId(cursor.array()?);
     let wrap = cursor.array()?;
     cursor.zeros(16, "P-2")?;
-    Ok(Header { kind, repository, writer, wrap })
-}
-
-fn version_and_kind(cursor: &mut Cursor<'_>) -> Result<PackKind> {
-    let version = cursor.u16()?;
-    if version > FORMAT_VERSION {
-        return Err(newer("P-3", format!("has format version {version}")));
-    }
-    let kind = PackKind::from_number(cursor.u8()?)?;
-    cursor.zeros(5, "P-2")?;
-    Ok(kind)
+    Ok(Header { identity, writer, wrap })
 }
 
 /// The clear trailer of a pack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trailer {
-    /// What the pack holds.
-    pub kind: PackKind,
-    /// The repository it was made for.
-    pub repository: RepositoryId,
+    /// Version, kind and repository.
+    pub identity: PackIdentity,
     /// Where the sealed footer starts.
     pub footer_offset: u32,
     /// Bytes of the sealed footer, with its tag.
@@ -356,6 +378,10 @@ pub struct Trailer {
 /// P-1 length of the pack, P-2 magic or reserved bytes, P-3 version or kind, P-4 a footer that
 /// does not end at the trailer or does not start on the padding.
 pub fn decode_trailer(tail: &[u8], pack_bytes: u64) -> Result<Trailer> {
+    decode_trailer_up_to(FORMAT_VERSION, tail, pack_bytes)
+}
+
+fn decode_trailer_up_to(newest: u16, tail: &[u8], pack_bytes: u64) -> Result<Trailer> {
     if pack_bytes > PACK_BYTES_MAX {
         return Err(limit("P-1", "the pack's length", PACK_BYTES_MAX, pack_bytes));
     }
@@ -370,15 +396,14 @@ pub fn decode_trailer(tail: &[u8], pack_bytes: u64) -> Result<Trailer> {
     if end.bytes(8)? != TAIL_MAGIC {
         return Err(malformed("P-2", "has no trailer: the magic is wrong"));
     }
-    let kind = version_and_kind(&mut cursor)?;
-    let repository = RepositoryId(cursor.array()?);
+    let identity = PackIdentity::read(newest, &mut cursor)?;
     cursor.zeros(24, "P-2")?;
     let ends = u64::from(footer_offset) + u64::from(footer_bytes) + TRAILER_BYTES as u64;
     let padded = u64::from(footer_offset).is_multiple_of(PACK_PADDING_BYTES);
     if ends != pack_bytes || !padded || footer_offset == 0 {
         return Err(malformed("P-4", "the footer does not lie where the trailer says"));
     }
-    Ok(Trailer { kind, repository, footer_offset, footer_bytes, wrap })
+    Ok(Trailer { identity, footer_offset, footer_bytes, wrap })
 }
 
 /// Checks that the two ends of a pack say the same.
@@ -386,10 +411,7 @@ pub fn decode_trailer(tail: &[u8], pack_bytes: u64) -> Result<Trailer> {
 /// # Errors
 /// P-13.
 pub fn verify_ends(header: &Header, trailer: &Trailer) -> Result<()> {
-    let same = header.kind == trailer.kind
-        && header.repository == trailer.repository
-        && header.wrap == trailer.wrap;
-    if same {
+    if header.identity == trailer.identity && header.wrap == trailer.wrap {
         return Ok(());
     }
     Err(malformed("P-13", "the header and the trailer do not fit each other"))
@@ -398,8 +420,7 @@ pub fn verify_ends(header: &Header, trailer: &Trailer) -> Result<()> {
 /// The key of one pack, ready to open its parts.
 pub struct PackOpener {
     cipher: PackCipher,
-    kind: PackKind,
-    repository: RepositoryId,
+    identity: PackIdentity,
 }
 
 impl PackOpener {
@@ -409,15 +430,14 @@ impl PackOpener {
     /// P-7 for a pack of another repository, P-5 and P-6 as [`unwrap_key`].
     pub fn new(
         keys: &Keys,
-        kind: PackKind,
-        repository: RepositoryId,
+        identity: &PackIdentity,
         wrap: &[u8; WRAP_BYTES],
     ) -> Result<PackOpener> {
-        if repository != keys.repository() {
+        if identity.repository != keys.repository() {
             return Err(unauthentic("P-7", "belongs to another repository"));
         }
-        let key = unwrap_key(keys, kind, wrap)?;
-        Ok(PackOpener { cipher: PackCipher::new(&key), kind, repository })
+        let key = unwrap_key(keys, identity, wrap)?;
+        Ok(PackOpener { cipher: PackCipher::new(&key), identity: *identity })
     }
 
     /// Opens the sealed footer, in place.
@@ -425,7 +445,7 @@ impl PackOpener {
     /// # Errors
     /// P-8 if it does not authenticate, P-10 and P-11 for its layout.
     pub fn open_footer(&self, trailer: &Trailer, sealed: &mut [u8]) -> Result<Footer> {
-        let additional = footer_additional(self.repository, self.kind, trailer.footer_offset);
+        let additional = self.identity.footer_additional(trailer.footer_offset);
         let plaintext = self.cipher.open(FOOTER_ORDINAL, &additional, sealed, "P-8")?;
         Footer::decode(plaintext, HEADER_BYTES as u64, u64::from(trailer.footer_offset))
     }
@@ -442,7 +462,7 @@ impl PackOpener {
         if found != ordinal || sealed_bytes as usize != sealed.len() {
             return Err(malformed("S-2", "a segment's frame does not fit the footer"));
         }
-        let additional = segment_additional(self.repository, self.kind, ordinal);
+        let additional = self.identity.segment_additional(ordinal);
         self.cipher.open(ordinal, &additional, sealed, "P-9")
     }
 }
@@ -482,11 +502,17 @@ mod tests {
     }
 
     fn sample(keys: &Keys) -> SealedPack {
+        sample_as(FORMAT_VERSION, keys)
+    }
+
+    fn sample_as(version: u16, keys: &Keys) -> SealedPack {
         let mut encoder = SegmentEncoder::new(3).unwrap();
         let secrets = PackSecrets { key: Secret::new([7; 32]), wrap_nonce: [8; 24] };
         let writer = LeaseId([5; 16]);
         // A buffer that was used before.
-        let mut builder = PackBuilder::new(keys, PackKind::Data, writer, &secrets, vec![1; 99]);
+        let identity =
+            PackIdentity { version, kind: PackKind::Data, repository: keys.repository() };
+        let mut builder = PackBuilder::new_as(identity, keys, writer, &secrets, vec![1; 99]);
         for data in [b"first chunk".to_vec(), vec![9; 3000]] {
             let id = keys.chunk_id(&data).0;
             let entries = vec![Entry { id, kind: EntryKind::Chunk, bytes: data.len() as u32 }];
@@ -502,10 +528,14 @@ mod tests {
     }
 
     fn read(keys: &Keys, pack: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let header = decode_header(pack)?;
-        let trailer = decode_trailer(pack, pack.len() as u64)?;
-        let opener = PackOpener::new(keys, trailer.kind, trailer.repository, &trailer.wrap)?;
-        PackOpener::new(keys, header.kind, header.repository, &header.wrap)?;
+        read_up_to(FORMAT_VERSION, keys, pack)
+    }
+
+    fn read_up_to(newest: u16, keys: &Keys, pack: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let header = decode_header_up_to(newest, pack)?;
+        let trailer = decode_trailer_up_to(newest, pack, pack.len() as u64)?;
+        let opener = PackOpener::new(keys, &trailer.identity, &trailer.wrap)?;
+        PackOpener::new(keys, &header.identity, &header.wrap)?;
         let start = trailer.footer_offset as usize;
         let mut sealed = pack[start..start + trailer.footer_bytes as usize].to_vec();
         let footer = opener.open_footer(&trailer, &mut sealed)?;
@@ -542,6 +572,38 @@ mod tests {
             let information = (32..48).contains(&position);
             assert_eq!(read(&keys, &changed).is_ok(), information, "byte {position}");
         }
+    }
+
+    #[test]
+    fn a_pack_opens_under_its_own_version_and_no_other() {
+        let keys = keys();
+        for (version, other) in [(0_u16, 1_u16), (1, 0)] {
+            let pack = sample_as(version, &keys).bytes;
+            assert_eq!(read_up_to(1, &keys, &pack).unwrap().len(), 2);
+            let trailer = pack.len() - TRAILER_BYTES;
+            let mut relabelled = pack.clone();
+            relabelled[trailer + 136..trailer + 138].copy_from_slice(&other.to_le_bytes());
+            let ends = (
+                decode_header_up_to(1, &relabelled).unwrap(),
+                decode_trailer_up_to(1, &relabelled, pack.len() as u64).unwrap(),
+            );
+            assert_eq!(verify_ends(&ends.0, &ends.1).unwrap_err().rule, "P-13");
+            relabelled[8..10].copy_from_slice(&other.to_le_bytes());
+            assert_eq!(read_up_to(1, &keys, &relabelled).unwrap_err().rule, "P-6");
+            // Not only the wrapped key is bound to the version, but what it opens as well.
+            let trailer = decode_trailer_up_to(1, &pack, pack.len() as u64).unwrap();
+            let mut opener = PackOpener::new(&keys, &trailer.identity, &trailer.wrap).unwrap();
+            opener.identity.version = other;
+            let start = trailer.footer_offset as usize;
+            let mut footer = pack[start..start + trailer.footer_bytes as usize].to_vec();
+            assert_eq!(opener.open_footer(&trailer, &mut footer).unwrap_err().rule, "P-8");
+            let segment = &sample_as(version, &keys).footer.segments[0];
+            let start = segment.offset as usize;
+            let mut stored = pack[start..start + segment.stored_bytes() as usize].to_vec();
+            assert_eq!(opener.open_segment(0, &mut stored).unwrap_err().rule, "P-9");
+        }
+        let newer = sample_as(1, &keys).bytes;
+        assert_eq!(read_up_to(0, &keys, &newer).unwrap_err().rule, "P-3");
     }
 
     #[test]

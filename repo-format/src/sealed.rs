@@ -32,6 +32,17 @@ pub fn seal(
     nonce: &[u8; 24],
     plaintext: &[u8],
 ) -> Result<Vec<u8>> {
+    seal_as(FORMAT_VERSION, keys, kind, name, nonce, plaintext)
+}
+
+fn seal_as(
+    version: u16,
+    keys: &Keys,
+    kind: ObjectKind,
+    name: &str,
+    nonce: &[u8; 24],
+    plaintext: &[u8],
+) -> Result<Vec<u8>> {
     let bytes = (HEADER_BYTES + plaintext.len() + TAG_BYTES) as u64;
     if bytes > SEALED_BYTES_MAX {
         return Err(limit("O-1", "the object's length", SEALED_BYTES_MAX, bytes));
@@ -41,11 +52,12 @@ pub fn seal(
     };
     let mut object = Vec::with_capacity(bytes as usize);
     object.extend_from_slice(MAGIC);
-    object.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    object.extend_from_slice(&version.to_le_bytes());
     object.push(kind as u8);
     object.push(1);
     object.extend_from_slice(&0_u32.to_le_bytes());
-    let additional = additional_data(kind, keys.repository(), &[&object[..16], name.as_bytes()]);
+    let more = [&object[..16], name.as_bytes()];
+    let additional = additional_data(version, kind, keys.repository(), &more);
     object.extend_from_slice(nonce);
     object.extend_from_slice(&seal_x(key, nonce, &additional, plaintext));
     Ok(object)
@@ -56,6 +68,16 @@ pub fn seal(
 /// # Errors
 /// O-1 length, O-2 magic, O-3 kind, O-4 version, algorithm or key epoch, O-5 authentication.
 pub fn open(
+    keys: &Keys,
+    kind: ObjectKind,
+    name: &str,
+    object: &[u8],
+) -> Result<Zeroizing<Vec<u8>>> {
+    open_up_to(FORMAT_VERSION, keys, kind, name, object)
+}
+
+fn open_up_to(
+    newest: u16,
     keys: &Keys,
     kind: ObjectKind,
     name: &str,
@@ -72,7 +94,7 @@ pub fn open(
         return Err(malformed("O-2", "is no sealed object: the magic is wrong"));
     }
     let version = fields.u16()?;
-    if version > FORMAT_VERSION {
+    if version > newest {
         return Err(newer("O-4", format!("has format version {version}")));
     }
     if fields.u8()? != kind as u8 {
@@ -86,7 +108,8 @@ pub fn open(
     let Some(key) = keys.sealing(kind) else {
         return Err(malformed("O-3", "is no kind of small object"));
     };
-    let additional = additional_data(kind, keys.repository(), &[header, name.as_bytes()]);
+    let more = [header, name.as_bytes()];
+    let additional = additional_data(version, kind, keys.repository(), &more);
     open_x(key, &nonce, &additional, cursor.rest(), "O-5")
 }
 
@@ -118,6 +141,20 @@ mod tests {
                 object[10] = made as u8;
             }
         }
+    }
+
+    #[test]
+    fn an_object_opens_under_its_own_version_and_no_other() {
+        let keys = Keys::derive(&Secret::new([1; 32]), RepositoryId([2; 16]));
+        for (version, other) in [(0_u16, 1_u16), (1, 0)] {
+            let kind = ObjectKind::Manifest;
+            let mut object = seal_as(version, &keys, kind, "", &[0; 24], b"record").unwrap();
+            assert_eq!(&open_up_to(1, &keys, kind, "", &object).unwrap()[..], b"record");
+            object[8..10].copy_from_slice(&other.to_le_bytes());
+            assert_eq!(open_up_to(1, &keys, kind, "", &object).unwrap_err().rule, "O-5");
+        }
+        let newer = seal_as(1, &keys, ObjectKind::Note, "n", &[0; 24], b"record").unwrap();
+        assert_eq!(open_up_to(0, &keys, ObjectKind::Note, "n", &newer).unwrap_err().rule, "O-4");
     }
 
     #[test]

@@ -62,8 +62,7 @@ pub fn open_pack(storage: &dyn Storage, keys: &Keys, id: PackId) -> Result<OpenP
     let refuse = |cause| refused(format!("pack {id}"), cause);
     let (mut tail, bytes) = storage.get_tail(&name, TAIL_BYTES)?;
     let trailer = decode_trailer(&tail, bytes).map_err(refuse)?;
-    let opener =
-        PackOpener::new(keys, trailer.kind, trailer.repository, &trailer.wrap).map_err(refuse)?;
+    let opener = PackOpener::new(keys, &trailer.identity, &trailer.wrap).map_err(refuse)?;
     let wanted = trailer.footer_bytes as usize + TRAILER_BYTES;
     if wanted > tail.len() {
         debug_assert!(bytes <= PACK_BYTES_MAX);
@@ -73,7 +72,7 @@ pub fn open_pack(storage: &dyn Storage, keys: &Keys, id: PackId) -> Result<OpenP
     let end = tail.len().saturating_sub(TRAILER_BYTES);
     let footer = opener.open_footer(&trailer, &mut tail[start..end]).map_err(refuse)?;
     let segments = Arc::new(PackSegments { id, opener });
-    Ok(OpenPack { id, kind: trailer.kind, bytes, footer, segments })
+    Ok(OpenPack { id, kind: trailer.identity.kind, bytes, footer, segments })
 }
 
 impl PackSegments {

@@ -56,11 +56,17 @@ pub fn pattern(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|position| (position % 251) as u8).collect()
 }
 
+/// The format version of an object: bytes 8 and 9, behind the magic; 0 if it ends before.
+pub fn version_of(object: &[u8]) -> u16 {
+    object.get(8..10).map_or(0, |bytes| u16::from_le_bytes([bytes[0], bytes[1]]))
+}
+
 /// A small object with any 16-byte header, sealed as if the header were right.
 pub fn envelope(kind: ObjectKind, header: &[u8], name: &str, plaintext: &[u8]) -> Vec<u8> {
     let nonce = random::<24>("nonce of a small object");
     let key = subkey(sealing_context(kind), &MASTER, REPOSITORY);
-    let additional = additional_data(kind, REPOSITORY, &[header, name.as_bytes()]);
+    let more = [header, name.as_bytes()];
+    let additional = additional_data(version_of(header), kind, REPOSITORY, &more);
     [header, &nonce, &seal_x(&key, &nonce, &additional, plaintext)].concat()
 }
 
@@ -99,7 +105,7 @@ fn raw_length(data: &[u8]) -> usize {
 pub fn envelope_key_label(clear: &[u8], plaintext: &[u8]) -> Vec<u8> {
     let nonce = random::<24>("label");
     let key = subkey(context::KEY_LABEL, &MASTER, REPOSITORY);
-    let additional = additional_data(ObjectKind::KeyLabel, REPOSITORY, &[clear]);
+    let additional = additional_data(version_of(clear), ObjectKind::KeyLabel, REPOSITORY, &[clear]);
     [&nonce[..], &seal_x(&key, &nonce, &additional, plaintext)].concat()
 }
 

@@ -115,8 +115,8 @@ fn open_packs(objects: &Tree, keys: &Keys) -> Result<Pieces> {
         }
         let header = decode_header(pack)?;
         let trailer = decode_trailer(pack, pack.len() as u64)?;
-        PackOpener::new(keys, header.kind, header.repository, &header.wrap)?;
-        let opener = PackOpener::new(keys, trailer.kind, trailer.repository, &trailer.wrap)?;
+        PackOpener::new(keys, &header.identity, &header.wrap)?;
+        let opener = PackOpener::new(keys, &trailer.identity, &trailer.wrap)?;
         let start = trailer.footer_offset as usize;
         let mut sealed = pack[start..start + trailer.footer_bytes as usize].to_vec();
         let footer = opener.open_footer(&trailer, &mut sealed)?;

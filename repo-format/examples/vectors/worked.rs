@@ -8,6 +8,7 @@ use diskvault_format::config::Config;
 use diskvault_format::crypto::{Keys, ObjectKind, Secret, additional_data, context};
 use diskvault_format::id::{KeySlotId, LeaseId, RepositoryId, to_hex};
 use diskvault_format::key_slot::{KdfCost, KeySlot, SlotKind, SlotLabel, SlotNonces};
+use diskvault_format::limits::FORMAT_VERSION;
 use diskvault_format::manifest::Manifest;
 use diskvault_format::pack::{PackKind, PackSecrets, PreparedSegment, assemble};
 use diskvault_format::segment::{Entry, EntryKind};
@@ -173,7 +174,10 @@ fn fill_lease(example: &mut Example) -> Result<()> {
     let object = sealed::seal(&keys(), ObjectKind::Lease, &name, &ascending(0xc0), &record)?;
     let more = [&object[..16], name.as_bytes()];
     example.fill("\nrecord  ", &record)?;
-    example.fill("\nadditional data  ", &additional_data(ObjectKind::Lease, REPOSITORY, &more))?;
+    example.fill(
+        "\nadditional data  ",
+        &additional_data(FORMAT_VERSION, ObjectKind::Lease, REPOSITORY, &more),
+    )?;
     example.fill("\nobject  ", &object)
 }
 
@@ -239,7 +243,8 @@ fn fill_pack(example: &mut Example) -> Result<()> {
     example.fill("pack id\n`", &pack.id.0)?;
     example.fill_dump(&pack.bytes)?;
     let kind = [PackKind::Data as u8];
-    let additional = |object, more: &[u8]| additional_data(object, REPOSITORY, &[&kind, more]);
+    let additional =
+        |object, more: &[u8]| additional_data(FORMAT_VERSION, object, REPOSITORY, &[&kind, more]);
     let wrap = additional(ObjectKind::PackKey, &pack.bytes[48..48 + 56]);
     example.fill("\nwrap additional data  ", &wrap)?;
     example.fill("\nsegment 0 additional  ", &additional(ObjectKind::Segment, &[0; 4]))?;

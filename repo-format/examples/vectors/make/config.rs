@@ -2,7 +2,7 @@
 
 use super::{changed, keyed, put};
 use crate::vectors::Set;
-use crate::vectors::fixed::{MASTER, REPOSITORY, keys, random, subkey};
+use crate::vectors::fixed::{MASTER, REPOSITORY, keys, random, subkey, version_of};
 use crate::vectors::form::Vector;
 use diskvault_format::config::Config;
 use diskvault_format::crypto::{ObjectKind, additional_data, context};
@@ -38,7 +38,8 @@ fn authenticated(bytes: Vec<u8>) -> Vec<u8> {
 
 fn authenticated_as(name: &str, mut bytes: Vec<u8>) -> Vec<u8> {
     let key = subkey(context::CONFIG, &MASTER, REPOSITORY);
-    let input = additional_data(ObjectKind::Config, REPOSITORY, &[name.as_bytes(), &bytes]);
+    let more = [name.as_bytes(), &bytes];
+    let input = additional_data(version_of(&bytes), ObjectKind::Config, REPOSITORY, &more);
     bytes.extend_from_slice(blake3::keyed_hash(key.expose(), &input).as_bytes());
     bytes
 }

@@ -1,7 +1,7 @@
 //! Vectors of key slots (rules K-1 to K-10).
 
 use super::{changed, keyed, put};
-use crate::vectors::fixed::{MASTER, REPOSITORY, TIME_NS, envelope_key_label, random};
+use crate::vectors::fixed::{MASTER, REPOSITORY, TIME_NS, envelope_key_label, random, version_of};
 use crate::vectors::form::Vector;
 use crate::vectors::run::derive_slot;
 use crate::vectors::{Result, Set};
@@ -43,7 +43,8 @@ impl Sealer {
     }
 
     fn seal_with(&self, clear: &[u8], keys: &[u8], label: &SlotLabel) -> Result<Vec<u8>> {
-        let additional = additional_data(ObjectKind::KeySlot, REPOSITORY, &[clear]);
+        let version = version_of(clear);
+        let additional = additional_data(version, ObjectKind::KeySlot, REPOSITORY, &[clear]);
         let sealed = seal_x(&self.key, &self.nonce, &additional, keys);
         let length = (sealed.len() as u32).to_le_bytes();
         let label = envelope_key_label(clear, &record::encode(label)?);

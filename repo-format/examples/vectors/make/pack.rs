@@ -40,6 +40,10 @@ fn sample(kind: PackKind, entry: EntryKind) -> Result<SealedPack> {
     Ok(assemble(&keys(), kind, LeaseId(random("lease")), &secrets, segments)?)
 }
 
+fn additional(object: ObjectKind, kind: u8, more: &[u8]) -> Vec<u8> {
+    additional_data(FORMAT_VERSION, object, REPOSITORY, &[&[kind], more])
+}
+
 /// What a wrapped key says in the clear, before it is sealed.
 struct Wrap {
     kind: u8,
@@ -59,7 +63,7 @@ impl Wrap {
 
     fn seal(&self) -> Vec<u8> {
         let clear = [&self.clear[..], &self.commitment].concat();
-        let additional = additional_data(ObjectKind::PackKey, REPOSITORY, &[&[self.kind], &clear]);
+        let additional = additional(ObjectKind::PackKey, self.kind, &clear);
         let key = subkey(context::PACK_WRAP, &MASTER, REPOSITORY);
         let sealed = seal_x(&key, &self.nonce, &additional, pack_key().expose());
         [&clear[..], &self.nonce, &sealed].concat()
@@ -70,8 +74,7 @@ impl Wrap {
 fn with_footer(pack: &SealedPack, plaintext: &[u8], ordinal: u32) -> Vec<u8> {
     let trailer = pack.bytes.len() - TRAILER_BYTES;
     let offset: [u8; 4] = read_number(&pack.bytes, trailer + 128);
-    let kind = pack.bytes[10];
-    let additional = additional_data(ObjectKind::Footer, REPOSITORY, &[&[kind], &offset]);
+    let additional = additional(ObjectKind::Footer, pack.bytes[10], &offset);
     let mut sealed = plaintext.to_vec();
     let tag = PackCipher::new(&pack_key()).seal(ordinal, &additional, &mut sealed);
     sealed.extend_from_slice(&tag);
@@ -292,9 +295,7 @@ fn add_segments(set: &mut Set, pack: &SealedPack) {
     refuse("segment-tag", "P-9", "a bit of a segment's tag is flipped", flip(end - 1));
     let ordinal = changed(&pack.bytes, |bytes| {
         let body = first + FRAME_BYTES..end - 16;
-        let kind = [PackKind::Data as u8];
-        let position = 0_u32.to_le_bytes();
-        let additional = additional_data(ObjectKind::Segment, REPOSITORY, &[&kind, &position]);
+        let additional = additional(ObjectKind::Segment, PackKind::Data as u8, &[0; 4]);
         let cipher = PackCipher::new(&pack_key());
         let mut sealed = bytes[first + FRAME_BYTES..end].to_vec();
         // Opened in place, then sealed with the nonce of ordinal 7.

@@ -1,6 +1,7 @@
 //! Objects without a seal: configs, instance objects, names, records, allocation lists.
 
 use super::{Facts, Opened, Run, refuse};
+use crate::vectors::fixed::version_of;
 use crate::vectors::form::Fields;
 use diskvault_format::config::Config;
 use diskvault_format::crypto::{ObjectKind, additional_data, context};
@@ -28,7 +29,9 @@ pub fn config(fields: &Fields<'_>, body: &[u8]) -> Run {
     facts.add("pack-bytes", config.pack_bytes);
     facts.add_list("key-slots", &config.key_slots);
     let subkey = opened.subkey(context::CONFIG);
-    let additional = additional_data(ObjectKind::Config, config.repository, &[name.as_bytes()]);
+    let more = [name.as_bytes()];
+    let additional =
+        additional_data(version_of(body), ObjectKind::Config, config.repository, &more);
     let (head, check) = body.split_at(body.len() - 32);
     let mut hasher = blake3::Hasher::new_keyed(subkey.expose());
     if hasher.update(&additional).update(head).finalize() != *check {

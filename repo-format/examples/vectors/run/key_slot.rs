@@ -1,6 +1,7 @@
 //! Key slots.
 
 use super::{Facts, Opened, Run, Stop, refuse};
+use crate::vectors::fixed::version_of;
 use crate::vectors::form::Fields;
 use argon2::{Algorithm, Argon2, Params, Version};
 use diskvault_format::crypto::{ObjectKind, Secret, additional_data, context, open_x};
@@ -47,7 +48,9 @@ fn open(slot: &KeySlot, secret: &[u8], body: &[u8], facts: &mut Facts) -> Result
     let derived = derive(secret, &body[40..72], slot.cost)?;
     let key = Secret::new(blake3::derive_key(context::SLOT_KEY, &derived));
     let commitment = blake3::derive_key(context::SLOT_COMMITMENT, &derived);
-    let additional = additional_data(ObjectKind::KeySlot, slot.repository, &[&body[..104]]);
+    let clear = &body[..104];
+    let additional =
+        additional_data(version_of(clear), ObjectKind::KeySlot, slot.repository, &[clear]);
     let (mut nonce, mut length) = ([0; 24], [0; 4]);
     nonce.copy_from_slice(&body[104..128]);
     length.copy_from_slice(&body[128..132]);

@@ -8,8 +8,7 @@ use diskvault_format::crypto::{
 use diskvault_format::footer::{Footer, FooterSegment};
 use diskvault_format::id::to_hex;
 use diskvault_format::pack::{
-    PackKind, PackOpener, Trailer, WRAP_BYTES, decode_header, decode_trailer, verify_ends,
-    verify_padding,
+    PackOpener, Trailer, WRAP_BYTES, decode_header, decode_trailer, verify_ends, verify_padding,
 };
 use diskvault_format::segment::{Entry, EntryKind, EntryShape, SegmentDecoder};
 
@@ -40,10 +39,10 @@ pub fn pack(fields: &Fields<'_>, body: &[u8]) -> Run {
     check_name(fields, body)?;
     let trailer = decode_trailer(body, length)?;
     if let Some(header) = &header {
-        PackOpener::new(&opened.keys, header.kind, header.repository, &header.wrap)?;
+        PackOpener::new(&opened.keys, &header.identity, &header.wrap)?;
         verify_ends(header, &trailer)?;
     }
-    let opener = PackOpener::new(&opened.keys, trailer.kind, trailer.repository, &trailer.wrap)?;
+    let opener = PackOpener::new(&opened.keys, &trailer.identity, &trailer.wrap)?;
     let start = trailer.footer_offset as usize;
     let mut sealed = body[start..start + trailer.footer_bytes as usize].to_vec();
     let footer = opener.open_footer(&trailer, &mut sealed)?;
@@ -62,7 +61,7 @@ pub fn pack(fields: &Fields<'_>, body: &[u8]) -> Run {
     }
     let mut facts = Facts::default();
     facts.add_bytes("pack-id", blake3::hash(body).as_bytes());
-    facts.add("kind", format!("{:?}", trailer.kind).to_lowercase());
+    facts.add("kind", format!("{:?}", trailer.identity.kind).to_lowercase());
     if let Some(header) = header {
         facts.add("writer", header.writer);
     }
@@ -71,7 +70,7 @@ pub fn pack(fields: &Fields<'_>, body: &[u8]) -> Run {
     let entries = footer.segments.iter().flat_map(|segment| &segment.entries);
     facts.add_list("entries", entries.map(show_entry));
     facts.add_bytes("plaintext-blake3", blake3::hash(&whole).as_bytes());
-    intermediates(&opened, &trailer, trailer.kind, &mut sealed_footer(body, &trailer), &mut facts)?;
+    intermediates(&opened, &trailer, &mut sealed_footer(body, &trailer), &mut facts)?;
     Ok(facts)
 }
 
@@ -99,7 +98,6 @@ fn check_ids(opened: &Opened, entries: &[Entry], mut data: &[u8]) -> Result<(), 
 fn intermediates(
     opened: &Opened,
     trailer: &Trailer,
-    kind: PackKind,
     sealed_footer: &mut [u8],
     facts: &mut Facts,
 ) -> Result<(), Stop> {
@@ -107,9 +105,9 @@ fn intermediates(
     let wrap: &[u8; WRAP_BYTES] = &trailer.wrap;
     let mut nonce = [0; 24];
     nonce.copy_from_slice(&wrap[56..80]);
-    let kind = [kind as u8];
+    let (version, kind) = (trailer.identity.version, [trailer.identity.kind as u8]);
     let additional =
-        |object, more: &[u8]| additional_data(object, opened.repository, &[&kind, more]);
+        |object, more: &[u8]| additional_data(version, object, opened.repository, &[&kind, more]);
     let wrap_additional = additional(ObjectKind::PackKey, &wrap[..56]);
     let plaintext = open_x(&subkey, &nonce, &wrap_additional, &wrap[80..], "P-6")?;
     let mut key = [0; 32];

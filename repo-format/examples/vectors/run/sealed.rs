@@ -1,7 +1,7 @@
 //! Small sealed objects and the records in them.
 
 use super::{Facts, Opened, Run, Stop, check_name, refuse};
-use crate::vectors::fixed::sealing_context;
+use crate::vectors::fixed::{sealing_context, version_of};
 use crate::vectors::form::Fields;
 use diskvault_format::crypto::{ObjectKind, additional_data, seal_x};
 use diskvault_format::id::to_hex;
@@ -38,7 +38,8 @@ pub fn sealed(fields: &Fields<'_>, kind: &str, body: &[u8]) -> Run {
         check_roots(&opened, &record::decode(&plaintext)?)?;
     }
     let subkey = opened.subkey(sealing_context(kind));
-    let additional = additional_data(kind, opened.repository, &[&body[..16], name.as_bytes()]);
+    let more = [&body[..16], name.as_bytes()];
+    let additional = additional_data(version_of(body), kind, opened.repository, &more);
     let mut nonce = [0; 24];
     nonce.copy_from_slice(&body[16..40]);
     if seal_x(&subkey, &nonce, &additional, &plaintext) != body[40..] {
