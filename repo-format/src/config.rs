@@ -137,11 +137,13 @@ impl Config {
         for _ in 0..slots {
             config.key_slots.push(KeySlotId(cursor.array()?));
         }
+        // The length first: in a config that is cut off, the authenticator stands where a slot
+        // should, and would be in order or not by chance.
+        cursor.bytes(32)?;
+        cursor.finish()?;
         if !config.key_slots.is_sorted_by(|a, b| a < b) {
             return Err(malformed("C-6", "the key slots are not in ascending order"));
         }
-        cursor.bytes(32)?;
-        cursor.finish()?;
         Ok(config)
     }
 
