@@ -106,11 +106,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let fifo = folder.path().join("fifo");
         rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, 0o600.into()).unwrap();
-        let mut reader = open_stream(&fifo).unwrap();
+        let (send, opened) = std::sync::mpsc::channel();
+        let path = fifo.clone();
         let thread = std::thread::spawn(move || {
+            let mut reader = open_stream(&path).unwrap();
+            send.send(()).unwrap();
             let mut text = String::new();
             reader.read_to_string(&mut text).map(|_| text)
         });
+        let patience = std::time::Duration::from_secs(30);
+        opened.recv_timeout(patience).expect("the open waits for a writer");
         std::thread::sleep(std::time::Duration::from_millis(50));
         assert!(!thread.is_finished(), "it ended before it had a writer");
         let mut writer = OpenOptions::new().write(true).open(&fifo).unwrap();

@@ -139,6 +139,7 @@ fn one_signal_ends_a_run_whose_fifo_has_no_writer() {
         // Long enough to be at the FIFO.
         std::thread::sleep(std::time::Duration::from_millis(300));
         send(&child, signal);
+        assert!(!poll(&mut child, || false));
         let outcome = wait(child);
         assert_eq!(outcome.code, 130, "{outcome:?}");
         assert_eq!(outcome.stderr.lines().last(), Some("diskvault: interrupted"));
@@ -150,6 +151,7 @@ fn one_signal_ends_a_run_whose_fifo_has_no_writer() {
     std::thread::sleep(std::time::Duration::from_millis(500));
     assert!(child.try_wait().unwrap().is_none());
     send(&child, Signal::INT);
+    assert!(!poll(&mut child, || false));
     assert_eq!(wait(child).code, 130);
     assert_eq!(vault.point_count(), 0);
 }
