@@ -483,13 +483,23 @@ pub fn verify_padding(pack: &[u8], footer: &Footer, trailer: &Trailer) -> Result
         })
         .chain([(trailer.footer_offset as usize, trailer.footer_offset as usize)]);
     for (start, end) in ends {
-        let zero = pack.get(used..start).is_some_and(|gap| gap.iter().all(|byte| *byte == 0));
-        if !zero {
-            return Err(malformed("P-12", format!("the padding before byte {start} is not zero")));
-        }
+        let leaves = || malformed("P-12", "the footer leaves the pack");
+        verify_gap(pack.get(used..start).ok_or_else(leaves)?, start as u64)?;
         used = end;
     }
     Ok(())
+}
+
+/// Checks that the bytes before byte `end` of a pack, between two of its parts, are zero: for who
+/// reads a pack piece by piece.
+///
+/// # Errors
+/// P-12 for a byte that is not.
+pub fn verify_gap(gap: &[u8], end: u64) -> Result<()> {
+    if gap.iter().all(|byte| *byte == 0) {
+        return Ok(());
+    }
+    Err(malformed("P-12", format!("the padding before byte {end} is not zero")))
 }
 
 #[cfg(test)]

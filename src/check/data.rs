@@ -9,13 +9,17 @@ use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::repository::locate::Locator;
 use crate::repository::objects::refused;
-use crate::repository::pack_reader::{open_pack, pack_name};
+use crate::repository::pack_reader::{OpenPack, open_pack, pack_name};
+use crate::storage::{ObjectName, Storage};
+use diskvault_format::footer::FooterSegment;
 use diskvault_format::id::PackId;
-use diskvault_format::limits::PACK_BYTES_MAX;
-use diskvault_format::pack::{decode_header, decode_trailer, verify_ends, verify_padding};
+use diskvault_format::pack::{HEADER_BYTES, decode_header, verify_ends, verify_gap};
 use diskvault_format::segment::{EntryKind, SegmentDecoder};
 use rayon::ThreadPool;
 use rayon::prelude::*;
+
+/// Most bytes read at once of what is no segment.
+const PIECE_BYTES: u64 = 1 << 20;
 
 /// Which packs to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,45 +127,96 @@ pub fn check_packs(
     Ok(())
 }
 
-/// Verifies one pack and returns its size.
+/// Verifies one pack and returns its size. It is read once, from front to back, a segment at a
+/// time, so a thread needs the memory of a segment and not that of a pack.
 fn check_pack(repository: &Repository, id: PackId) -> Result<u64> {
     let storage = repository.storage().as_ref();
-    let mut bytes = storage.get(&pack_name(id)?, PACK_BYTES_MAX)?;
-    if blake3::hash(&bytes) != id.0 {
+    let pack = open_pack(storage, repository.keys(), id);
+    let name = pack_name(id)?;
+    let gone = || Error::new(ErrorKind::NotFound, format!("cannot find {name}"));
+    let bytes = storage.size(&name)?.ok_or_else(gone)?;
+    let hasher = blake3::Hasher::new();
+    let mut reading = Reading { storage, name: &name, position: 0, buffer: Vec::new(), hasher };
+    let checked = pack.and_then(|pack| check_parts(repository, &pack, &mut reading));
+    reading.take_rest(bytes)?;
+    // Whatever else is wrong follows from this, if it is.
+    if *reading.hasher.finalize().as_bytes() != id.0 {
         let text = "its bytes do not hash to its name (rule N-3)";
         return Err(Error::new(ErrorKind::Damage, text));
     }
-    let refuse = |cause| refused(format!("pack {id}"), cause);
-    let header = decode_header(&bytes).map_err(refuse)?;
-    let trailer = decode_trailer(&bytes, bytes.len() as u64).map_err(refuse)?;
-    verify_ends(&header, &trailer).map_err(refuse)?;
-    let pack = open_pack(storage, repository.keys(), id)?;
-    verify_padding(&bytes, &pack.footer, &trailer).map_err(refuse)?;
+    checked.map(|()| bytes)
+}
+
+/// A pack on its way from front to back, hashed as it passes.
+struct Reading<'a> {
+    storage: &'a dyn Storage,
+    name: &'a ObjectName,
+    position: u64,
+    buffer: Vec<u8>,
+    hasher: blake3::Hasher,
+}
+
+impl Reading<'_> {
+    /// The next bytes.
+    fn take(&mut self, bytes: usize) -> Result<&mut [u8]> {
+        self.buffer.resize(bytes, 0);
+        self.storage.get_range(self.name, self.position, &mut self.buffer)?;
+        self.hasher.update(&self.buffer);
+        self.position += bytes as u64;
+        Ok(&mut self.buffer)
+    }
+
+    /// The bytes up to `end`, in pieces, each with the position behind it.
+    fn take_up_to(&mut self, end: u64, each: &dyn Fn(&[u8], u64) -> Result<()>) -> Result<()> {
+        while self.position < end {
+            let bytes = (end - self.position).min(PIECE_BYTES);
+            let behind = self.position + bytes;
+            each(self.take(bytes as usize)?, behind)?;
+        }
+        Ok(())
+    }
+
+    fn take_rest(&mut self, end: u64) -> Result<()> {
+        self.take_up_to(end, &|_, _| Ok(()))
+    }
+}
+
+/// Verifies header, segments and what lies between them.
+fn check_parts(repository: &Repository, pack: &OpenPack, reading: &mut Reading<'_>) -> Result<()> {
+    let refuse = |cause| refused(format!("pack {}", pack.id), cause);
+    let gap = |gap: &[u8], end| verify_gap(gap, end).map_err(refuse);
+    let header = decode_header(reading.take(HEADER_BYTES)?).map_err(refuse)?;
+    verify_ends(&header, &pack.trailer).map_err(refuse)?;
     let mut decoder = SegmentDecoder::new().map_err(refuse)?;
     let mut data = Vec::new();
     for (ordinal, segment) in pack.footer.segments.iter().enumerate() {
-        let start = segment.offset as usize;
-        let stored = &mut bytes[start..start + segment.stored_bytes() as usize];
+        reading.take_up_to(segment.offset.into(), &gap)?;
+        let stored = reading.take(segment.stored_bytes() as usize)?;
         let table = pack.segments.decode(ordinal as u32, stored, &mut decoder, &mut data)?;
-        let refuse = |cause| refused(format!("segment {ordinal} of pack {id}"), cause);
+        let refuse = |cause| refused(format!("segment {ordinal} of pack {}", pack.id), cause);
         segment.verify_table(&table).map_err(refuse)?;
-        // The ids stand in the footer alone; what they promise is computed from the bytes.
-        let mut start = 0;
-        for entry in &segment.entries {
-            let content = &data[start..start + entry.bytes as usize];
-            start += entry.bytes as usize;
-            let found = match entry.kind {
-                EntryKind::Chunk => repository.keys().chunk_id(content).0,
-                EntryKind::Page => repository.keys().page_id(content).0,
-            };
-            if found != entry.id {
-                let id = diskvault_format::id::to_hex(&entry.id);
-                let text = format!("entry {id} has bytes of another id (rule S-9)");
-                return Err(Error::new(ErrorKind::Damage, text));
-            }
+        check_ids(repository, segment, &data)?;
+    }
+    reading.take_up_to(pack.trailer.footer_offset.into(), &gap)
+}
+
+/// The ids stand in the footer alone; what they promise is computed from the bytes.
+fn check_ids(repository: &Repository, segment: &FooterSegment, data: &[u8]) -> Result<()> {
+    let mut start = 0;
+    for entry in &segment.entries {
+        let content = &data[start..start + entry.bytes as usize];
+        start += entry.bytes as usize;
+        let found = match entry.kind {
+            EntryKind::Chunk => repository.keys().chunk_id(content).0,
+            EntryKind::Page => repository.keys().page_id(content).0,
+        };
+        if found != entry.id {
+            let id = diskvault_format::id::to_hex(&entry.id);
+            let text = format!("entry {id} has bytes of another id (rule S-9)");
+            return Err(Error::new(ErrorKind::Damage, text));
         }
     }
-    Ok(pack.bytes)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use diskvault_format::crypto::Keys;
 use diskvault_format::footer::{Footer, FooterSegment};
 use diskvault_format::id::PackId;
 use diskvault_format::limits::PACK_BYTES_MAX;
-use diskvault_format::pack::{PackKind, PackOpener, TRAILER_BYTES, decode_trailer};
+use diskvault_format::pack::{PackKind, PackOpener, TRAILER_BYTES, Trailer, decode_trailer};
 use diskvault_format::segment::{Entry, EntryShape, SegmentDecoder};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -22,6 +22,8 @@ const TAIL_BYTES: usize = 128 << 10;
 /// Bytes of footers kept in memory: some 250 at the default sizes, where one is about 60 KiB. The
 /// largest footer the format allows has 37 MiB; the one read last is always kept.
 const FOOTER_BYTES_KEPT: usize = 16 << 20;
+/// What a kept pack takes beside its footer: cipher, counters, place in the table.
+const PACK_MEMORY_BYTES: usize = 512;
 
 /// A pack whose footer is open.
 pub struct OpenPack {
@@ -31,6 +33,8 @@ pub struct OpenPack {
     pub kind: PackKind,
     /// Size of the whole pack in bytes.
     pub bytes: u64,
+    /// What its end says of it.
+    pub trailer: Trailer,
     /// What it holds.
     pub footer: Footer,
     /// What opens its segments.
@@ -72,7 +76,8 @@ pub fn open_pack(storage: &dyn Storage, keys: &Keys, id: PackId) -> Result<OpenP
     let end = tail.len().saturating_sub(TRAILER_BYTES);
     let footer = opener.open_footer(&trailer, &mut tail[start..end]).map_err(refuse)?;
     let segments = Arc::new(PackSegments { id, opener });
-    Ok(OpenPack { id, kind: trailer.identity.kind, bytes, footer, segments })
+    let kind = trailer.identity.kind;
+    Ok(OpenPack { id, kind, bytes, trailer, footer, segments })
 }
 
 impl PackSegments {
@@ -96,10 +101,11 @@ impl PackSegments {
 }
 
 impl OpenPack {
-    /// Bytes of memory that the footer takes, without what the allocator adds.
-    fn footer_memory_bytes(&self) -> usize {
+    /// Bytes of memory that the pack takes, without what the allocator adds.
+    fn memory_bytes(&self) -> usize {
         let segments = &self.footer.segments;
-        segments.len() * size_of::<FooterSegment>()
+        PACK_MEMORY_BYTES
+            + segments.len() * size_of::<FooterSegment>()
             + self.footer.entry_count() as usize * size_of::<Entry>()
     }
 
@@ -149,14 +155,28 @@ impl Kept {
     /// Takes a pack in and lets go of those used longest ago until the rest fits.
     fn insert(&mut self, pack: Arc<OpenPack>, bytes_kept: usize) {
         self.clock += 1;
-        self.bytes += pack.footer_memory_bytes();
+        self.bytes += pack.memory_bytes();
         if let Some((_, old)) = self.packs.insert(pack.id, (self.clock, pack)) {
-            self.bytes -= old.footer_memory_bytes();
+            self.bytes -= old.memory_bytes();
         }
-        while self.bytes > bytes_kept && self.packs.len() > 1 {
-            let oldest = self.packs.iter().min_by_key(|(_, (used, _))| *used).map(|(id, _)| *id);
-            let Some((_, pack)) = oldest.and_then(|id| self.packs.remove(&id)) else { return };
-            self.bytes -= pack.footer_memory_bytes();
+        if self.bytes > bytes_kept {
+            self.shrink(bytes_kept / 4 * 3);
+        }
+    }
+
+    /// Lets go of a quarter at a time, because finding the oldest means looking at all.
+    fn shrink(&mut self, bytes: usize) {
+        let mut by_age: Vec<(u64, PackId)> =
+            self.packs.iter().map(|(id, (used, _))| (*used, *id)).collect();
+        by_age.sort_unstable();
+        by_age.pop();
+        for (_, id) in by_age {
+            if self.bytes <= bytes {
+                return;
+            }
+            if let Some((_, pack)) = self.packs.remove(&id) {
+                self.bytes -= pack.memory_bytes();
+            }
         }
     }
 }
@@ -210,21 +230,21 @@ mod tests {
 
     #[test]
     fn the_cache_is_bounded_by_bytes_and_lets_go_of_the_oldest() {
-        let packs: Vec<_> = (1..=4).map(|number| pack(number, 100)).collect();
-        let one = packs[0].footer_memory_bytes();
+        let packs: Vec<_> = (1..=5).map(|number| pack(number, 100)).collect();
+        let one = packs[0].memory_bytes();
         assert!(one > 100 * 32);
         let mut kept = Kept::default();
-        for pack in &packs[..3] {
-            kept.insert(pack.clone(), 3 * one);
+        for pack in &packs[..4] {
+            kept.insert(pack.clone(), 4 * one);
         }
         assert!(kept.get(packs[0].id).is_some());
-        kept.insert(packs[3].clone(), 3 * one);
-        assert!(kept.get(packs[1].id).is_none(), "used longest ago");
-        assert!([0, 2, 3].iter().all(|number| kept.get(packs[*number].id).is_some()));
+        kept.insert(packs[4].clone(), 4 * one);
+        let are_kept = packs.iter().map(|pack| kept.packs.contains_key(&pack.id));
+        assert_eq!(are_kept.collect::<Vec<_>>(), [true, false, false, true, true]);
         assert_eq!(kept.bytes, 3 * one);
         // One that is larger than the bound by itself is kept alone.
         let large = pack(5, 1000);
-        kept.insert(large.clone(), 3 * one);
-        assert_eq!((kept.packs.len(), kept.bytes), (1, large.footer_memory_bytes()));
+        kept.insert(large.clone(), 4 * one);
+        assert_eq!((kept.packs.len(), kept.bytes), (1, large.memory_bytes()));
     }
 }

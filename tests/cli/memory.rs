@@ -12,8 +12,10 @@ use std::time::Duration;
 
 /// Data of each test: more than the bound, so that keeping it all shows.
 const DATA_BYTES: u64 = 400 * MIB;
-/// Most memory a run may take.
+/// Most memory a run with two threads may take.
 const PEAK_BYTES_MAX: u64 = 256 * MIB;
+/// And so much more for each further thread.
+const THREAD_BYTES_MAX: u64 = 16 * MIB;
 
 /// The most memory that a process has used so far; 0 once it is gone.
 fn peak_bytes(process: u32) -> u64 {
@@ -24,8 +26,9 @@ fn peak_bytes(process: u32) -> u64 {
 
 /// Runs to a good end, and the most memory that was seen on the way. What is taken in the last
 /// millisecond may be missed, but what grows with the data is there before.
-fn run(vault: &Vault, arguments: &[&str]) -> u64 {
-    let mut all = vec!["--threads", "2"];
+fn run(vault: &Vault, threads: u64, arguments: &[&str]) -> u64 {
+    let threads = threads.to_string();
+    let mut all = vec!["--threads", &threads];
     all.extend(arguments);
     let mut child = vault
         .command(&all)
@@ -55,7 +58,7 @@ fn run(vault: &Vault, arguments: &[&str]) -> u64 {
 }
 
 fn assert_bounded(vault: &Vault, arguments: &[&str]) {
-    let peak = run(vault, arguments);
+    let peak = run(vault, 2, arguments);
     assert!(peak < PEAK_BYTES_MAX, "{arguments:?} took {} MiB", peak / MIB);
 }
 
@@ -79,6 +82,12 @@ fn memory_does_not_grow_with_a_disk_or_a_stream() {
     assert_bounded(&vault, &["backup", "--name", "a", "--disk", &disk]);
     // Known and unchanged chunks go other ways than new ones.
     assert_bounded(&vault, &["backup", "--name", "a", "--disk", &disk]);
+    let most = PEAK_BYTES_MAX + 14 * THREAD_BYTES_MAX;
+    let other = Vault::new();
+    for arguments in [&["backup", "--name", "a", "--disk", &disk][..], &["check", "--read-data"]] {
+        let peak = run(&other, 16, arguments);
+        assert!(peak < most, "{arguments:?} with 16 threads took {} MiB", peak / MIB);
+    }
     let stream = format!("stream={path}");
     assert_bounded(&vault, &["backup", "--name", "b", "--stream", &stream]);
     assert_bounded(&vault, &["backup", "--name", "c", "--chunker", "fastcdc", "--disk", &disk]);
