@@ -5,13 +5,14 @@
 //! builds the map.
 //!
 //! Invariants: map and digests depend on the bytes alone, not on how they arrived or on timing;
-//! memory is a fixed number of batches, which are used again and again.
+//! memory is a fixed number of batches, which are used again and again; when storing fails the
+//! cutting thread ends, also if its pipe gives nothing.
 
 use super::Context;
 use super::digests::Digests;
 use crate::chunking::{ContentCutter, ContentParameters, Gear, Piece};
 use crate::error::{Error, ErrorKind, Result};
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use diskvault_format::crypto::Keys;
 use diskvault_format::limits::DISK_BYTES_MAX;
 use diskvault_format::manifest::{Chunking, Statistics, StreamReference};
@@ -23,12 +24,17 @@ use rayon::ThreadPool;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// A batch goes to a worker when it holds so many bytes of chunks: some 13 chunks, so that
 /// handing over costs nothing beside hashing.
 const BATCH_BYTES: usize = 1 << 20;
 /// Or so many pieces, which only zeros between short chunks can reach.
 const BATCH_PIECES: usize = 1024;
+
+/// How often the gathering thread looks whether storing has failed, while nothing comes.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What the cutting thread knows of a piece.
 #[derive(Clone, Copy)]
@@ -75,7 +81,7 @@ pub(super) fn cut<T: Send>(
     let cutter = ContentCutter::new(parameters, Gear::from_key(keys.gear_key()))?;
     let (min, average) = (parameters.bytes_min, parameters.bytes_average);
     let chunking = Chunking::content(min, average, parameters.bytes_max);
-    let batches = 2 * context.pool.current_num_threads() + 2;
+    let batches = context.pool.current_num_threads() + 4;
     let (free, take_free) = bounded(batches);
     for _ in 0..batches {
         // Filled once; a full channel cannot happen, since it holds exactly so many.
@@ -84,9 +90,11 @@ pub(super) fn cut<T: Send>(
     let (hashed, take_hashed) = unbounded();
     let (pool, hashing_keys) = (context.pool.clone(), keys.clone());
     let outlet = Outlet { next: 0, open: None, take_free, hashed, keys: hashing_keys, pool };
+    let stopped = Arc::new(AtomicBool::new(false));
+    let is_stopped = stopped.clone();
     std::thread::scope(|scope| {
         let cutting = scope.spawn(move || {
-            let mut cutting = Cutting { cutter, outlet };
+            let mut cutting = Cutting { cutter, outlet, stopped: is_stopped };
             let fed = feed(&mut cutting)?;
             cutting.finish().map(|()| fed)
         });
@@ -99,18 +107,16 @@ pub(super) fn cut<T: Send>(
             packs,
         };
         let gathered = gatherer.run(&take_hashed, &free, chunking);
-        // Ends a cutter that waits for a free batch.
+        // Ends a cutter that waits for its input or for a free batch.
+        stopped.store(gathered.is_err(), Ordering::Relaxed);
         drop((take_hashed, free));
         let fed = cutting.join().unwrap_or_else(|_| {
             Err(Error::new(ErrorKind::Failed, "cannot cut a stream: a thread panicked"))
         });
         match (gathered, fed) {
             (Ok(cut), Ok(fed)) => Ok((cut, fed)),
-            (Err(error), Ok(_)) | (Ok(_), Err(error)) => Err(error),
-            // The gatherer's error is the cause; the cutter only notices that it stopped.
-            (Err(error), Err(fed)) => {
-                Err(if fed.kind() == ErrorKind::Failed { error } else { fed })
-            }
+            // Of two the gatherer's is the cause: the cutter only notices that it stopped.
+            (Err(error), _) | (Ok(_), Err(error)) => Err(error),
         }
     })
 }
@@ -119,9 +125,15 @@ pub(super) fn cut<T: Send>(
 pub(super) struct Cutting {
     cutter: ContentCutter,
     outlet: Outlet,
+    stopped: Arc<AtomicBool>,
 }
 
 impl Cutting {
+    /// True once nobody needs any more bytes: for a reader that waits.
+    pub(super) fn stopped(&self) -> Arc<AtomicBool> {
+        self.stopped.clone()
+    }
+
     /// Takes the next bytes.
     ///
     /// # Errors
@@ -150,7 +162,7 @@ impl Cutting {
     }
 
     fn finish(self) -> Result<()> {
-        let Cutting { cutter, mut outlet } = self;
+        let Cutting { cutter, mut outlet, .. } = self;
         cutter.finish(&mut |piece| outlet.take(piece))?;
         outlet.emit();
         Ok(())
@@ -234,7 +246,15 @@ impl Gatherer<'_, '_> {
     ) -> Result<Cut> {
         let mut waiting = BTreeMap::new();
         let mut next = 0;
-        for hashed in take_hashed {
+        loop {
+            let hashed = match take_hashed.recv_timeout(LOOK_INTERVAL) {
+                Ok(hashed) => hashed,
+                Err(RecvTimeoutError::Disconnected) => return self.finish(chunking),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.context.writer.check()?;
+                    continue;
+                }
+            };
             waiting.insert(hashed.batch.number, hashed);
             while let Some(Hashed { mut batch, entries }) = waiting.remove(&next) {
                 next += 1;
@@ -253,7 +273,6 @@ impl Gatherer<'_, '_> {
                 let _ = free.send(batch);
             }
         }
-        self.finish(chunking)
     }
 
     fn take(&mut self, entry: StreamEntry, data: &[u8]) -> Result<()> {

@@ -30,7 +30,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Bytes of a batch: the leaf of a 64 KiB grid, and large enough for sequential reading.
+/// Most bytes of a batch, which never leaves its leaf: large enough for sequential reading.
 const BATCH_BYTES: u64 = 4 << 20;
 /// Bytes read at once by a worker: small enough to be hashed while in its L2 cache.
 const READ_BYTES: usize = 256 << 10;
@@ -207,7 +207,7 @@ fn run_pipeline(
     cursor: &mut Option<LeafCursor<'_>>,
     digests: Digests,
 ) -> Result<(Planned, Assembled)> {
-    let batches = 2 * context.pool.current_num_threads() + 2;
+    let batches = context.pool.current_num_threads() + 4;
     let (free, take_free) = bounded::<Vec<u8>>(batches);
     for _ in 0..batches {
         // Filled once; a full channel cannot happen, since it holds exactly so many.

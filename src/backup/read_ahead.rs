@@ -7,6 +7,8 @@
 use crate::monitor::Monitor;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const BUFFER_BYTES: usize = 1 << 20;
@@ -21,12 +23,18 @@ pub struct ReadAhead<'a> {
     current: Vec<u8>,
     used: usize,
     monitor: &'a dyn Monitor,
+    stopped: Arc<AtomicBool>,
 }
 
 impl<'a> ReadAhead<'a> {
-    /// Starts reading. The thread ends with the stream, at an error, or when this is dropped and
-    /// its read returns; a read that never returns ends with the process.
-    pub fn start(reader: Box<dyn Read + Send>, monitor: &'a dyn Monitor) -> ReadAhead<'a> {
+    /// Starts reading. A wait ends when the user cancels or `stopped` becomes true. The thread
+    /// ends with the stream, at an error, or when this is dropped and its read returns; a read
+    /// that never returns ends with the process.
+    pub fn start(
+        reader: Box<dyn Read + Send>,
+        monitor: &'a dyn Monitor,
+        stopped: Arc<AtomicBool>,
+    ) -> ReadAhead<'a> {
         let (send, filled) = bounded(BUFFERS);
         let (spare, empty) = bounded(BUFFERS);
         for _ in 0..BUFFERS {
@@ -34,7 +42,7 @@ impl<'a> ReadAhead<'a> {
             let _ = spare.send(Vec::new());
         }
         std::thread::spawn(move || read_all(reader, &send, &empty));
-        ReadAhead { filled, spare, current: Vec::new(), used: 0, monitor }
+        ReadAhead { filled, spare, current: Vec::new(), used: 0, monitor, stopped }
     }
 
     /// Waits for the next buffer; `None` at the end.
@@ -43,10 +51,11 @@ impl<'a> ReadAhead<'a> {
             match self.filled.recv_timeout(LOOK_INTERVAL) {
                 Ok(filled) => return filled.map(Some),
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
-                Err(RecvTimeoutError::Timeout) if self.monitor.is_cancelled() => {
-                    return Err(io::Error::other("interrupted"));
+                Err(RecvTimeoutError::Timeout) => {
+                    if self.monitor.is_cancelled() || self.stopped.load(Ordering::Relaxed) {
+                        return Err(io::Error::other("interrupted"));
+                    }
                 }
-                Err(RecvTimeoutError::Timeout) => {}
             }
         }
     }
@@ -115,7 +124,7 @@ mod tests {
                 Ok(2)
             }
         }
-        let mut reader = ReadAhead::start(Box::new(Failing(0)), &Silent);
+        let mut reader = ReadAhead::start(Box::new(Failing(0)), &Silent, Arc::default());
         let mut found = Vec::new();
         let error = reader.read_to_end(&mut found).unwrap_err();
         assert_eq!((found, error.to_string()), (vec![1, 1, 2, 2, 3, 3], "gone".into()));
@@ -130,7 +139,12 @@ mod tests {
             }
         }
         let (read, mut write) = io::pipe().unwrap();
-        let mut reader = ReadAhead::start(Box::new(read), &Stopped);
+        let mut reader = ReadAhead::start(Box::new(read), &Stopped, Arc::default());
+        assert_eq!(reader.read(&mut [0; 8]).unwrap_err().to_string(), "interrupted");
+        write.write_all(b"x").unwrap();
+        let (read, mut write) = io::pipe().unwrap();
+        let stopped = Arc::new(AtomicBool::new(true));
+        let mut reader = ReadAhead::start(Box::new(read), &Silent, stopped);
         assert_eq!(reader.read(&mut [0; 8]).unwrap_err().to_string(), "interrupted");
         write.write_all(b"x").unwrap();
     }

@@ -32,7 +32,7 @@ pub fn backup_stream(
     monitor.start(&format!("stream {}", name.escape_debug()), None);
     let digests = Digests::new(true, context.digests);
     let (cut, ()) = cut(context, digests, PackKind::Data, |cutting| {
-        let mut reader = ReadAhead::start(reader, monitor);
+        let mut reader = ReadAhead::start(reader, monitor, cutting.stopped());
         loop {
             monitor.check_cancelled()?;
             // A wait that the user ended looks like a failed read.

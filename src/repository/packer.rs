@@ -23,21 +23,24 @@ use diskvault_format::crypto::{Keys, Secret};
 use diskvault_format::id::LeaseId;
 use diskvault_format::limits::SEGMENT_ENTRIES_MAX;
 use diskvault_format::pack::{PackBuilder, PackKind, PackSecrets, PreparedSegment, SealedPack};
-use diskvault_format::segment::{Entry, EntryKind, SegmentEncoder};
+use diskvault_format::segment::{Entry, EntryKind, LEVEL_DEFAULT, SegmentEncoder};
 use rayon::ThreadPool;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 /// zstd level of data and map segments: a higher one gains 2 % for half the speed.
-pub const ZSTD_LEVEL: i32 = 3;
+pub const ZSTD_LEVEL: i32 = LEVEL_DEFAULT;
+/// Uncompressed bytes of a segment of map pages: they hardly compress, and who wants one page
+/// reads its segment.
+const MAP_SEGMENT_BYTES: usize = 256 << 10;
 /// Threads that store packs: one writes while the other waits for its fsync.
 const STORING_THREADS: usize = 2;
 /// Packs that wait to be stored or are being stored: one more than threads, so that none is idle.
 const PACKS_RUNNING_MAX: usize = 3;
 
 /// What the last segment, the footer's rounding and the padding add to a pack's size.
-const PACK_SLACK_BYTES: usize = 5 << 20;
+const PACK_SLACK_BYTES: usize = 6 << 20;
 
 /// What a writer stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -108,6 +111,7 @@ impl Shared {
 /// The segment that one kind of entries is being gathered into.
 struct Lane {
     kind: PackKind,
+    segment_bytes: usize,
     entries: Vec<Entry>,
     data: Vec<u8>,
     number: u64,
@@ -121,7 +125,6 @@ pub struct ChunkWriter {
     presence: Arc<Presence>,
     data: Lane,
     map: Lane,
-    segment_bytes: usize,
     sealed: Option<Sender<Sealed>>,
     storing: Vec<JoinHandle<()>>,
 }
@@ -143,7 +146,7 @@ impl ChunkWriter {
             index: presence.index().clone(),
             pack_bytes: repository.config().pack_bytes as usize,
             pool,
-            segments_running_max: 2 * threads + 2,
+            segments_running_max: threads + 2,
             state: Mutex::default(),
             changed: Condvar::new(),
             data: Mutex::default(),
@@ -157,13 +160,19 @@ impl ChunkWriter {
                 std::thread::spawn(move || store_packs(&shared, &receiver))
             })
             .collect();
-        let lane = |kind| Lane { kind, entries: Vec::new(), data: Vec::new(), number: 0 };
+        let lane = |kind, segment_bytes| Lane {
+            kind,
+            segment_bytes,
+            entries: Vec::new(),
+            data: Vec::new(),
+            number: 0,
+        };
+        let segment_bytes = repository.config().segment_bytes as usize;
         ChunkWriter {
             shared,
             presence,
-            data: lane(PackKind::Data),
-            map: lane(PackKind::Map),
-            segment_bytes: repository.config().segment_bytes as usize,
+            data: lane(PackKind::Data, segment_bytes),
+            map: lane(PackKind::Map, segment_bytes.min(MAP_SEGMENT_BYTES)),
             sealed: Some(sender),
             storing,
         }
@@ -199,7 +208,7 @@ impl ChunkWriter {
             PackKind::Data => &mut self.data,
             PackKind::Map => &mut self.map,
         };
-        let full = lane.data.len() + data.len() > self.segment_bytes
+        let full = lane.data.len() + data.len() > lane.segment_bytes
             || lane.entries.len() == SEGMENT_ENTRIES_MAX as usize;
         if full && !lane.entries.is_empty() {
             dispatch(&self.shared, lane, self.sealed.as_ref())?;
@@ -207,10 +216,18 @@ impl ChunkWriter {
         lane.data.extend_from_slice(data);
         lane.entries.push(Entry { id, kind, bytes: data.len() as u32 });
         lock(&self.shared.state).in_flight.insert(prefix(&id));
-        if lane.data.len() >= self.segment_bytes {
+        if lane.data.len() >= lane.segment_bytes {
             dispatch(&self.shared, lane, self.sealed.as_ref())?;
         }
         Ok(true)
+    }
+
+    /// Fails once storing has failed, for who waits for something else meanwhile.
+    ///
+    /// # Errors
+    /// The first failure.
+    pub fn check(&self) -> Result<()> {
+        lock(&self.shared.state).failure.as_ref().map_or(Ok(()), |error| Err(repeat(error)))
     }
 
     /// Bytes stored so far.
@@ -254,8 +271,7 @@ impl Drop for ChunkWriter {
         drop(state);
         self.sealed = None;
         for thread in self.storing.drain(..) {
-            // A panic there has left `packs_running` above zero and would hang above; none is
-            // possible on input.
+            // What went wrong there is the failure already.
             let _ = thread.join();
         }
     }
@@ -430,8 +446,12 @@ fn close(
 fn store_packs(shared: &Shared, sealed: &Receiver<Sealed>) {
     for (kind, pack) in sealed {
         let has_failed = lock(&shared.state).failure.is_some();
-        let result = if has_failed { Ok(()) } else { store_pack(shared, kind, &pack) };
-        if let Err(error) = result {
+        // A panic would leave the count below as it is, and whoever waits for it would wait for
+        // ever; the index runs code of others.
+        let store = || if has_failed { Ok(()) } else { store_pack(shared, kind, &pack) };
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(store));
+        let panicked = |_| Err(Error::new(ErrorKind::Failed, "cannot store a pack: it panicked"));
+        if let Err(error) = result.unwrap_or_else(panicked) {
             fail(shared, error);
         }
         lock(&shared.spare).packs.push(pack.bytes);

@@ -1,8 +1,10 @@
 //! A repository on a file system that runs full.
 
-use crate::support::{MIB, Tmpfs, Vault, copy_folder, files, finish, random};
+use crate::support::{MIB, PATIENCE, Tmpfs, Vault, copy_folder, files, finish, random, wait};
 use std::fs;
 use std::io::Write;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 /// Every file under a final name in packs/ is complete: its name is the hash of its bytes.
 fn assert_packs_are_whole(vault: &Vault, repository: &str) -> usize {
@@ -56,6 +58,30 @@ fn a_full_repository_loses_nothing_and_goes_on_when_there_is_room() {
     let outcome = run(&["check", "--read-data"]);
     assert_eq!(outcome.code, 0, "{outcome:?}");
     assert_packs_are_whole(&vault, "small/repo");
+}
+
+/// The producer says nothing more, and does not end either.
+#[test]
+fn a_full_repository_ends_a_backup_of_a_silent_pipe() {
+    let vault = Vault::new();
+    let at = vault.path("small");
+    let Some(_small) = Tmpfs::new(&at, "size=20m") else { return };
+    copy_folder(&vault.repo(), &at.join("repo"));
+    let mut command = vault.command(&["backup", "--name", "a", "--stream", "vda=-"]);
+    command.env("DISKVAULT_REPOSITORY", at.join("repo")).stdin(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut pipe = child.stdin.take().unwrap();
+    // One pack's worth and a little more.
+    pipe.write_all(&random(4, 44 * MIB)).unwrap();
+    let began = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        assert!(began.elapsed() < PATIENCE, "it waits for its pipe");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(pipe);
+    let outcome = wait(child);
+    assert_eq!(outcome.code, 6, "{outcome:?}");
+    outcome.says("No space left on device");
 }
 
 #[test]
