@@ -12,9 +12,9 @@ pub const CHUNK_BYTES_MIN: u32 = 4 << 10;
 /// Largest chunk of any kind, in bytes.
 pub const CHUNK_BYTES_MAX: u32 = 4 << 20;
 /// Chunk of a fixed grid unless `init` says otherwise, in bytes.
-pub const CHUNK_BYTES_DEFAULT: u32 = 64 << 10;
+pub const CHUNK_BYTES_DEFAULT: u32 = 32 << 10;
 /// Uncompressed bytes a segment gathers unless `init` says otherwise.
-pub const SEGMENT_BYTES_DEFAULT: u32 = 1 << 20;
+pub const SEGMENT_BYTES_DEFAULT: u32 = 4 << 20;
 /// Most uncompressed bytes of one segment.
 pub const SEGMENT_BYTES_MAX: u32 = 4 << 20;
 /// Most entries of one segment; an index packs the slot number into 12 bits.

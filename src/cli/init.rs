@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 #[derive(clap::Args, Debug)]
 pub struct Arguments {
     /// Chunk size of the fixed grid: a power of two from 4KiB to 4MiB
-    #[arg(long, value_name = "SIZE", default_value = "64KiB")]
+    #[arg(long, value_name = "SIZE", default_value = "32KiB")]
     chunk_size: String,
     /// Write the recovery key to this new file
     #[arg(long, value_name = "FILE", conflicts_with = "no_recovery_key")]

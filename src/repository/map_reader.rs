@@ -16,9 +16,10 @@ use diskvault_format::stream_map::{StreamEntry, StreamPage};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-/// Decoded segments of map packs kept in memory: up to 16 MiB. A segment holds the leaves of
-/// about 1 GiB of disk, so a walk in order reads each segment once.
-const SEGMENTS_KEPT: usize = 16;
+/// Decoded segments of map packs kept in memory: 256 KiB each as this program writes them. Such
+/// a segment holds the leaves of 128 MiB of disk on the 32 KiB grid, so a walk in order reads
+/// each segment once.
+const SEGMENTS_KEPT: usize = 32;
 
 struct MapSegment {
     pack: PackId,

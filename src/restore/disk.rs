@@ -16,7 +16,7 @@ use diskvault_format::manifest::DiskRecord;
 use diskvault_format::map::{LeafSlot, MapShape, map_root};
 use diskvault_format::stream_map::StreamEntry;
 
-/// Chunks gathered before they are fetched: 8 GiB of disk at 64 KiB, some 10 MiB of memory.
+/// Chunks gathered before they are fetched: 4 GiB of disk at 32 KiB, some 10 MiB of memory.
 const WINDOW_CHUNKS: usize = 128 << 10;
 /// Where the source could not tell holes, zeros of at least one file system block become holes.
 const HOLE_BYTES_MIN: usize = 4096;

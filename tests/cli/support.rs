@@ -46,7 +46,7 @@ fn template() -> &'static Path {
         let options = InitOptions {
             passphrase: &Passphrase::new(PASSWORD.into()),
             recovery: None,
-            chunk_bytes: None,
+            chunk_bytes: Some(64 << 10),
             pack_bytes: None,
             cost: KdfCost::RECOVERY,
             host: "test",
