@@ -13,9 +13,18 @@ use crate::repository::points::{Point, PointSet};
 use crate::restore::fetch::Fetcher;
 use crate::storage::local::LocalStorage;
 use rayon::ThreadPool;
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::sync::Arc;
+
+/// Where a repository is named.
+enum Place {
+    /// By its path.
+    Path(OsString),
+    /// In the first line of a file.
+    File(PathBuf),
+}
 
 /// Options and monitor of one run.
 pub struct Context {
@@ -31,6 +40,10 @@ impl Context {
     pub fn new(options: GlobalOptions) -> Result<Context> {
         if options.threads == Some(0) {
             return Err(Error::new(ErrorKind::Usage, "cannot work with 0 threads"));
+        }
+        if options.repo.is_some() && options.repository_file.is_some() {
+            let text = "cannot use --repo and --repository-file together";
+            return Err(Error::new(ErrorKind::Usage, text));
         }
         let monitor =
             Progress::new(options.json, options.quiet, options.progress, options.no_progress)?;
@@ -54,7 +67,20 @@ impl Context {
 
     /// True if a repository is named, by option or environment.
     pub fn names_repository(&self) -> bool {
-        self.options.repo.is_some() || self.options.repository_file.is_some()
+        self.repository_place().is_some()
+    }
+
+    /// Where the repository is named: an option before any variable.
+    fn repository_place(&self) -> Option<Place> {
+        let options = &self.options;
+        let option = options.repo.clone().map(Place::Path);
+        let file = || options.repository_file.clone().map(Place::File);
+        let variable = || std::env::var_os("DISKVAULT_REPOSITORY").map(Place::Path);
+        let variable_file = || {
+            let file = std::env::var_os("DISKVAULT_REPOSITORY_FILE");
+            file.map(|file| Place::File(PathBuf::from(file)))
+        };
+        option.or_else(file).or_else(variable).or_else(variable_file)
     }
 
     /// The folder of the repository.
@@ -62,19 +88,19 @@ impl Context {
     /// # Errors
     /// `Usage` if none is named, or for a kind of place that this version does not know.
     pub fn repository_path(&self) -> Result<PathBuf> {
-        let named = match (&self.options.repo, &self.options.repository_file) {
-            (Some(repo), _) => repo.clone(),
-            (None, Some(file)) => {
+        let named = match self.repository_place() {
+            Some(Place::Path(path)) => path,
+            Some(Place::File(file)) => {
                 let cannot = |cause| {
                     let text = format!("cannot read repository file {}", file.display());
                     Error::io(ErrorKind::Failed, text, cause)
                 };
                 let mut line = String::new();
-                let opened = std::fs::File::open(file).map_err(cannot)?;
+                let opened = std::fs::File::open(&file).map_err(cannot)?;
                 BufReader::new(opened).read_line(&mut line).map_err(cannot)?;
-                line.trim_end_matches(['\r', '\n']).to_string()
+                OsString::from(line.trim_end_matches(['\r', '\n']))
             }
-            (None, None) => {
+            None => {
                 let error = Error::new(ErrorKind::Usage, "cannot find out which repository to use");
                 return Err(error.hint("use --repo or set DISKVAULT_REPOSITORY"));
             }
@@ -82,7 +108,7 @@ impl Context {
         if named.is_empty() {
             return Err(Error::new(ErrorKind::Usage, "cannot use an empty repository path"));
         }
-        if let Some((scheme, _)) = named.split_once("://") {
+        if let Some((scheme, _)) = named.to_string_lossy().split_once("://") {
             let text =
                 format!("cannot use {}:// repositories: expected a folder", scheme.escape_debug());
             return Err(Error::new(ErrorKind::Usage, text));
@@ -90,7 +116,7 @@ impl Context {
         Ok(PathBuf::from(named))
     }
 
-    /// The folder of all caches: `--cache-dir`, or below `XDG_CACHE_HOME` or `~/.cache`.
+    /// The folder of all caches: `--cache-dir`, `DISKVAULT_CACHE_DIR`, or below `XDG_CACHE_HOME` or `~/.cache`.
     ///
     /// # Errors
     /// `Usage` if none can be found.
@@ -99,6 +125,9 @@ impl Context {
             return Ok(folder.clone());
         }
         let variable = |name| std::env::var_os(name).filter(|text| !text.is_empty());
+        if let Some(folder) = variable("DISKVAULT_CACHE_DIR") {
+            return Ok(PathBuf::from(folder));
+        }
         if let Some(folder) = variable("XDG_CACHE_HOME") {
             return Ok(PathBuf::from(folder).join("diskvault"));
         }

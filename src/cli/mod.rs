@@ -30,6 +30,7 @@ mod version;
 use crate::error::{Error, ErrorKind, Result};
 use clap::{ArgAction, Parser, Subcommand};
 use context::Context;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -61,11 +62,13 @@ struct Cli {
 #[derive(clap::Args, Debug, Clone)]
 #[command(next_help_heading = "Options of every command")]
 struct GlobalOptions {
-    /// The repository: a folder
-    #[arg(short, long, global = true, env = "DISKVAULT_REPOSITORY", value_name = "PATH")]
-    repo: Option<String>,
-    /// File whose first line names the repository
-    #[arg(long, global = true, env = "DISKVAULT_REPOSITORY_FILE", value_name = "FILE")]
+    // The environment is read in `context`: clap would take it for an option that was given, and
+    // could not tell a contradiction from a default.
+    /// The repository: a folder; DISKVAULT_REPOSITORY by default
+    #[arg(short, long, global = true, value_name = "PATH")]
+    repo: Option<OsString>,
+    /// File whose first line names the repository; DISKVAULT_REPOSITORY_FILE by default
+    #[arg(long, global = true, value_name = "FILE")]
     repository_file: Option<PathBuf>,
     /// File whose first line is the password
     #[arg(short, long, global = true, value_name = "FILE")]
@@ -73,8 +76,8 @@ struct GlobalOptions {
     /// Command that prints the password; run without a shell
     #[arg(long, global = true, value_name = "COMMAND")]
     password_command: Option<String>,
-    /// Folder of the caches
-    #[arg(long, global = true, env = "DISKVAULT_CACHE_DIR", value_name = "DIR")]
+    /// Folder of the caches; DISKVAULT_CACHE_DIR by default
+    #[arg(long, global = true, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
     /// Worker threads; the number of cores by default
     #[arg(long, global = true, value_name = "N")]

@@ -46,6 +46,36 @@ fn which_repository_must_be_said() {
     vault.fails(2, &["list", "--threads", "0"], "cannot work with 0 threads");
 }
 
+/// A service has the one in its environment; what is typed is what is meant.
+#[test]
+fn an_option_beats_every_variable() {
+    let vault = Vault::new();
+    copy_folder(&vault.repo(), &vault.path("other"));
+    let file = vault.write("file", b"x");
+    vault.backup("a", &[&file]);
+    vault.write("place", b"other\n");
+    for (variable, value) in [("_FILE", "nowhere"), ("", "repo")] {
+        for option in [["--repository-file", "place"], ["--repo", "other"]] {
+            // The cache of another host: this one would miss the point.
+            let arguments = ["list", option[0], option[1], "--cache-dir", "second"];
+            let mut command = vault.command(&arguments);
+            let outcome = finish(command.env(format!("DISKVAULT_REPOSITORY{variable}"), value));
+            assert_eq!(outcome.code, 0, "{outcome:?}");
+            outcome.prints("0 points");
+        }
+    }
+    assert!(vault.path("second").exists());
+    vault.write("wrong", b"another password\n");
+    vault.fails(12, &["list", "--password-file", "wrong"], "wrong password");
+    vault.fails(12, &["list", "--password-command", "cat wrong"], "wrong password");
+    let both = ["--repo", "repo", "list", "--repository-file", "place"];
+    vault.fails(2, &both, "cannot use --repo and --repository-file together");
+    // Of the variables the path comes first.
+    let mut command = vault.command(&["list"]);
+    let outcome = finish(command.env("DISKVAULT_REPOSITORY_FILE", vault.path("place")));
+    outcome.prints("1 point\n");
+}
+
 #[test]
 fn a_newer_format_is_refused_and_left_alone() {
     let vault = Vault::new();
