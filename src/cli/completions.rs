@@ -20,6 +20,7 @@ pub struct Arguments {
 /// # Errors
 /// Fails if nobody reads it.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    super::output::refuse_closed_output()?;
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut Cli::command(), "diskvault", &mut script);
     super::output::ignore_broken_pipe(

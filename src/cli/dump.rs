@@ -1,7 +1,7 @@
 //! `dump`: one disk or stream to standard output.
 
 use super::context::Context;
-use super::output::cannot_write;
+use super::output::{cannot_write, refuse_closed_output};
 use crate::error::Result;
 use crate::monitor::Monitor;
 use crate::repository::address::Address;
@@ -26,6 +26,7 @@ pub struct Arguments {
 /// # Errors
 /// `Damage`, or `Failed` if nobody reads to the end.
 pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
+    refuse_closed_output()?;
     let repository = context.open()?;
     let address = Address::parse(&arguments.point)?;
     let point = context.find_point(&repository, &address, arguments.at.as_deref())?;

@@ -1,7 +1,7 @@
 //! `key`: passwords and recovery keys.
 
 use super::context::{Context, host_name};
-use super::output::{escape, json_line, line, table};
+use super::output::{escape, json_line, line, refuse_closed_output, table};
 use super::password;
 use super::recovery::{ConfigWatch, HandedOut, write_private};
 use crate::environment::SystemEnvironment;
@@ -62,6 +62,9 @@ enum Command {
 /// # Errors
 /// As the repository.
 pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
+    if matches!(&arguments.command, Command::Export { file } if file == Path::new("-")) {
+        refuse_closed_output()?;
+    }
     let mut repository = context.open()?;
     match &arguments.command {
         Command::Add { new_password_file, recovery_key_file, name } => add(

@@ -3,6 +3,7 @@
 //! Invariant: text from the repository or from file names is escaped before a terminal sees it.
 
 use crate::error::{Error, ErrorKind, Result};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, stat};
 use serde_json::{Value, json};
 use std::io::{self, Write};
 
@@ -26,6 +27,28 @@ pub fn json_line(value: &Value) -> Result<()> {
 /// The error for a standard output that takes nothing.
 pub fn cannot_write(cause: io::Error) -> Error {
     Error::io(ErrorKind::Failed, "cannot write to standard output", cause)
+}
+
+/// For commands whose result is the bytes: refuses a standard output that was closed when the
+/// program started. The standard library has opened `/dev/null` in its place by then, for reading
+/// and writing, and everything written would be lost without an error. A shell opens `/dev/null`
+/// for writing only, and that is taken.
+///
+/// # Errors
+/// `Failed`.
+pub fn refuse_closed_output() -> Result<()> {
+    let output = io::stdout();
+    let cannot = |errno: rustix::io::Errno| cannot_write(errno.into());
+    let flags = fcntl_getfl(&output).map_err(cannot)?;
+    let found = fstat(&output).map_err(cannot)?;
+    let is_null = FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice
+        && stat("/dev/null").is_ok_and(|null| null.st_rdev == found.st_rdev);
+    if is_null && flags & OFlags::RWMODE == OFlags::RDWR {
+        let text = "cannot write to standard output: it is closed";
+        let hint = "to throw the bytes away, open /dev/null for writing only, as `>/dev/null` does";
+        return Err(Error::new(ErrorKind::Failed, text).hint(hint));
+    }
+    Ok(())
 }
 
 /// A listing whose reader has gone, as in `list | head`, has done its work.

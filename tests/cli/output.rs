@@ -47,6 +47,25 @@ fn closed_outputs_are_no_panic_and_the_point_is_made() {
     vault.assert_intact();
 }
 
+/// Their result is the bytes; a script that lost them must not take it for success.
+#[test]
+fn a_closed_output_is_refused_where_bytes_are_the_result() {
+    let vault = Vault::new();
+    vault.write("file", b"content");
+    vault.backup("a", &["file"]);
+    for arguments in [vec!["dump", "a"], vec!["key", "export", "-"], vec!["completions", "bash"]] {
+        for redirection in [">&-", "<&- >&-"] {
+            let outcome = finish(&mut in_shell(&vault, redirection, &arguments));
+            assert_eq!(outcome.code, 1, "{redirection} {arguments:?}: {outcome:?}");
+            outcome.says("cannot write to standard output: it is closed").hints("writing only");
+        }
+        for redirection in [">/dev/null", "2>&-", "<&-"] {
+            let outcome = finish(&mut in_shell(&vault, redirection, &arguments));
+            assert_eq!(outcome.code, 0, "{redirection} {arguments:?}: {outcome:?}");
+        }
+    }
+}
+
 #[test]
 fn a_reader_that_has_gone_or_is_full() {
     let vault = Vault::new();
