@@ -2,8 +2,9 @@
 
 use super::backup::Digest;
 use super::context::Context;
-use super::output::{escape, ignore_broken_pipe, json_line, line, remark};
+use super::output::{escape, ignore_broken_pipe, json_line, line};
 use super::sizes::format_bytes;
+use super::terminal::ask;
 use crate::digest::{Cost, Digester};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
@@ -12,7 +13,7 @@ use crate::repository::locate::Locator;
 use crate::restore::{find_part, only_part};
 use diskvault_format::id::to_hex;
 use serde_json::json;
-use std::io::{BufRead, IsTerminal};
+use std::io::IsTerminal;
 
 /// Work above which a confirmation is asked: half a minute of zeros on one core.
 const CONFIRM_BYTES: u64 = 256 << 30;
@@ -49,7 +50,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let digester = Digester { fetcher, pool: &pool };
     let kind = arguments.with.map(Digest::kind);
     let cost = digester.cost(part, kind)?;
-    confirm(cost, arguments.yes)?;
+    confirm(cost, arguments.yes, context.monitor())?;
     if let Cost::Zeros(bytes) = cost {
         context.monitor().start("hashing zeros", Some(bytes));
     }
@@ -71,7 +72,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     })
 }
 
-fn confirm(cost: Cost, yes: bool) -> Result<()> {
+fn confirm(cost: Cost, yes: bool, monitor: &dyn Monitor) -> Result<()> {
     let (bytes, what) = match cost {
         Cost::Nothing => return Ok(()),
         Cost::Zeros(bytes) => (bytes, "zeros"),
@@ -85,10 +86,8 @@ fn confirm(cost: Cost, yes: bool) -> Result<()> {
         let text = format!("cannot compute the digest unasked: {amount}");
         return Err(Error::new(ErrorKind::Usage, text).hint("use --yes"));
     }
-    remark(&format!("{amount}; go on? [y/N] "));
-    let mut answer = String::new();
     // No answer is no.
-    let _ = std::io::stdin().lock().read_line(&mut answer);
+    let answer = ask(&format!("{amount}; go on? [y/N] "), monitor)?.unwrap_or_default();
     match answer.trim() {
         "y" | "Y" | "yes" => Ok(()),
         _ => Err(Error::new(ErrorKind::Cancelled, "the digest was not wanted")),

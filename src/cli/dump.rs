@@ -2,13 +2,16 @@
 
 use super::context::Context;
 use super::output::{cannot_write, refuse_closed_output};
+use super::write_behind::WriteBehind;
 use crate::error::Result;
 use crate::monitor::Monitor;
 use crate::repository::address::Address;
 use crate::repository::locate::Locator;
-use crate::restore::sequential::{Output, read_part};
+use crate::restore::sequential::read_part;
 use crate::restore::{find_part, only_part};
-use std::io::{self, Write};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
 
 /// Options of `dump`.
 #[derive(clap::Args, Debug)]
@@ -37,16 +40,11 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let locator = Locator::open(&repository, context.monitor())?;
     let fetcher = context.fetcher(&repository, &locator);
     context.monitor().start(&format!("dumping {}", part.name()), Some(part.bytes()));
-    let mut output = StandardOutput;
+    // Past the buffer of the standard library, which looks for line ends.
+    let descriptor = io::stdout().as_fd().try_clone_to_owned().map_err(cannot_write)?;
+    let mut output = WriteBehind::start(Box::new(File::from(descriptor)), context.monitor());
     read_part(&fetcher, part, &mut output)?;
+    output.finish()?;
     context.monitor().finish();
-    io::stdout().lock().flush().map_err(cannot_write)
-}
-
-struct StandardOutput;
-
-impl Output for StandardOutput {
-    fn data(&mut self, data: &[u8]) -> Result<()> {
-        io::stdout().lock().write_all(data).map_err(cannot_write)
-    }
+    Ok(())
 }

@@ -26,6 +26,7 @@ mod show;
 mod sizes;
 mod terminal;
 mod version;
+mod write_behind;
 
 use crate::error::{Error, ErrorKind, Result};
 use clap::{ArgAction, Parser, Subcommand};

@@ -3,6 +3,8 @@
 //! Invariant: what is typed at a prompt is not shown, and the terminal is as before when a
 //! [`Hidden`] is dropped.
 
+use super::output::escape;
+use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
@@ -43,6 +45,39 @@ impl<R: Read + AsFd> Read for Interruptible<'_, R> {
             }
         }
     }
+}
+
+/// Longest answer to a question, in bytes.
+const ANSWER_BYTES_MAX: usize = 4096;
+
+/// Shows a question on standard error and reads a line from standard input; `None` at its end.
+///
+/// # Errors
+/// `Cancelled` if the user wants to stop; `Failed` if the input cannot be read.
+pub fn ask(question: &str, monitor: &dyn Monitor) -> Result<Option<String>> {
+    let cannot = |cause| Error::io(ErrorKind::Failed, "cannot read the answer", cause);
+    let mut shown = io::stderr().lock();
+    // Whoever sees nothing gives no answer.
+    let _ = write!(shown, "{}", escape(question)).and_then(|()| shown.flush());
+    drop(shown);
+    // Past the buffer of the standard library, which a wait could not see into.
+    let input = io::stdin().as_fd().try_clone_to_owned().map_err(cannot)?;
+    let mut input = Interruptible::new(File::from(input), monitor);
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\n") && answer.len() < ANSWER_BYTES_MAX {
+        let mut byte = [0];
+        let read = input.read(&mut byte);
+        if monitor.is_cancelled() || !matches!(read, Ok(1)) {
+            // The question's line was not ended.
+            let _ = writeln!(io::stderr().lock());
+        }
+        monitor.check_cancelled()?;
+        match read.map_err(cannot)? {
+            0 => return Ok(None),
+            _ => answer.extend(byte),
+        }
+    }
+    Ok(Some(String::from_utf8_lossy(&answer).into_owned()))
 }
 
 /// The terminal of this process, which does not show what is typed.

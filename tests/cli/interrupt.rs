@@ -175,6 +175,44 @@ fn one_ctrl_c_ends_a_prompt_and_the_terminal_shows_what_is_typed() {
 }
 
 #[test]
+fn one_signal_ends_a_dump_that_nobody_reads() {
+    let vault = Vault::new();
+    // Less than one buffer, and more than all.
+    for (size, signal) in [(MIB / 2, Signal::INT), (40 * MIB, Signal::TERM)] {
+        vault.write("disk", &random(3, size));
+        vault.backup("a", &["disk"]);
+        let mut child = vault.command(&["dump", "a"]).spawn().unwrap();
+        let output = child.stdout.take();
+        // Long enough for the pipe to be full.
+        std::thread::sleep(std::time::Duration::from_millis(800));
+        assert!(child.try_wait().unwrap().is_none());
+        send(&child, signal);
+        let outcome = wait(child);
+        drop(output);
+        assert_eq!(outcome.code, 130, "{outcome:?}");
+        assert_eq!(outcome.stderr.lines().last(), Some("diskvault: interrupted"));
+    }
+}
+
+#[test]
+fn one_ctrl_c_ends_a_question() {
+    let vault = Vault::new();
+    crate::support::write_sparse(&vault.path("disk"), 300 << 30, &[(0, b"x")]);
+    vault.backup("a", &["disk"]);
+    let line = "trap : INT; $0 digest a; echo \"code $?\"";
+    let Some(mut terminal) = Terminal::start(&vault, line, true) else { return };
+    terminal.answer("have to be hashed; go on? [y/N] ", "\x03");
+    terminal.wait_for("code ");
+    let (shown, _) = terminal.finish();
+    assert!(shown.contains("diskvault: interrupted") && shown.contains("code 130"), "{shown}");
+    // Question and answer are on one line.
+    let mut terminal = Terminal::start(&vault, line, true).unwrap();
+    terminal.answer("go on? [y/N] ", "n\n");
+    let (shown, _) = terminal.finish();
+    assert!(shown.contains("go on? [y/N] n\r\ndiskvault: the digest was not wanted"), "{shown}");
+}
+
+#[test]
 fn an_interrupted_restore_leaves_no_half_file() {
     let vault = Vault::new();
     vault.write("disk", content());
