@@ -25,6 +25,8 @@ mod interrupt;
 mod key;
 #[path = "cli/memory.rs"]
 mod memory;
+#[path = "cli/no_cache.rs"]
+mod no_cache;
 #[path = "cli/output.rs"]
 mod output;
 #[path = "cli/password.rs"]

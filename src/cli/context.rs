@@ -29,7 +29,7 @@ enum Place {
 /// Options and monitor of one run.
 pub struct Context {
     options: GlobalOptions,
-    monitor: Progress,
+    monitor: Arc<Progress>,
 }
 
 impl Context {
@@ -47,7 +47,7 @@ impl Context {
         }
         let monitor =
             Progress::new(options.json, options.quiet, options.progress, options.no_progress)?;
-        Ok(Context { options, monitor })
+        Ok(Context { options, monitor: Arc::new(monitor) })
     }
 
     /// True if results are JSON.
@@ -146,7 +146,7 @@ impl Context {
         password::first(
             self.options.password_file.as_deref(),
             self.options.password_command.as_deref(),
-            &self.monitor,
+            self.monitor.as_ref(),
         )
     }
 
@@ -159,11 +159,13 @@ impl Context {
         let secret = password::existing(
             self.options.password_file.as_deref(),
             self.options.password_command.as_deref(),
-            &self.monitor,
+            self.monitor.as_ref(),
         )?;
         let environment = Arc::new(SystemEnvironment);
-        let repository = Repository::open(storage, environment, &self.cache()?, &secret)?;
-        for warning in repository.warnings() {
+        let monitor = self.monitor.clone();
+        let cache = self.cache()?;
+        let repository = Repository::open_with(storage, environment, &cache, &secret, monitor)?;
+        for warning in repository.warnings().iter().chain(repository.cache_warnings()) {
             self.monitor.warn(warning);
         }
         if self.options.verbose > 0 {
@@ -198,7 +200,7 @@ impl Context {
 
     /// Reads chunks.
     pub fn fetcher<'a>(&'a self, repository: &'a Repository, locator: &'a Locator) -> Fetcher<'a> {
-        Fetcher { repository, locator, threads: self.threads(), monitor: &self.monitor }
+        Fetcher { repository, locator, threads: self.threads(), monitor: self.monitor.as_ref() }
     }
 
     /// Finds the point an address names, with `--at` if it is given.

@@ -102,6 +102,14 @@ impl ChunkIndex {
         ChunkIndex::open_slot(Slot::temporary(parent)?)
     }
 
+    /// Makes an empty, private index in the system's folder for temporary files, removed on drop.
+    ///
+    /// # Errors
+    /// Fails if the directory cannot be written.
+    pub fn open_elsewhere() -> Result<ChunkIndex> {
+        ChunkIndex::open_slot(Slot::elsewhere()?)
+    }
+
     fn open_slot(mut slot: Slot) -> Result<ChunkIndex> {
         let rebuilt = match slot.contents()? {
             Contents::Empty => None,

@@ -5,10 +5,10 @@
 //! goes with its holder; what a killed one left goes when the next slot is taken.
 
 use crate::error::{Error, ErrorKind, Result};
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::ErrorKind as Io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// More processes of one user at once than that get an error.
@@ -121,6 +121,26 @@ impl Slot {
         }
         let text = "cannot make a private index directory: others remove it";
         Err(Error::new(ErrorKind::Failed, text))
+    }
+
+    /// Makes a private slot in the system's folder for temporary files that is removed when it is
+    /// dropped. What a killed process leaves there is the system's to clear: nothing is removed by
+    /// its name in a folder that others write to.
+    ///
+    /// # Errors
+    /// Fails if the directory cannot be made.
+    pub fn elsewhere() -> Result<Slot> {
+        let parent = tempfile::env::temp_dir();
+        let mut builder = tempfile::Builder::new();
+        let builder = builder.prefix("diskvault-index-").permissions(Permissions::from_mode(0o700));
+        let holder = builder
+            .tempdir_in(&parent)
+            .map_err(|cause| failed("make index directory in", &parent, cause))?;
+        let dir = holder.path().to_path_buf();
+        // Nobody else knows it; the lock is what a slot has.
+        let path = dir.join("lock");
+        let lock = File::create(&path).map_err(|cause| failed("open index lock", &path, cause))?;
+        Ok(Slot { dir, catalogue: String::new(), _lock: lock, temporary: Some(holder) })
     }
 
     /// Whether it vanishes with its holder.

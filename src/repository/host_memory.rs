@@ -2,21 +2,29 @@
 //! heads of each series, the copy it used, and the host's writer id.
 //!
 //! Invariants: it lives in the cache folder and is never needed to restore; it is replaced as a
-//! whole, so a crash leaves the old or the new one; it changes only under its lock, and no process
-//! takes away what another has seen since it looked; a memory that cannot be read is reported and
-//! started anew, never trusted in part.
+//! whole, so a crash leaves the old or the new one; it changes only under its lock (where there are
+//! locks), and no process takes away what another has seen since it looked; a memory that makes no
+//! sense is reported and started anew, never trusted in part; one that cannot be read is left as
+//! it is.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::monitor::Monitor;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 const FILE: &str = "memory.json";
 const LOCK: &str = "memory.lock";
+/// Longest wait for another process, which holds the lock for a write and an fsync.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// Longest time between two looks at the lock and at whether the user wants to stop.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The newest points of one series that this host saw.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,44 +57,54 @@ pub struct HostMemory {
 }
 
 impl HostMemory {
-    /// Reads the memory in `folder`; the text says why if it had to be started anew.
-    pub fn load(folder: &Path) -> (HostMemory, Option<String>) {
+    /// Reads the memory in `folder`; the text says why if it has to be started anew.
+    ///
+    /// # Errors
+    /// `Failed` if there may be a memory that cannot be read; it must not be replaced.
+    pub fn load(folder: &Path) -> Result<(HostMemory, Option<String>)> {
         let path = folder.join(FILE);
-        let problem = match fs::read(&path) {
-            Ok(bytes) => match serde_json::from_slice(&bytes) {
-                Ok(memory) => return (memory, None),
-                Err(cause) => cause.to_string(),
-            },
+        match fs::read(&path) {
+            Ok(bytes) => Ok(match serde_json::from_slice(&bytes) {
+                Ok(memory) => (memory, None),
+                Err(cause) => {
+                    let text = format!("cannot read {}, starting it anew: {cause}", path.display());
+                    (HostMemory::default(), Some(text))
+                }
+            }),
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
-                return (HostMemory::default(), None);
+                Ok((HostMemory::default(), None))
             }
-            Err(cause) => cause.to_string(),
-        };
-        let text = format!("cannot read {}, starting it anew: {problem}", path.display());
-        (HostMemory::default(), Some(text))
+            Err(cause) => {
+                let text = format!("cannot read {}", path.display());
+                Err(Error::io(ErrorKind::Failed, text, cause))
+            }
+        }
     }
 
     /// Loads the memory in `folder`, changes it and stores it if that made a difference; no other
-    /// process does so meanwhile. `otherwise` counts where nothing is stored.
+    /// process does so meanwhile. `otherwise` counts where nothing is stored. The texts say what
+    /// was wrong but did not keep it from being stored.
     ///
     /// # Errors
-    /// Fails if the folder cannot be locked or written.
+    /// Fails if the folder cannot be locked, read or written, and when another process has had the
+    /// lock for ten seconds; `Cancelled`.
     pub fn update(
         folder: &Path,
         otherwise: &HostMemory,
+        monitor: &dyn Monitor,
         change: impl FnOnce(&mut HostMemory),
-    ) -> Result<HostMemory> {
-        let _lock = lock(folder)?;
-        let (mut memory, _) = HostMemory::load(folder);
+    ) -> Result<(HostMemory, Vec<String>)> {
+        let (_lock, without_lock) = lock(folder, monitor)?;
+        let (mut memory, problem) = HostMemory::load(folder)?;
         if memory == HostMemory::default() {
             memory.clone_from(otherwise);
         }
         let before = memory.clone();
         change(&mut memory);
-        if memory != before {
+        if memory != before || problem.is_some() {
             memory.store(folder)?;
         }
-        Ok(memory)
+        Ok((memory, without_lock.into_iter().chain(problem).collect()))
     }
 
     /// Replaces the memory in `folder`; the caller holds the lock.
@@ -101,7 +119,12 @@ impl HostMemory {
         text.push(b'\n');
         let temporary: PathBuf = folder.join(format!("{FILE}.new"));
         let write = || -> io::Result<()> {
-            let mut file = File::create(&temporary)?;
+            match fs::remove_file(&temporary) {
+                Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
+                _ => {}
+            }
+            let mut options = OpenOptions::new();
+            let mut file = options.write(true).create_new(true).mode(0o600).open(&temporary)?;
             file.write_all(&text)?;
             file.sync_all()?;
             fs::rename(&temporary, &path)
@@ -173,8 +196,9 @@ pub struct Listing {
     pub gone: Vec<(String, String, u64)>,
 }
 
-/// Waits until no other process changes the memory in `folder`; until the file is dropped.
-fn lock(folder: &Path) -> Result<File> {
+/// Waits until no other process changes the memory in `folder`; until the file is dropped. Where
+/// there are no locks, as on some network file systems, a text says so.
+fn lock(folder: &Path, monitor: &dyn Monitor) -> Result<(File, Option<String>)> {
     let path = folder.join(LOCK);
     let fail = |cause: io::Error| {
         Error::io(ErrorKind::Failed, format!("cannot lock {}", path.display()), cause)
@@ -182,21 +206,56 @@ fn lock(folder: &Path) -> Result<File> {
     let mut options = OpenOptions::new();
     let options = options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let file = options.open(&path).map_err(fail)?;
+    let began = Instant::now();
+    let mut pause = Duration::from_millis(1);
     loop {
-        match flock(&file, FlockOperation::LockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(cause) => {
-                let hint = "use a cache directory on a local file system";
-                return Err(fail(cause.into()).hint(hint));
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok((file, None)),
+            Err(Errno::WOULDBLOCK | Errno::INTR) if began.elapsed() < LOCK_PATIENCE => {}
+            Err(Errno::WOULDBLOCK | Errno::INTR) => {
+                let seconds = LOCK_PATIENCE.as_secs();
+                let text = format!("another process has held it for {seconds} s");
+                return Err(fail(io::Error::other(text)));
             }
+            Err(cause @ (Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL)) => {
+                let text = fail(cause.into()).full_text();
+                return Ok((file, Some(format!("{text}; going on without the lock"))));
+            }
+            Err(cause) => return Err(fail(cause.into())),
         }
+        monitor.check_cancelled()?;
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(LOOK_INTERVAL);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::monitor::Silent;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn set_writer(folder: &Path) -> Result<(HostMemory, Vec<String>)> {
+        let set = |memory: &mut HostMemory| memory.writer = "me".into();
+        HostMemory::update(folder, &HostMemory::default(), &Silent, set)
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_replaced_and_what_makes_no_sense_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        fs::create_dir(&path).unwrap();
+        let error = set_writer(folder.path()).unwrap_err();
+        assert!(error.full_text().starts_with("cannot read "), "{error:?}");
+        assert!(path.is_dir());
+        fs::remove_dir(&path).unwrap();
+        fs::write(&path, b"{\"writer\": 7").unwrap();
+        let (memory, problems) = set_writer(folder.path()).unwrap();
+        assert_eq!(memory.writer, "me");
+        assert!(problems.len() == 1 && problems[0].contains("starting it anew"), "{problems:?}");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(set_writer(folder.path()).unwrap(), (memory, Vec::new()));
+    }
 
     fn memory(sequence: u64, heads: &[&str], gone: &[(&str, u64)]) -> SeriesMemory {
         let heads = heads.iter().map(|id| id.to_string()).collect();
@@ -273,12 +332,12 @@ mod tests {
                             let series = SeriesMemory { sequence: change, ..Default::default() };
                             memory.series.insert(format!("{thread}-{change}"), series);
                         };
-                        HostMemory::update(folder, &HostMemory::default(), add).unwrap();
+                        HostMemory::update(folder, &HostMemory::default(), &Silent, add).unwrap();
                     }
                 });
             }
         });
-        let (memory, problem) = HostMemory::load(folder.path());
+        let (memory, problem) = HostMemory::load(folder.path()).unwrap();
         assert_eq!(problem, None);
         assert_eq!(memory.series.len() as u64, THREADS * CHANGES);
         let mut left: Vec<_> =

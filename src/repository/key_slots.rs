@@ -151,6 +151,6 @@ impl Repository {
         self.storage.put_new(&ObjectName::new(Folder::Config, &leaf)?, &bytes)?;
         self.config = config;
         self.config_leaf.clone_from(&leaf);
-        self.remember(|memory| memory.see_config(leaf))
+        self.remember(|memory| memory.see_config(leaf.clone()))
     }
 }

@@ -43,16 +43,37 @@ pub struct Found {
 }
 
 impl Locator {
-    /// Opens this host's index and brings it up to date.
+    /// Opens this host's index and brings it up to date. Where the cache cannot be used, the index
+    /// is made in a temporary folder for this run, with a warning: it is never needed.
     ///
     /// # Errors
-    /// Fails if the storage cannot be listed or the cache cannot be written.
+    /// Fails if the storage cannot be listed, or neither the cache nor the temporary folder can be
+    /// written.
     pub fn open(repository: &Repository, monitor: &dyn Monitor) -> Result<Locator> {
-        let index = ChunkIndex::open(repository.cache())?;
-        if let Some(reason) = index.was_rebuilt() {
-            monitor.note(&format!("rebuilding the index: {reason}"));
+        let opened = ChunkIndex::open(repository.cache()).and_then(|index| {
+            if let Some(reason) = index.was_rebuilt() {
+                monitor.note(&format!("rebuilding the index: {reason}"));
+            }
+            Self::synchronise(repository, Arc::new(index), monitor)
+        });
+        Self::or_elsewhere(opened, repository, monitor)
+    }
+
+    /// Tries anew in the temporary folder if it was the cache that failed.
+    fn or_elsewhere(
+        opened: Result<Locator>,
+        repository: &Repository,
+        monitor: &dyn Monitor,
+    ) -> Result<Locator> {
+        match opened {
+            // A storage's own errors have kinds of their own; one that has not fails again.
+            Err(error) if matches!(error.kind(), ErrorKind::Failed | ErrorKind::NoSpace) => {
+                let text = error.full_text();
+                monitor.warn(&format!("{text}; the index is made in a temporary folder"));
+                Self::synchronise(repository, Arc::new(ChunkIndex::open_elsewhere()?), monitor)
+            }
+            other => other,
         }
-        Self::synchronise(repository, Arc::new(index), monitor)
     }
 
     /// Makes an index of its own from all footers, for runs that must not trust an older one.
@@ -60,14 +81,15 @@ impl Locator {
     /// # Errors
     /// As [`Locator::open`].
     pub fn open_fresh(repository: &Repository, monitor: &dyn Monitor) -> Result<Locator> {
-        let index = ChunkIndex::open_temporary(repository.cache())?;
-        Self::synchronise(repository, Arc::new(index), monitor)
+        let opened = ChunkIndex::open_temporary(repository.cache())
+            .and_then(|index| Self::synchronise(repository, Arc::new(index), monitor));
+        Self::or_elsewhere(opened, repository, monitor)
     }
 
     /// Empties this host's index and fills it from the footers.
     ///
     /// # Errors
-    /// As [`Locator::open`].
+    /// Fails if the storage cannot be listed or the cache cannot be written.
     pub fn rebuild(repository: &Repository, monitor: &dyn Monitor) -> Result<Locator> {
         let index = ChunkIndex::open(repository.cache())?;
         index.clear()?;

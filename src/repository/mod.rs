@@ -24,6 +24,7 @@ pub use make::{InitOptions, InitReport, initialise};
 
 use crate::environment::{Environment, random_array};
 use crate::error::{Error, ErrorKind, Result};
+use crate::monitor::{Monitor, Silent};
 use crate::storage::{Folder, ObjectName, Storage};
 use diskvault_format::config::Config;
 use diskvault_format::crypto::{Keys, Secret};
@@ -34,6 +35,7 @@ use host_memory::HostMemory;
 use objects::refused;
 use secrets::Passphrase;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// An open repository. Cheap to share through [`Arc`].
@@ -47,7 +49,11 @@ pub struct Repository {
     opened_by: KeySlotId,
     cache: PathBuf,
     memory: Mutex<HostMemory>,
+    /// The memory cannot be stored: it lives and ends with this run.
+    is_forgetful: AtomicBool,
     warnings: Vec<String>,
+    cache_warnings: Vec<String>,
+    monitor: Arc<dyn Monitor>,
 }
 
 /// Locks a mutex; a panic elsewhere while it was held does not make its data invalid, because
@@ -57,16 +63,31 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Repository {
-    /// Opens a repository with a passphrase or recovery key. `cache` is the folder of all
-    /// repositories' caches; this one gets a folder of its own in it.
+    /// As [`Repository::open_with`], with nobody who listens.
     ///
     /// # Errors
-    /// `NoRepository` if there is no config, `WrongKey`, `Newer`, or `Damage`.
+    /// As [`Repository::open_with`].
     pub fn open(
         storage: Arc<dyn Storage>,
         environment: Arc<dyn Environment>,
         cache: &Path,
         secret: &Passphrase,
+    ) -> Result<Repository> {
+        Repository::open_with(storage, environment, cache, secret, Arc::new(Silent))
+    }
+
+    /// Opens a repository with a passphrase or recovery key. `cache` is the folder of all
+    /// repositories' caches; this one gets a folder of its own in it. A cache that cannot be used
+    /// is a warning: it is never needed. What goes wrong with it later is told to `monitor`.
+    ///
+    /// # Errors
+    /// `NoRepository` if there is no config, `WrongKey`, `Newer`, `Damage`, or `Cancelled`.
+    pub fn open_with(
+        storage: Arc<dyn Storage>,
+        environment: Arc<dyn Environment>,
+        cache: &Path,
+        secret: &Passphrase,
+        monitor: Arc<dyn Monitor>,
     ) -> Result<Repository> {
         let (candidates, mut warnings) = read_configs(storage.as_ref())?;
         let mut last_error = None;
@@ -83,9 +104,10 @@ impl Repository {
                 continue;
             }
             let folder = cache.join(candidate.config.repository.to_hex());
-            make_private_folder(&folder)?;
-            let (memory, problem) = HostMemory::load(&folder);
-            warnings.extend(problem);
+            let loaded = make_private_folder(&folder).and_then(|()| HostMemory::load(&folder));
+            let is_forgetful = loaded.is_err();
+            let (memory, problem) =
+                loaded.unwrap_or_else(|error| (HostMemory::default(), Some(forgets(&error))));
             let mut repository = Repository {
                 storage,
                 environment,
@@ -96,7 +118,10 @@ impl Repository {
                 opened_by,
                 cache: folder,
                 memory: Mutex::new(memory),
+                is_forgetful: AtomicBool::new(is_forgetful),
                 warnings,
+                cache_warnings: Vec::from_iter(problem),
+                monitor,
             };
             repository.compare_with_memory()?;
             repository.compare_instance()?;
@@ -140,20 +165,50 @@ impl Repository {
         &self.warnings
     }
 
+    /// What was wrong with this host's cache alone: nothing that is stored is worse for it.
+    pub fn cache_warnings(&self) -> &[String] {
+        &self.cache_warnings
+    }
+
     /// A copy of what this host remembers.
     pub fn memory(&self) -> HostMemory {
         lock(&self.memory).clone()
     }
 
     /// Changes what this host remembers and stores it. `change` gets what is stored now, which
-    /// another process may have changed since this one looked.
+    /// another process may have changed since this one looked; it may be called twice. A memory
+    /// that cannot be stored is a warning, and from then on lives in this run only.
     ///
     /// # Errors
-    /// Fails if the cache folder cannot be written.
-    pub fn remember(&self, change: impl FnOnce(&mut HostMemory)) -> Result<()> {
-        let mut memory = lock(&self.memory);
-        *memory = HostMemory::update(&self.cache, &memory, change)?;
+    /// `Cancelled` while another process has the memory.
+    pub fn remember(&self, change: impl FnMut(&mut HostMemory)) -> Result<()> {
+        for problem in self.change_memory(change)? {
+            self.monitor.warn(&problem);
+        }
         Ok(())
+    }
+
+    /// As [`Repository::remember`]; what went wrong.
+    fn change_memory(&self, mut change: impl FnMut(&mut HostMemory)) -> Result<Vec<String>> {
+        let mut memory = lock(&self.memory);
+        if self.is_forgetful.load(Ordering::Relaxed) {
+            change(&mut memory);
+            return Ok(Vec::new());
+        }
+        match HostMemory::update(&self.cache, &memory, self.monitor.as_ref(), &mut change) {
+            Ok((stored, mut problems)) => {
+                *memory = stored;
+                // Once is enough for a file system without locks.
+                problems.retain(|problem| !self.cache_warnings.contains(problem));
+                Ok(problems)
+            }
+            Err(error) if error.kind() == ErrorKind::Cancelled => Err(error),
+            Err(error) => {
+                self.is_forgetful.store(true, Ordering::Relaxed);
+                change(&mut memory);
+                Ok(vec![forgets(&error)])
+            }
+        }
     }
 
     /// The id of this host's writer; made at first use.
@@ -209,8 +264,9 @@ impl Repository {
             ));
             return Ok(());
         }
-        let leaf = self.config_leaf.clone();
-        self.remember(|memory| memory.see_config(leaf))
+        let problems = self.change_memory(|memory| memory.see_config(self.config_leaf.clone()))?;
+        self.cache_warnings.extend(problems);
+        Ok(())
     }
 
     /// A warning if this is another copy of the repository than the one used last, which an
@@ -225,8 +281,16 @@ impl Repository {
                  this host ({remembered})"
             ));
         }
-        self.remember(|memory| memory.instance = instance)
+        let problems = self.change_memory(|memory| memory.instance.clone_from(&instance))?;
+        self.cache_warnings.extend(problems);
+        Ok(())
     }
+}
+
+/// The warning for a memory that cannot be kept.
+fn forgets(error: &Error) -> String {
+    let text = error.full_text();
+    format!("{text}; this host will not remember what this run saw, and not miss it later")
 }
 
 pub(crate) struct ConfigCandidate {
