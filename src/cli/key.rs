@@ -6,6 +6,7 @@ use super::password;
 use super::recovery::{ConfigWatch, HandedOut, write_private};
 use crate::environment::SystemEnvironment;
 use crate::error::Result;
+use crate::monitor::Monitor;
 use crate::repository::address::{format_time_local, format_time_utc};
 use crate::repository::secrets::{Passphrase, make_recovery_key};
 use crate::repository::{Repository, SlotDescription};
@@ -43,7 +44,7 @@ enum Command {
         /// First digits of its id
         id: String,
     },
-    /// Change the password this run was opened with
+    /// Change the password this run was opened with; with a recovery key, add a password
     Passwd {
         /// File whose first line is the new password
         #[arg(long, value_name = "FILE")]
@@ -80,13 +81,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
             tell(context, "removed", &removed.to_hex())
         }
         Command::Passwd { new_password_file } => {
-            let old = repository.current_key();
-            let password = password::new(new_password_file.as_deref(), context.monitor())?;
-            let name = label_of(&repository, old)?;
-            let (kind, cost) = (SlotKind::Passphrase, KdfCost::PASSPHRASE);
-            let id = repository.add_key(kind, &password, cost, &name, &host_name())?;
-            repository.remove_key(&old.to_hex())?;
-            tell(context, "changed", &id.to_hex())
+            change_password(context, &mut repository, new_password_file.as_deref())
         }
         Command::Export { file } => {
             let bytes = repository.export_key(repository.current_key())?;
@@ -99,10 +94,32 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     }
 }
 
-fn label_of(repository: &Repository, id: diskvault_format::id::KeySlotId) -> Result<String> {
-    let slots = repository.key_slots()?;
-    let label = slots.into_iter().find(|slot| slot.id == id).and_then(|slot| slot.label.ok());
-    Ok(label.map_or_else(|| "password".into(), |label| label.name))
+/// Puts a new password in place of the one of this run; a recovery key stays, since who uses it
+/// has forgotten a password and still wants the key on paper.
+fn change_password(
+    context: &Context,
+    repository: &mut Repository,
+    new_password_file: Option<&Path>,
+) -> Result<()> {
+    let old = repository.current_key();
+    let password = password::new(new_password_file, context.monitor())?;
+    let slot = repository.key_slots()?.into_iter().find(|slot| slot.id == old);
+    let is_recovery = slot.as_ref().is_some_and(|slot| slot.kind == Some(SlotKind::Recovery));
+    let name = match slot.and_then(|slot| slot.label.ok()) {
+        Some(label) if !is_recovery => label.name,
+        _ => "password".into(),
+    };
+    let (kind, cost) = (SlotKind::Passphrase, KdfCost::PASSPHRASE);
+    let id = repository.add_key(kind, &password, cost, &name, &host_name())?;
+    if is_recovery {
+        context.monitor().note(
+            "the recovery key stays; `diskvault key list` shows a forgotten password, \
+             `diskvault key remove` removes it",
+        );
+        return tell(context, "added", &id.to_hex());
+    }
+    repository.remove_key(&old.to_hex())?;
+    tell(context, "changed", &id.to_hex())
 }
 
 fn add(

@@ -76,6 +76,28 @@ fn a_changed_password_replaces_the_old_one() {
     vault.assert_intact();
 }
 
+/// What somebody does who forgot the password.
+#[test]
+fn a_password_changed_with_the_recovery_key_leaves_it() {
+    let vault = Vault::new();
+    vault.ok(&["key", "add", "--recovery-key-file", "recovery", "--name", "on paper"]);
+    let key = fs::read_to_string(vault.path("recovery")).unwrap();
+    let new = vault.write("new", b"the new one\n");
+    let mut command = vault.command(&["key", "passwd", "--new-password-file", &new]);
+    let outcome = finish(command.env("DISKVAULT_PASSWORD", key.trim()));
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    outcome.prints("added key").says("the recovery key stays");
+    for password in [key.trim(), "the new one", PASSWORD] {
+        assert_eq!(list_with(&vault, password).code, 0);
+    }
+    let listed = keys(&vault);
+    let recovery = |key: &&Value| key["kind"] == "recovery key";
+    assert_eq!(listed.iter().filter(recovery).count(), 1);
+    let added = listed.iter().find(|key| key["name"] == "password").unwrap();
+    assert_eq!(added["kind"], "password");
+    assert_eq!(listed.len(), 3);
+}
+
 #[test]
 fn a_refused_change_changes_nothing() {
     let vault = Vault::new();
