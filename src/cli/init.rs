@@ -54,6 +54,8 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         return Err(Error::new(ErrorKind::Usage, text)
             .hint("use --recovery-key-file FILE or --no-recovery-key"));
     }
+    // Before anything is asked or shown: a key for a repository that cannot be made confuses.
+    LocalStorage::may_create(&path)?;
     let password = context.first_password()?;
     if password.is_empty() {
         let text = "cannot make a repository: the password is empty";

@@ -92,18 +92,40 @@ impl LocalStorage {
         };
         make_directories(root).map_err(failed)?;
         let storage = LocalStorage::at(root).map_err(|errno| failed(errno.into()))?;
+        storage.refuse_entries(root)?;
+        Ok(storage)
+    }
+
+    /// Looks whether [`LocalStorage::create`] would refuse what is at `root`; makes nothing.
+    ///
+    /// # Errors
+    /// As [`LocalStorage::create`], as far as it can be told without writing.
+    pub fn may_create(root: &Path) -> Result<()> {
+        match LocalStorage::at(root) {
+            Ok(storage) => storage.refuse_entries(root),
+            Err(Errno::NOENT) => Ok(()),
+            Err(errno) => {
+                let message = format!("cannot create repository {}", root.display());
+                Err(Error::io(ErrorKind::Storage, message, errno.into()))
+            }
+        }
+    }
+
+    fn refuse_entries(&self, root: &Path) -> Result<()> {
+        let message = format!("cannot create repository {}", root.display());
         let mut entries = 0;
-        read_folder(&storage.top, |_| {
+        let read = read_folder(&self.top, |_| {
             entries += 1;
             Ok(())
-        })
-        .map_err(|errno| failed(errno.into()))?;
+        });
+        if let Err(errno) = read {
+            return Err(Error::io(ErrorKind::Storage, message, errno.into()));
+        }
         if entries > 0 {
-            let message =
-                format!("cannot create repository {}: the folder is not empty", root.display());
+            let message = format!("{message}: the folder is not empty");
             return Err(Error::new(ErrorKind::AlreadyExists, message));
         }
-        Ok(storage)
+        Ok(())
     }
 
     /// Opens the directory of an existing repository, and sweeps away what killed processes left

@@ -204,9 +204,30 @@ fn a_key_that_cannot_be_shown_makes_nothing() {
 }
 
 #[test]
-fn a_key_that_was_shown_in_vain_is_called_void() {
+fn where_no_repository_can_be_made_nothing_is_asked_or_shown() {
     let vault = Vault::new();
-    let Some((shown, code)) = on_terminal(&vault, "$0 init") else { return };
+    vault.write("file", b"x");
+    for (path, text) in [("repo", "the folder is not empty"), ("file", "Not a directory")] {
+        let line = format!("$0 init --repo {path}");
+        let Some(terminal) = Terminal::start(&vault, &line, false) else { return };
+        let (shown, code) = terminal.finish();
+        assert_eq!(code, 1, "{shown}");
+        assert!(shown.contains(text), "{shown}");
+        assert!(!shown.contains("password") && !shown.contains("ecovery key"), "{shown}");
+    }
+}
+
+#[test]
+fn a_key_that_was_shown_in_vain_is_called_void() {
+    let vault = Vault::without_repository();
+    // The folder is taken while the password is asked for.
+    let Some(mut terminal) = Terminal::start(&vault, "$0 init", false) else { return };
+    terminal.answer("new password: ", "typed by hand\n");
+    terminal.wait_for("the same again: ");
+    fs::create_dir(vault.repo()).unwrap();
+    vault.write("repo/letter", b"dear");
+    terminal.answer("the same again: ", "typed by hand\n");
+    let (shown, code) = terminal.finish();
     assert_eq!(code, 1, "{shown}");
     let (key, rest) = shown.split_once("DVRK-").unwrap();
     assert!(key.contains("Write it down now"), "{shown}");
