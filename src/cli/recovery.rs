@@ -10,6 +10,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
 
 /// Where a recovery key is by now.
 pub enum HandedOut {
@@ -25,7 +26,7 @@ impl HandedOut {
     /// # Errors
     /// `Failed` if there is one or it cannot be made durable; then there is none.
     pub fn to_file(file: &Path, what: &str, key: &str) -> Result<HandedOut> {
-        write_private(file, what, format!("{key}\n").as_bytes())?;
+        write_private(file, what, line_of(&[key, "\n"]).as_bytes())?;
         Ok(HandedOut::File(file.to_owned()))
     }
 
@@ -36,9 +37,12 @@ impl HandedOut {
     pub fn to_terminal(key: &str) -> Result<HandedOut> {
         let cannot = |cause| Error::io(ErrorKind::Failed, "cannot show the recovery key", cause);
         let mut terminal = OpenOptions::new().write(true).open("/dev/tty").map_err(cannot)?;
-        let text =
-            "Recovery key: opens the repository when the password is lost. Write it down now:";
-        let text = zeroize::Zeroizing::new(format!("\n{text}\n\n    {key}\n\n"));
+        let text = line_of(&[
+            "\nRecovery key: opens the repository when the password is lost. Write it down now:\n\n",
+            "    ",
+            key,
+            "\n\n",
+        ]);
         terminal.write_all(text.as_bytes()).map_err(cannot)?;
         Ok(HandedOut::Terminal)
     }
@@ -62,6 +66,15 @@ impl HandedOut {
             }
         }
     }
+}
+
+/// Joins the parts in one buffer that does not grow, so that no copy of a key stays behind, and
+/// that is wiped; `format!` grows its buffer.
+fn line_of(parts: &[&str]) -> Zeroizing<String> {
+    let bytes = parts.iter().map(|part| part.len()).sum();
+    let mut line = Zeroizing::new(String::with_capacity(bytes));
+    parts.iter().for_each(|part| line.push_str(part));
+    line
 }
 
 /// Writes a new file for this user only; it is on stable storage under its name, or not there.
@@ -122,6 +135,13 @@ mod tests {
     use crate::repository::{InitOptions, initialise};
     use crate::storage::memory::{Fault, FaultKind, MemoryStorage};
     use diskvault_format::key_slot::KdfCost;
+
+    #[test]
+    fn a_key_is_in_one_buffer_of_its_size() {
+        let line = line_of(&["\n", "DVRK-0123", "\n"]);
+        assert_eq!(*line, "\nDVRK-0123\n");
+        assert_eq!(line.capacity(), line.len(), "it grew");
+    }
 
     /// Whether `init` fails with the fault at that operation, whether the key is then void, and
     /// whether there is a config when the power is back.
