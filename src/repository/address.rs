@@ -2,7 +2,7 @@
 //! `latest`, `id:3fa9`, and `POINT/DISK`.
 //!
 //! Invariant: a name that fits several things is refused, never guessed; a series name wins over
-//! an id prefix, and `id:` forces an id.
+//! an id prefix, also as a doubt, and `id:` forces an id.
 
 use super::points::{Point, PointSet};
 use crate::error::{Error, ErrorKind, Result};
@@ -13,6 +13,9 @@ use jiff::{Timestamp, ToSpan};
 /// The word for the newest point. No series is given this name; one that another program made is
 /// reached by `latest@latest` and the ids of its points.
 pub const LATEST: &str = "latest";
+
+/// Digits of a point's id that are not taken for anything else: what `list` shows.
+const ID_DIGITS_SURE: usize = 8;
 
 /// What an address names: a point, and a part of it if the address says so.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,7 +101,7 @@ pub fn format_time_utc(unix_ns: i64) -> String {
 pub struct Resolved<'a> {
     /// The point.
     pub point: &'a Point,
-    /// False for a series, a time or `latest`.
+    /// False for a series, a time or `latest`, and for digits that may name a series.
     pub is_by_id: bool,
 }
 
@@ -113,7 +116,10 @@ pub fn resolve<'a>(points: &'a PointSet, text: &str) -> Result<Resolved<'a>> {
     let is_series = points.latest(text).is_some();
     let looks_like_id = text.len() >= 4 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     if looks_like_id && !is_series {
-        return by_id(points, text).map(|point| Resolved { point, is_by_id: true });
+        // A series of this name may be there of which no manifest can be read. As many digits as
+        // `list` shows are no accident.
+        let is_by_id = text.len() >= ID_DIGITS_SURE;
+        return by_id(points, text).map(|point| Resolved { point, is_by_id });
     }
     by_place(points, text).map(|point| Resolved { point, is_by_id: false })
 }

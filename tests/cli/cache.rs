@@ -402,6 +402,24 @@ fn a_series_that_looks_like_its_points_id_is_doubted_too() {
     assert_eq!(vault.ok(&["dump", &older[..8]]).stdout, b"first");
 }
 
+/// A few digits may name a series whose manifests are all damaged: nobody can tell.
+#[test]
+fn a_few_digits_are_no_sure_id_beside_a_damaged_manifest() {
+    let vault = Vault::new();
+    let file = vault.write("file", b"first");
+    let whole = vault.backup("a", &[&file]);
+    assert_eq!(vault.ok(&["dump", &whole[..4]]).stdout, b"first");
+    let damaged = vault.backup("beef", &[&file]);
+    fs::write(vault.path("repo/points").join(damaged), b"garbage").unwrap();
+    for digits in [4, 7] {
+        let outcome = vault.fails(5, &["dump", &whole[..digits]], "cannot tell which point is");
+        outcome.hints("by its id");
+        let forced = format!("id:{}", &whole[..digits]);
+        assert_eq!(vault.ok(&["dump", &forced]).stdout, b"first");
+    }
+    assert_eq!(vault.ok(&["dump", &whole[..8]]).stdout, b"first");
+}
+
 #[test]
 fn a_repository_that_went_back_is_noticed() {
     let vault = Vault::new();
