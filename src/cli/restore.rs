@@ -25,7 +25,7 @@ pub struct Arguments {
     #[arg(value_name = "POINT[/DISK]")]
     point: String,
     /// A new file, an existing file or block device; a folder for a point of several disks; an
-    /// existing folder takes all parts of a point that has several
+    /// existing folder takes all parts of a point, or the one that is named
     target: PathBuf,
     /// The newest point not later than this time; POINT is then a series
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
@@ -105,11 +105,13 @@ fn plan<'a>(
 ) -> Result<Vec<(Part<'a>, PathBuf)>> {
     let target = &arguments.target;
     if let Some(name) = address.part {
-        return Ok(vec![(find_part(point, name)?, target.clone())]);
+        let part = find_part(point, name)?;
+        return Ok(vec![(part, in_folder(target, part))]);
     }
     let count = parts(point).count();
     if count <= 1 || (point.manifest.disks.len() == 1 && !target.is_dir()) {
-        return Ok(vec![(only_part(point)?, target.clone())]);
+        let part = only_part(point)?;
+        return Ok(vec![(part, in_folder(target, part))]);
     }
     if target.exists() && !target.is_dir() {
         let text = format!(
@@ -134,6 +136,11 @@ fn plan<'a>(
         Error::io(ErrorKind::Target, format!("cannot make folder {}", target.display()), cause)
     })?;
     Ok(plan)
+}
+
+/// A folder takes a part by its name.
+fn in_folder(target: &Path, part: Part<'_>) -> PathBuf {
+    if target.is_dir() { target.join(part.name()) } else { target.to_owned() }
 }
 
 fn restore_part(

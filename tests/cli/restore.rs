@@ -102,8 +102,6 @@ fn impossible_targets_are_named() {
     assert!(Command::new("mkfifo").arg(vault.path("fifo")).status().unwrap().success());
     std::os::unix::fs::symlink("nowhere", vault.path("link")).unwrap();
     for (target, text) in [
-        ("folder", "cannot restore to folder: it is a directory"),
-        ("folder/", "cannot restore to folder/: it is a directory"),
         ("new/", "cannot restore to new/: it does not name a file"),
         ("missing/new", "cannot restore to missing/new: directory missing does not exist"),
         ("file/new", "cannot restore to file/new: Not a directory"),
@@ -119,6 +117,26 @@ fn impossible_targets_are_named() {
     assert_eq!(vault.run(&["restore", "a"]).code, 2);
     assert_eq!(vault.run(&["restore", "a", "x", "--sparse", "maybe"]).code, 2);
     vault.assert_restores("a", &content);
+}
+
+/// As all parts of a point that has several do.
+#[test]
+fn one_part_goes_into_a_folder_that_is_there() {
+    let (vault, content) = vault_with_sparse_disk();
+    let folder = vault.path("folder");
+    fs::create_dir(&folder).unwrap();
+    let name = vault.json(&["show", "a"])["disks"][0]["name"].as_str().unwrap().to_string();
+    for (address, target) in [("a".to_string(), "folder/"), (format!("a/{name}"), "folder")] {
+        let summary = vault.json(&["restore", &address, target]);
+        assert_eq!(summary["targets"][0]["path"], format!("folder/{name}"));
+        assert!(fs::read(folder.join(&name)).unwrap() == content);
+        let text = format!("cannot restore to folder/{name}: it exists");
+        vault.fails(1, &["restore", &address, "folder"], &text).hints("--force");
+        fs::remove_file(folder.join(&name)).unwrap();
+    }
+    // What is in its way is named.
+    fs::create_dir(folder.join(&name)).unwrap();
+    vault.fails(1, &["restore", "a", "folder", "--force"], "it is a directory");
 }
 
 #[test]
