@@ -89,14 +89,14 @@ struct GlobalOptions {
     /// Print nothing but results and errors
     #[arg(short, long, global = true)]
     quiet: bool,
-    /// Say more
+    /// Say also which repository, key and cache were opened
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
-    /// Show progress although there is no terminal
+    /// Show progress although --quiet is given
     #[arg(long, global = true, overrides_with = "no_progress")]
     progress: bool,
     /// Show no progress
-    #[arg(long, global = true)]
+    #[arg(long, global = true, overrides_with = "progress")]
     no_progress: bool,
 }
 

@@ -215,10 +215,16 @@ fn progress_is_json_on_standard_error() {
     for field in ["percent_done", "total_bytes", "seconds_remaining"] {
         assert!(status.as_object().unwrap().contains_key(field), "{field}");
     }
-    for flag in ["--no-progress", "--quiet"] {
-        // 1.5 s, in which a line would have come.
-        let lines = lines_of_slow_backup(&["--json", flag], 150);
-        assert!(lines.iter().all(|line| !line.contains("\"status\"")), "{flag}: {lines:?}");
+    let has_status = |flags: &[&str]| {
+        // 1.5 s, in which a line comes.
+        let lines = lines_of_slow_backup(&[&["--json"], flags].concat(), 150);
+        lines.iter().any(|line| line.contains("\"status\""))
+    };
+    for flags in [&["--no-progress"][..], &["--quiet"], &["--progress", "--no-progress"]] {
+        assert!(!has_status(flags), "{flags:?}");
+    }
+    for flags in [["--quiet", "--progress"], ["--no-progress", "--progress"]] {
+        assert!(has_status(&flags), "{flags:?}");
     }
 }
 
