@@ -40,7 +40,8 @@ pub fn check_small_objects(
         }
     }
     if leases > 0 {
-        report.remark(format!("{leases} backups are running or were left behind (leases/)"));
+        let backups = if leases == 1 { "backup is" } else { "backups are" };
+        report.remark(format!("{leases} {backups} running or left behind (leases/)"));
     }
     Ok(explained)
 }

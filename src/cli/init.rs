@@ -121,7 +121,11 @@ fn print_report(context: &Context, path: &Path, report: &InitReport) -> Result<(
         report.key_slots.len()
     ))?;
     if !context.quiet() {
-        remark("without the password or the recovery key nobody can read it again");
+        let keys = match report.key_slots.len() {
+            1 => "without the password",
+            _ => "without the password or the recovery key",
+        };
+        remark(&format!("{keys} nobody can read it again"));
     }
     Ok(())
 }

@@ -37,6 +37,8 @@ fn the_chunk_size_counts() {
     assert_eq!(made["message_type"], "initialized");
     assert_eq!(made["chunk_bytes"], 4096);
     assert_eq!(made["key_slots"].as_array().unwrap().len(), 1);
+    let outcome = vault.ok(&["init", "--no-recovery-key", "--repo", "second"]);
+    outcome.says("without the password nobody can read it again");
     let disk = vault.write("disk", &random(1, 1 << 20));
     let summary = vault.json(&["backup", "--name", "a", &disk]);
     assert_eq!(summary["new_chunks"], 256);
