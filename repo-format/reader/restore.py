@@ -7,7 +7,7 @@ from argon2.low_level import Type, hash_secret_raw
 
 # ------------------------------------------------------------------------------- constants (pages 00, 10, 20)
 FORMAT_VERSION, KIB, MIB, DISK_BYTES_MAX = 0, 1 << 10, 1 << 20, 1 << 60
-CHUNK_BYTES_MIN, CHUNK_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENT_ENTRIES_MAX = 4 * KIB, 4 * MIB, 4 * MIB, 4096
+CHUNK_BYTES_MIN, CHUNK_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENT_ENTRIES_MAX, SEALED_BYTES_LONG = 4 * KIB, 4 * MIB, 4 * MIB, 4096, 4210712
 PACK_BYTES_MAX, PACK_SEGMENTS_MAX, PACK_PADDING_BYTES, SEGMENT_ALIGNMENT_BYTES = 1 << 30, 1 << 18, 64 * KIB, 64
 SEALED_BYTES_MAX, CONFIG_BYTES_MAX, KEY_SLOT_BYTES_MAX, KEY_SLOTS_MAX = 16 * MIB, 8 * KIB, 4 * KIB, 64
 LEAF_SLOTS, INNER_SLOTS, STREAM_DEPTH_MAX, STREAM_PAGE_ENTRIES_MAX = 64, 128, 20, 128
@@ -332,7 +332,7 @@ class Pack:
             offset, sealed, n = struct.unpack_from("<III", data, at)
             table = data[at + 12:at + 12 + ENTRY.size * n]
             check("P-10", len(table) == ENTRY.size * n, "P-11", offset % SEGMENT_ALIGNMENT_BYTES == 0,
-                  "P-11", end <= offset and offset + 16 + sealed <= limit)
+                  "P-11", end <= offset and offset + 16 + sealed <= limit and 17 <= sealed <= SEALED_BYTES_LONG)
             entries_of(n, table)
             at, end = at + 12 + len(table), offset + 16 + sealed
             yield offset, sealed, table

@@ -12,7 +12,10 @@
 use crate::cursor::Cursor;
 use crate::error::{Result, limit, malformed};
 use crate::limits::{PACK_SEGMENTS_MAX, SEGMENT_ALIGNMENT_BYTES, SEGMENT_ENTRIES_MAX};
-use crate::segment::{Entry, EntryShape, FRAME_BYTES, validate_lengths};
+use crate::segment::{
+    Entry, EntryShape, FRAME_BYTES, SEALED_SEGMENT_BYTES_MAX, SEALED_SEGMENT_BYTES_MIN,
+    validate_lengths,
+};
 
 /// Bytes of one entry in a footer.
 pub const FOOTER_ENTRY_BYTES: usize = 36;
@@ -85,8 +88,8 @@ impl Footer {
     /// Decodes an opened footer of a pack whose segments lie in `first..end`.
     ///
     /// # Errors
-    /// P-10 if it is too short or has trailing bytes, P-11 if segments overlap, are not aligned
-    /// or leave the pack, S-4 and S-5 for the entries.
+    /// P-10 if it is too short or has trailing bytes, P-11 if segments overlap, are not aligned,
+    /// leave the pack or have a length that no segment has, S-4 and S-5 for the entries.
     pub fn decode(plaintext: &[u8], first: u64, end: u64) -> Result<Footer> {
         let mut cursor = Cursor::new(plaintext, "P-10");
         let count = cursor.u32()?;
@@ -102,6 +105,11 @@ impl Footer {
             let entry_count = cursor.u32()?;
             let after = u64::from(offset) + FRAME_BYTES as u64 + u64::from(sealed_bytes);
             let aligned = u64::from(offset).is_multiple_of(SEGMENT_ALIGNMENT_BYTES);
+            let possible = SEALED_SEGMENT_BYTES_MIN..=SEALED_SEGMENT_BYTES_MAX;
+            if !possible.contains(&sealed_bytes) {
+                let text = format!("segment {ordinal} has {sealed_bytes} bytes, which it cannot");
+                return Err(malformed("P-11", text));
+            }
             if !aligned || u64::from(offset) < free || after > end {
                 return Err(malformed("P-11", format!("segment {ordinal} lies where it cannot")));
             }

@@ -29,6 +29,13 @@ pub const FRAME_BYTES: usize = 16;
 /// Bytes of one entry in a segment's own table.
 pub const TABLE_ENTRY_BYTES: usize = 4;
 
+/// Fewest bytes that a segment has with its tag: a plaintext is never empty.
+pub const SEALED_SEGMENT_BYTES_MIN: u32 = 17;
+/// Most bytes that a segment has with its tag: header, the longest table, and raw bytes, which a
+/// writer stores whenever compression does not shorten them.
+pub const SEALED_SEGMENT_BYTES_MAX: u32 =
+    8 + SEGMENT_ENTRIES_MAX * TABLE_ENTRY_BYTES as u32 + SEGMENT_BYTES_MAX + 16;
+
 const CODEC_RAW: u8 = 0;
 const CODEC_ZSTD: u8 = 1;
 const TABLE_START: usize = 8;

@@ -149,6 +149,7 @@ fn add_footer_faults(set: &mut Set) {
     refuse("cut", "P-10", "ends inside an entry", good[..good.len() - 1].to_vec());
     refuse("segment-missing", "P-10", "claims three segments and has two", number(0, 3));
     refuse("trailing", "P-10", "one byte too many", [&good[..], &[0]].concat());
+    refuse("segment-short", "P-11", "a segment of 16 bytes", number(8, 16));
     refuse("unaligned", "P-11", "a frame off the multiple of 64", number(88, 1217));
     refuse("in-header", "P-11", "a frame inside the header", number(4, 128));
     refuse("overlap", "P-11", "the first segment reaches into the second", number(8, 1009));
@@ -164,4 +165,8 @@ fn add_footer_faults(set: &mut Set) {
     });
     refuse("entries-many", "S-5", "claims 4097 entries", number(96, 4097));
     refuse("segment-large", "S-5", "a segment of more than 4 MiB", number(48, 1 << 24 | 4 << 20));
+    // A byte more than header, table, bytes and tag can be, in a pack with room for it.
+    let long = number(92, 8 + 4 * 4096 + (4 << 20) + 16 + 1);
+    let long = Vector::refused("footer", "P-11", "a segment of 4 210 713 sealed bytes", long);
+    set.add("footer/segment-long", long.with("first", 192).with("end", 8 << 20));
 }
