@@ -119,6 +119,12 @@ impl Sources<'_> {
     }
 }
 
+/// What a password command reads: the terminal, so that it may ask. Anything else may be what is
+/// to be backed up, and a command that read of it would take its beginning away.
+fn command_input() -> Stdio {
+    if io::stdin().is_terminal() { Stdio::inherit() } else { Stdio::null() }
+}
+
 /// Reads up to where `is_end` says or to the end, into a buffer that has its size from the start.
 fn read_secret(
     mut source: impl Read,
@@ -185,7 +191,7 @@ fn from_command(command: &str, monitor: &dyn Monitor) -> Result<Passphrase> {
     let cannot = |cause| Error::io(ErrorKind::Failed, format!("cannot run {what}"), cause);
     let mut child = Command::new(&words[0])
         .args(&words[1..])
-        .stdin(Stdio::inherit())
+        .stdin(command_input())
         .stdout(Stdio::piped())
         .spawn()
         .map_err(cannot)?;

@@ -2,6 +2,7 @@
 
 use crate::support::{PASSWORD, Vault, finish, poll, wait};
 use std::fs;
+use std::io::Write;
 use std::process::Stdio;
 
 /// A run of `list` with these further arguments and only these variables for passwords.
@@ -171,4 +172,20 @@ fn no_argument_of_a_running_process_holds_the_password() {
             assert!(!found, "{file} holds the password");
         }
     }
+}
+
+/// What a password command read of it would be missing in the point.
+#[test]
+fn a_password_command_leaves_standard_input_alone() {
+    let vault = Vault::new();
+    let mut command = vault.command(&["backup", "--name", "a", "--stream", "pipe=-"]);
+    command
+        .env_remove("DISKVAULT_PASSWORD")
+        .env("DISKVAULT_PASSWORD_COMMAND", format!("sh -c 'cat >/dev/null; echo {PASSWORD}'"))
+        .stdin(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"from the very beginning").unwrap();
+    let outcome = wait(child);
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    assert_eq!(vault.ok(&["dump", "a"]).stdout, b"from the very beginning");
 }
