@@ -148,6 +148,10 @@ fn run_once(
         }
     }
     let stored = writer.finish()?;
+    if let Some(error) = writer.take_index_failure() {
+        let text = error.full_text();
+        monitor.warn(&format!("{text}; the next run fills the index again"));
+    }
     drop(writer);
     share_stored_bytes(&mut manifest, stored.pack_bytes);
     manifest.duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -7,16 +7,18 @@ use crate::environment::SystemEnvironment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::repository::address::{Address, Resolved, parse_time, resolve, resolve_at};
+use crate::repository::address::{Address, Resolved, parse_time, resolve, resolve_at, sure_id};
 use crate::repository::locate::Locator;
 use crate::repository::points::{Point, PointSet};
 use crate::restore::fetch::Fetcher;
 use crate::storage::local::LocalStorage;
+use diskvault_format::id::PointId;
 use rayon::ThreadPool;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use tempfile::TempDir;
 
 /// Where a repository is named.
 enum Place {
@@ -30,6 +32,8 @@ enum Place {
 pub struct Context {
     options: GlobalOptions,
     monitor: Arc<Progress>,
+    /// Removed with the context.
+    temporary_cache: OnceLock<TempDir>,
 }
 
 impl Context {
@@ -47,7 +51,7 @@ impl Context {
         }
         let monitor =
             Progress::new(options.json, options.quiet, options.progress, options.no_progress)?;
-        Ok(Context { options, monitor: Arc::new(monitor) })
+        Ok(Context { options, monitor: Arc::new(monitor), temporary_cache: OnceLock::new() })
     }
 
     /// True if results are JSON.
@@ -75,9 +79,9 @@ impl Context {
         let options = &self.options;
         let option = options.repo.clone().map(Place::Path);
         let file = || options.repository_file.clone().map(Place::File);
-        let variable = || std::env::var_os("DISKVAULT_REPOSITORY").map(Place::Path);
+        let variable = || variable("DISKVAULT_REPOSITORY").map(Place::Path);
         let variable_file = || {
-            let file = std::env::var_os("DISKVAULT_REPOSITORY_FILE");
+            let file = self::variable("DISKVAULT_REPOSITORY_FILE");
             file.map(|file| Place::File(PathBuf::from(file)))
         };
         option.or_else(file).or_else(variable).or_else(variable_file)
@@ -124,7 +128,6 @@ impl Context {
         if let Some(folder) = &self.options.cache_dir {
             return Ok(folder.clone());
         }
-        let variable = |name| std::env::var_os(name).filter(|text| !text.is_empty());
         if let Some(folder) = variable("DISKVAULT_CACHE_DIR") {
             return Ok(PathBuf::from(folder));
         }
@@ -136,6 +139,15 @@ impl Context {
         }
         let error = Error::new(ErrorKind::Usage, "cannot find a place for the cache");
         Err(error.hint("use --cache-dir or set DISKVAULT_CACHE_DIR"))
+    }
+
+    /// A folder for this run alone, where there is no place for a cache that stays.
+    fn temporary_cache(&self, why: &Error) -> Result<PathBuf> {
+        let made = tempfile::Builder::new().prefix("diskvault-").tempdir().map_err(|cause| {
+            Error::io(ErrorKind::Failed, "cannot make a temporary folder for the cache", cause)
+        })?;
+        self.monitor.warn(&format!("{}; this run uses a temporary folder", why.full_text()));
+        Ok(self.temporary_cache.get_or_init(|| made).path().to_owned())
     }
 
     /// The first password of a new repository.
@@ -156,6 +168,11 @@ impl Context {
     /// As [`Repository::open`].
     pub fn open(&self) -> Result<Repository> {
         let storage = Arc::new(LocalStorage::open(&self.repository_path()?)?);
+        let cache = match self.cache() {
+            Ok(cache) => cache,
+            // No reason not to restore: services and rescue systems have no HOME.
+            Err(error) => self.temporary_cache(&error)?,
+        };
         let secret = password::existing(
             self.options.password_file.as_deref(),
             self.options.password_command.as_deref(),
@@ -163,7 +180,6 @@ impl Context {
         )?;
         let environment = Arc::new(SystemEnvironment);
         let monitor = self.monitor.clone();
-        let cache = self.cache()?;
         let repository = Repository::open_with(storage, environment, &cache, &secret, monitor)?;
         for warning in repository.warnings().iter().chain(repository.cache_warnings()) {
             self.monitor.warn(warning);
@@ -227,14 +243,28 @@ impl Context {
                 .map(|point| Resolved { point, is_by_id: false }),
         };
         let doubts = points.doubts(repository)?;
-        let is_by_id = found.as_ref().is_ok_and(|found| found.is_by_id);
+        let is_by_id = match &found {
+            Ok(found) => found.is_by_id,
+            // That it is not there, or damaged, is what to say then, and not a doubt about others.
+            Err(_) => at.is_none() && sure_id(&points, address.point).is_some(),
+        };
         if let (Some(doubt), false) = (doubts.first(), is_by_id) {
             let text = format!("cannot tell which point is meant: {doubt}");
             return Err(Error::new(ErrorKind::Damage, text)
                 .hint("name a point by its id, as `diskvault list` shows it"));
         }
-        found.map(|found| found.point.clone())
+        found.map(|found| found.point.clone()).map_err(|error| {
+            let prefix = sure_id(&points, address.point).unwrap_or_default().to_ascii_lowercase();
+            let fits = |id: &PointId| !prefix.is_empty() && id.to_hex().starts_with(&prefix);
+            let damaged = points.damaged.iter().find(|(id, _)| fits(id));
+            damaged.map_or(error, |(_, cause)| Error::new(cause.kind(), cause.full_text()))
+        })
     }
+}
+
+/// A variable of the environment, unless it is empty.
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|text| !text.is_empty())
 }
 
 /// The name of this host.

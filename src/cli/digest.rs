@@ -56,7 +56,6 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     }
     let value = digester.compute(part, kind)?;
     context.monitor().finish();
-    locator.index().flush()?;
     let name = kind.map_or("blake3", |kind| kind.name());
     ignore_broken_pipe(if context.json() {
         json_line(&json!({

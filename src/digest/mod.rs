@@ -133,7 +133,13 @@ impl Digester<'_> {
         let walk =
             Walk { reader: self.reader(), shape: shape_of(disk)?, monitor: self.fetcher.monitor };
         let digest = self.pool.install(|| walk.root(disk.top))?;
-        self.fetcher.locator.index().set_note(&Self::note_key(disk), &digest)?;
+        // Only the next call would be faster.
+        let index = self.fetcher.locator.index();
+        if let Err(error) =
+            index.set_note(&Self::note_key(disk), &digest).and_then(|()| index.flush())
+        {
+            self.fetcher.monitor.warn(&format!("cannot keep the digest: {}", error.full_text()));
+        }
         Ok(digest)
     }
 }

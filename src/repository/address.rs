@@ -110,18 +110,23 @@ pub struct Resolved<'a> {
 /// # Errors
 /// `NotFound`, or `Usage` for an ambiguous or unreadable name.
 pub fn resolve<'a>(points: &'a PointSet, text: &str) -> Result<Resolved<'a>> {
-    if let Some(prefix) = text.strip_prefix("id:") {
+    if let Some(prefix) = sure_id(points, text) {
         return by_id(points, prefix).map(|point| Resolved { point, is_by_id: true });
     }
     let is_series = points.latest(text).is_some();
     let looks_like_id = text.len() >= 4 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if looks_like_id && !is_series {
-        // A series of this name may be there of which no manifest can be read. As many digits as
-        // `list` shows are no accident.
-        let is_by_id = text.len() >= ID_DIGITS_SURE;
-        return by_id(points, text).map(|point| Resolved { point, is_by_id });
-    }
-    by_place(points, text).map(|point| Resolved { point, is_by_id: false })
+    let point =
+        if looks_like_id && !is_series { by_id(points, text) } else { by_place(points, text) };
+    point.map(|point| Resolved { point, is_by_id: false })
+}
+
+/// The digits, if `text` can only mean an id: behind `id:`, or as many as `list` shows, which are
+/// no accident. Fewer may name a series of which no manifest can be read.
+pub fn sure_id<'a>(points: &PointSet, text: &'a str) -> Option<&'a str> {
+    text.strip_prefix("id:").or_else(|| {
+        let is_long = text.len() >= ID_DIGITS_SURE && points.latest(text).is_none();
+        (is_long && text.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(text)
+    })
 }
 
 /// Finds what `latest`, a series, or a series and a time name.

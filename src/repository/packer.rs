@@ -79,6 +79,8 @@ struct Spare {
 #[derive(Default)]
 struct State {
     failure: Option<Error>,
+    /// The index could not be written; nothing stored is lost by that.
+    index_failure: Option<Error>,
     /// Handed to a worker and not yet in a pack.
     segments_running: usize,
     packs_running: usize,
@@ -228,6 +230,11 @@ impl ChunkWriter {
     /// The first failure.
     pub fn check(&self) -> Result<()> {
         lock(&self.shared.state).failure.as_ref().map_or(Ok(()), |error| Err(repeat(error)))
+    }
+
+    /// Why the index could not be written, if it could not: the next run fills it again.
+    pub fn take_index_failure(&self) -> Option<Error> {
+        lock(&self.shared.state).index_failure.take()
     }
 
     /// Bytes stored so far.
@@ -465,8 +472,13 @@ fn store_packs(shared: &Shared, sealed: &Receiver<Sealed>) {
 fn store_pack(shared: &Shared, kind: PackKind, pack: &SealedPack) -> Result<()> {
     shared.storage.put_new(&pack_name(pack.id)?, &pack.bytes)?;
     let bytes = pack.bytes.len() as u64;
-    add_footer_to_index(&shared.index, pack.id, kind as u8, &pack.footer, bytes)?;
+    let indexed = add_footer_to_index(&shared.index, pack.id, kind as u8, &pack.footer, bytes);
     let mut state = lock(&shared.state);
+    if let Err(error) = indexed {
+        // The pack is stored, which is what counts. The index keeps in RAM what it cannot write,
+        // and the next run reads the footer again.
+        state.index_failure.get_or_insert(error);
+    }
     for segment in &pack.footer.segments {
         for entry in &segment.entries {
             state.in_flight.remove(&prefix(&entry.id));

@@ -43,6 +43,10 @@ fn which_repository_must_be_said() {
         outcome.says("repositories: expected a folder");
     }
     vault.fails(2, &["list", "--repo", ""], "cannot use an empty repository path");
+    vault.write("place", b"repo\n");
+    let mut command = vault.command(&["list"]);
+    command.env("DISKVAULT_REPOSITORY", "").env("DISKVAULT_REPOSITORY_FILE", "place");
+    assert_eq!(finish(&mut command).code, 0, "an empty variable is none");
     vault.fails(2, &["list", "--threads", "0"], "cannot work with 0 threads");
 }
 
@@ -400,6 +404,14 @@ fn a_series_that_looks_like_its_points_id_is_doubted_too() {
     fs::rename(vault.path("older"), vault.repo()).unwrap();
     vault.fails(5, &["dump", &name], "cannot tell which point is meant: ");
     assert_eq!(vault.ok(&["dump", &older[..8]]).stdout, b"first");
+    // An id that is not there is not there, whatever else is doubted.
+    vault.fails(1, &["dump", "id:0123456789"], "cannot find a point with id 0123456789");
+    vault.fails(1, &["dump", "0123456789"], "cannot find a point with id 0123456789");
+    let path = vault.repo().join("points").join(&older);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[200] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    vault.fails(5, &["dump", &older[..8]], &format!("cannot open points/{older}"));
 }
 
 /// A few digits may name a series whose manifests are all damaged: nobody can tell.

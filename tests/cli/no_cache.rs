@@ -5,6 +5,7 @@ use crate::support::{MIB, Tmpfs, Vault, files, finish, random, wait};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -129,4 +130,43 @@ fn a_memory_that_another_process_holds_is_not_waited_for_for_ever() {
     outcome.says("memory.lock: another process has held it for 10 s").prints("1 point");
     drop(held);
     vault.ok(&["list"]);
+}
+
+/// Services and rescue systems have no home.
+#[test]
+fn no_place_for_a_cache_is_no_reason_not_to_restore() {
+    let (vault, data) = vault_with_point();
+    let mut command = vault.command(&["dump", "a"]);
+    command.env_remove("HOME").env_remove("DISKVAULT_CACHE_DIR").env("TMPDIR", vault.path("tmp"));
+    let outcome = finish(&mut command);
+    assert_eq!(outcome.code, 4, "{}", outcome.stderr);
+    outcome.says("warning: cannot find a place for the cache");
+    assert!(outcome.stdout == data);
+    assert!(files(&vault.path("tmp")).is_empty(), "{:?}", files(&vault.path("tmp")));
+}
+
+/// 262,144 new chunks are more than the index keeps in RAM: it writes them while the backup runs.
+#[test]
+fn a_cache_that_runs_full_does_not_end_a_backup() {
+    const CHUNKS: u64 = 270_000;
+    let vault = Vault::without_repository();
+    vault.ok(&["init", "--no-recovery-key", "--chunk-size", "4KiB"]);
+    let disk = fs::File::create(vault.path("disk")).unwrap();
+    let mut block = vec![0_u8; 4 * MIB as usize];
+    for first in (0..CHUNKS).step_by(1024) {
+        for (number, chunk) in block.chunks_mut(4096).enumerate() {
+            chunk[..8].copy_from_slice(&(first + number as u64 + 1).to_le_bytes());
+        }
+        disk.write_all_at(&block, first * 4096).unwrap();
+    }
+    let at = vault.path("small");
+    let Some(_small) = Tmpfs::new(&at, "size=4m") else { return };
+    let mut command = vault.command(&["backup", "--name", "a", "disk"]);
+    let outcome = finish(command.env("DISKVAULT_CACHE_DIR", &at));
+    assert_eq!(outcome.code, 4, "{outcome:?}");
+    outcome.says("No space left on device").says("the next run fills the index again");
+    // Another cache knows nothing of that.
+    let outcome = vault.ok(&["backup", "--name", "a", "disk"]);
+    outcome.prints("0 new chunks");
+    vault.assert_intact();
 }
