@@ -23,7 +23,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     super::output::refuse_closed_output()?;
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut Cli::command(), "diskvault", &mut script);
-    super::output::ignore_broken_pipe(
-        std::io::stdout().lock().write_all(&script).map_err(cannot_write),
-    )
+    let mut output = std::io::stdout().lock();
+    let written = output.write_all(&script).and_then(|()| output.flush());
+    super::output::ignore_broken_pipe(written.map_err(cannot_write))
 }

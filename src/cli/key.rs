@@ -5,7 +5,7 @@ use super::output::{escape, json_line, line, refuse_closed_output, table};
 use super::password;
 use super::recovery::{ConfigWatch, HandedOut, write_private};
 use crate::environment::SystemEnvironment;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::monitor::Monitor;
 use crate::repository::address::{format_time_local, format_time_utc};
 use crate::repository::secrets::{Passphrase, make_recovery_key};
@@ -86,7 +86,9 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         Command::Export { file } => {
             let bytes = repository.export_key(repository.current_key())?;
             if file == Path::new("-") {
-                return std::io::stdout().write_all(&bytes).map_err(super::output::cannot_write);
+                let mut output = std::io::stdout().lock();
+                let written = output.write_all(&bytes).and_then(|()| output.flush());
+                return written.map_err(super::output::cannot_write);
             }
             write_private(file, "", &bytes)?;
             tell(context, "exported", &repository.current_key().to_hex())
@@ -113,12 +115,16 @@ fn change_password(
     let id = repository.add_key(kind, &password, cost, &name, &host_name())?;
     if is_recovery {
         context.monitor().note(
-            "the recovery key stays; `diskvault key list` shows a forgotten password, \
-             `diskvault key remove` removes it",
+            "the recovery key stays, and so does the key of the forgotten password: \
+             `diskvault key list` shows its id, `diskvault key remove ID` removes it",
         );
         return tell(context, "added", &id.to_hex());
     }
-    repository.remove_key(&old.to_hex())?;
+    repository.remove_key(&old.to_hex()).map_err(|error| {
+        let added = id.short();
+        let text = format!("key {added} was added, but the old one may count still");
+        Error::new(error.kind(), text).because(error)
+    })?;
     tell(context, "changed", &id.to_hex())
 }
 

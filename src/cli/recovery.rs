@@ -99,8 +99,17 @@ pub fn write_private(file: &Path, what: &str, bytes: &[u8]) -> Result<()> {
 }
 
 fn sync_folder_of(file: &Path) -> io::Result<()> {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    let synced = File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all());
+    match synced {
+        // The file itself is on stable storage. Some file systems of sticks and shares cannot
+        // sync a folder, and a drop folder cannot be opened.
+        Err(cause) if matches!(cause.kind(), InvalidInput | Unsupported | PermissionDenied) => {
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 /// Tells whether a change that failed left a config behind: a config is written last, and with it

@@ -89,7 +89,12 @@ fn a_reader_that_has_gone_or_is_full() {
         let outcome = gone(&arguments);
         assert_eq!(outcome.code, 0, "{arguments:?}: {outcome:?}");
     }
-    for arguments in [vec!["list"], vec!["backup", "--name", "a", "--stream", "file=file"]] {
+    for arguments in [
+        vec!["list"],
+        vec!["backup", "--name", "a", "--stream", "file=file"],
+        vec!["key", "export", "-"],
+        vec!["completions", "bash"],
+    ] {
         let outcome = finish(&mut in_shell(&vault, ">/dev/full", &arguments));
         assert!(outcome.code != 0, "{outcome:?}");
         outcome.says("cannot write to standard output: No space left on device");
