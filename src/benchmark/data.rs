@@ -2,18 +2,20 @@
 //! of programs, logs and photographs has it.
 //!
 //! Invariant: every piece of 1 MiB has the same mixture, so that a rate or a ratio measured
-//! over any number of pieces means the same, and no two chunks of 64 KiB are equal.
+//! over any number of pieces means the same, and no two chunks of the default size are equal.
 
 /// What the data is, for reports.
 pub const DESCRIPTION: &str = "1/2 text, 1/4 records, 1/4 noise";
 
-/// Bytes of a piece: a segment's worth.
+/// Bytes of a piece.
 pub const PIECE_BYTES: usize = 1 << 20;
 
-const CHUNK_BYTES: usize = 64 << 10;
+/// Bytes of a run of one kind of data.
+const RUN_BYTES: usize = 64 << 10;
 
-/// The kinds of the 16 chunks of a piece, in runs as files have them: zstd finds less behind noise.
-const MIXTURE: &[u8; PIECE_BYTES / CHUNK_BYTES] = b"ttttttttrrrrnnnn";
+/// The kinds of the 16 runs of a piece, side by side as files have them: zstd finds less behind
+/// noise.
+const MIXTURE: &[u8; PIECE_BYTES / RUN_BYTES] = b"ttttttttrrrrnnnn";
 
 const SYLLABLES: [&str; 32] = [
     "al", "an", "ar", "co", "de", "en", "er", "es", "fo", "ga", "he", "in", "is", "ke", "la", "le",
@@ -38,13 +40,13 @@ pub fn piece(number: u64) -> Vec<u8> {
     for (chunk, kind) in MIXTURE.iter().enumerate() {
         let seed = number * MIXTURE.len() as u64 + chunk as u64 + 1;
         let mut choices = Choices(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let end = (chunk + 1) * CHUNK_BYTES;
+        let end = (chunk + 1) * RUN_BYTES;
         match kind {
             b't' => text(&mut piece, end, &mut choices),
             b'r' => records(&mut piece, end, &mut choices),
             _ => {
                 piece.resize(end, 0);
-                noise(&mut piece[chunk * CHUNK_BYTES..], seed);
+                noise(&mut piece[chunk * RUN_BYTES..], seed);
             }
         }
         piece.truncate(end);
@@ -115,6 +117,7 @@ fn repeat(output: &mut Vec<u8>, choice: u64, unit: usize, bytes: usize) -> bool 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use diskvault_format::limits::CHUNK_BYTES_DEFAULT;
     use std::collections::HashSet;
 
     #[test]
@@ -124,10 +127,11 @@ mod tests {
         for number in 0..4 {
             let piece = piece(number);
             assert_eq!(piece.len(), PIECE_BYTES);
-            chunks.extend(piece.chunks(CHUNK_BYTES).map(|chunk| *blake3::hash(chunk).as_bytes()));
+            let each = piece.chunks(CHUNK_BYTES_DEFAULT as usize);
+            chunks.extend(each.map(|chunk| *blake3::hash(chunk).as_bytes()));
             sizes.push(zstd::bulk::compress(&piece, 3).unwrap().len());
         }
-        assert_eq!(chunks.len(), 4 * MIXTURE.len());
+        assert_eq!(chunks.len(), 4 * PIECE_BYTES / CHUNK_BYTES_DEFAULT as usize);
         let (least, most) = (sizes.iter().min().unwrap(), sizes.iter().max().unwrap());
         assert!(most - least < PIECE_BYTES / 100, "{sizes:?}");
         assert!((PIECE_BYTES * 2 / 5..PIECE_BYTES * 3 / 5).contains(most), "{sizes:?}");

@@ -8,7 +8,7 @@ use crate::repository::objects::cannot_make;
 use diskvault_format::crypto::{Keys, PackCipher, Secret};
 use diskvault_format::digest::chaining_value;
 use diskvault_format::id::{LeaseId, RepositoryId};
-use diskvault_format::limits::CHUNK_BYTES_DEFAULT;
+use diskvault_format::limits::{CHUNK_BYTES_DEFAULT, SEGMENT_BYTES_DEFAULT};
 use diskvault_format::pack::{PackKind, PackSecrets, PreparedSegment, assemble};
 use diskvault_format::segment::{Entry, EntryKind, SegmentDecoder, SegmentEncoder};
 use rayon::prelude::*;
@@ -22,7 +22,7 @@ pub const LEVELS: [i32; 3] = [1, 3, 6];
 /// Data that the parts run over: more than the caches of most processors.
 const SAMPLE_BYTES_MAX: u64 = 48 << 20;
 /// Segments by which ratios are measured, and of which a pack is made.
-const SOME_SEGMENTS: usize = 8;
+const SOME_SEGMENTS: usize = 4;
 /// A buffer of zeros larger than a core's own caches.
 const ZERO_BYTES: usize = 16 << 20;
 const CHUNK: usize = CHUNK_BYTES_DEFAULT as usize;
@@ -178,8 +178,14 @@ fn timed(bytes: usize, work: impl FnOnce()) -> Step {
 impl Sample {
     fn new(bytes: u64) -> Result<Sample> {
         let keys = Keys::derive(&Secret::new([1; 32]), RepositoryId([2; 16]));
-        let count = (bytes / data::PIECE_BYTES as u64).max(1);
-        let pieces: Vec<Vec<u8>> = (0..count).into_par_iter().map(data::piece).collect();
+        let each = u64::from(SEGMENT_BYTES_DEFAULT) / data::PIECE_BYTES as u64;
+        let count = (bytes / u64::from(SEGMENT_BYTES_DEFAULT)).max(1);
+        // Each is a segment's worth.
+        let gather = |number| -> Vec<Vec<u8>> {
+            (number * each..(number + 1) * each).map(data::piece).collect()
+        };
+        let pieces: Vec<Vec<u8>> =
+            (0..count).into_par_iter().map(|number| gather(number).concat()).collect();
         let segments: Result<Vec<_>> = pieces
             .par_iter()
             .map(|piece| {

@@ -2,7 +2,7 @@
 //!
 //! A pipeline is as fast as its slowest stage: the storage, or all the work of the processor
 //! together. Work that follows the amount of data and not its bytes (looking up chunks, maps) is
-//! left out: it is less than one part in fifty at 64 KiB.
+//! left out: it is less than one part in fifty at 32 KiB.
 
 use super::parts::{Part, PartRate};
 use super::storage::{Operation, StorageReport};
