@@ -12,7 +12,6 @@ use crate::repository::locate::Locator;
 use crate::repository::points::{Point, PointSet};
 use crate::restore::fetch::Fetcher;
 use crate::storage::local::LocalStorage;
-use diskvault_format::id::PointId;
 use rayon::ThreadPool;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
@@ -253,12 +252,7 @@ impl Context {
             return Err(Error::new(ErrorKind::Damage, text)
                 .hint("name a point by its id, as `diskvault list` shows it"));
         }
-        found.map(|found| found.point.clone()).map_err(|error| {
-            let prefix = sure_id(&points, address.point).unwrap_or_default().to_ascii_lowercase();
-            let fits = |id: &PointId| !prefix.is_empty() && id.to_hex().starts_with(&prefix);
-            let damaged = points.damaged.iter().find(|(id, _)| fits(id));
-            damaged.map_or(error, |(_, cause)| Error::new(cause.kind(), cause.full_text()))
-        })
+        found.map(|found| found.point.clone())
     }
 }
 

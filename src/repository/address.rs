@@ -6,6 +6,7 @@
 
 use super::points::{Point, PointSet};
 use crate::error::{Error, ErrorKind, Result};
+use diskvault_format::id::PointId;
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
@@ -208,8 +209,8 @@ fn nth_back<'a>(
 
 fn by_id<'a>(points: &'a PointSet, prefix: &str) -> Result<&'a Point> {
     let prefix = prefix.to_ascii_lowercase();
-    let fits = |point: &&Point| !prefix.is_empty() && point.id.to_hex().starts_with(&prefix);
-    let mut fitting = points.points.iter().filter(fits);
+    let fits = |id: PointId| !prefix.is_empty() && id.to_hex().starts_with(&prefix);
+    let mut fitting = points.points.iter().filter(|point| fits(point.id));
     match (fitting.next(), fitting.next()) {
         (Some(point), None) => Ok(point),
         (Some(_), Some(_)) => {
@@ -217,6 +218,10 @@ fn by_id<'a>(points: &'a PointSet, prefix: &str) -> Result<&'a Point> {
             Err(Error::new(ErrorKind::Usage, text))
         }
         (None, _) => {
+            // It may be there, and damaged.
+            if let Some((_, cause)) = points.damaged.iter().find(|(id, _)| fits(*id)) {
+                return Err(Error::new(cause.kind(), cause.full_text()));
+            }
             let text = format!("cannot find a point with id {}", prefix.escape_debug());
             let error = Error::new(ErrorKind::NotFound, text);
             Err(error.hint("`diskvault list` shows what there is"))
