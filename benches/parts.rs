@@ -139,6 +139,7 @@ fn segments(table: &mut Table, data: &[u8]) {
                 .iter()
                 .zip(&tables)
                 .map(|(plaintext, entries)| PreparedSegment {
+                    anchors: Vec::new(),
                     entries: entries.clone(),
                     plaintext: plaintext.clone(),
                 })

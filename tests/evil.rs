@@ -58,7 +58,7 @@ fn poison(vault: &Vault, repository: &Repository, payload: &dyn Fn(&[Entry]) -> 
         }
     }
     let plaintext = payload(&entries);
-    let pack = seal(repository, PreparedSegment { entries, plaintext });
+    let pack = seal(repository, PreparedSegment { entries, anchors: Vec::new(), plaintext });
     let name = pack_name(pack.id).unwrap();
     vault.storage.insert(&name, pack.bytes);
     name.leaf().to_string()
@@ -204,7 +204,7 @@ fn a_map_page_is_judged_by_its_place() {
     let mut plaintext = Vec::new();
     SegmentEncoder::new(3).unwrap().encode(&entries, &page, &mut plaintext).unwrap();
     let secrets = PackSecrets { key: Secret::new([5; 32]), wrap_nonce: [6; 24] };
-    let segments = vec![PreparedSegment { entries, plaintext }];
+    let segments = vec![PreparedSegment { entries, anchors: Vec::new(), plaintext }];
     let pack = assemble(keys, PackKind::Map, LeaseId([7; 16]), &secrets, segments).unwrap();
     vault.storage.insert(pack_name(pack.id).unwrap(), pack.bytes);
     stream.top = Some(id);
@@ -241,7 +241,7 @@ fn a_table_that_claims_more_than_a_segment_holds_is_refused() {
     };
     let entries: Vec<Entry> = (0..4096).map(huge).collect();
     let plaintext = plaintext(1, &entries, &bomb());
-    let pack = seal(&repository, PreparedSegment { entries, plaintext });
+    let pack = seal(&repository, PreparedSegment { entries, anchors: Vec::new(), plaintext });
     vault.storage.insert(pack_name(pack.id).unwrap(), pack.bytes);
     let before = memory_peak_bytes();
     let repository = vault.open("stranger").unwrap();

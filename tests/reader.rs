@@ -218,6 +218,9 @@ fn the_second_reader_restores_the_frozen_repository() {
         assert!(bytes == expected(&format!("day-{day}/disk")), "point {id}: other bytes");
         let xml = expected(&format!("day-{day}/vm.xml"));
         reading.assert_restores(("tiny", "vm.xml"), Some(id), &xml);
+        if day == 2 {
+            reading.assert_restores(("tiny", "moved"), Some(id), &expected("day-2/moved"));
+        }
         days.push(day);
     }
     days.sort_unstable();
@@ -230,9 +233,11 @@ fn the_second_reader_restores_the_frozen_repository() {
 fn the_program_restores_the_frozen_repository() {
     let vectors = format_folder().join("vectors");
     let folder = tempfile::tempdir().unwrap();
-    for point in ["tiny@latest~1", "tiny@latest"] {
+    for (point, parts) in
+        [("tiny@latest~1", &["disk", "vm.xml"][..]), ("tiny@latest", &["disk", "moved", "vm.xml"])]
+    {
         let day = if point.ends_with("latest") { "day-2" } else { "day-1" };
-        for part in ["disk", "vm.xml"] {
+        for part in parts {
             let output = Command::new(env!("CARGO_BIN_EXE_diskvault"))
                 .args(["dump", &format!("{point}/{part}")])
                 .env("DISKVAULT_REPOSITORY", vectors.join("repository"))

@@ -17,9 +17,8 @@ const FUNCTION_LINES_MAX: usize = 70;
 const LONG_FILES: &[(&str, &str)] = &[];
 
 /// Imports that the table below does not have, and why.
-const MORE_IMPORTS: [(&str, &str, &str); 3] = [
+const MORE_IMPORTS: [(&str, &str, &str); 2] = [
     ("src/check/data.rs", "storage", "it reads packs piece by piece, which nobody else does"),
-    ("src/restore/fetch.rs", "index", "it groups chunks by the index's Location"),
     ("src/check/objects.rs", "storage", "it lists folders that no other code reads"),
 ];
 

@@ -30,7 +30,7 @@ const KIB: usize = 1 << 10;
 /// The function below, in which counting is on.
 const MEASURED: &str = "*measured_work*";
 /// What a worker of a backup does with a batch: read, test, hash, compare with the last point.
-const WORKER: &str = "*backup*disk*process*";
+const WORKER: &str = "*backup*examine*process*";
 
 /// A hot path.
 pub struct Path {
@@ -239,8 +239,11 @@ fn open(_: &Folder) {
 
 fn pack(_: &Folder) {
     let data = compressible(512 * KIB, 1);
-    let prepare =
-        |piece: &[u8]| PreparedSegment { entries: entries_of(piece), plaintext: encoded(piece) };
+    let prepare = |piece: &[u8]| PreparedSegment {
+        entries: entries_of(piece),
+        anchors: Vec::new(),
+        plaintext: encoded(piece),
+    };
     let mut segments: Vec<PreparedSegment> = data.chunks(CHUNK).map(prepare).collect();
     let keys = keys();
     let secrets = PackSecrets { key: Secret::new([7; 32]), wrap_nonce: [8; 24] };

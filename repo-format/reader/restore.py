@@ -10,14 +10,15 @@ FORMAT_VERSION, KIB, MIB, DISK_BYTES_MAX = 0, 1 << 10, 1 << 20, 1 << 60
 CHUNK_BYTES_MIN, CHUNK_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENT_ENTRIES_MAX, SEALED_BYTES_LONG = 4 * KIB, 4 * MIB, 4 * MIB, 4096, 4210712
 PACK_BYTES_MAX, PACK_SEGMENTS_MAX, PACK_PADDING_BYTES, SEGMENT_ALIGNMENT_BYTES = 1 << 30, 1 << 18, 64 * KIB, 64
 SEALED_BYTES_MAX, CONFIG_BYTES_MAX, KEY_SLOT_BYTES_MAX, KEY_SLOTS_MAX = 16 * MIB, 8 * KIB, 4 * KIB, 64
-LEAF_SLOTS, INNER_SLOTS, STREAM_DEPTH_MAX, STREAM_PAGE_ENTRIES_MAX = 64, 128, 20, 128
+LEAF_SLOTS, INNER_SLOTS, STREAM_DEPTH_MAX, STREAM_PAGE_ENTRIES_MAX, SPLICE_PIECES_MAX = 64, 128, 20, 128, 16
 PARTS_MAX, NAME_BYTES_MAX, TEXT_BYTES_MAX, FIELDS_MAX, BAD_EXTENTS_MAX, PREVIOUS_MAX = 1024, 255, 4096, 256, 65536, 64
 KDF_MEMORY_KIB_MIN, KDF_MEMORY_KIB_MAX, KDF_PASSES_MAX, KDF_LANES_MAX = 8192, 1048576, 16, 8
 KDF_COST_KIB_MAX, KDF_TOTAL_COST_KIB_MAX = 4194304, 33554432
 TAG_BYTES, HEAD_BYTES, TAIL_READ_BYTES, CACHED_SEGMENTS = 16, 192, 128 * KIB, 16
 NO_LINKS = os.O_NOFOLLOW | os.O_NONBLOCK            # a pipe or device must not hang either
-ENTRY = struct.Struct("<32s3sB")                    # in footers: id, bytes, entry kind; segments lack the id (32)
-CHUNK, PAGE, GRID, CONTENT = 1, 2, 1, 2             # entry kinds (32); chunking kinds (36)
+# In footers: id, bytes, entry kind (segments lack the id); slot, value. In splices: chunk id, offset, bytes (32)
+ENTRY, ANCHOR, PIECE = map(struct.Struct, ("<32s3sB", "<IQ", "<32sII"))
+CHUNK, PAGE, SPLICE, GRID, CONTENT = 1, 2, 3, 1, 2  # entry kinds (32); chunking kinds (36)
 CONFIG_NAME, POINT_NAME, PACK_FOLDER, PACK_NAME, CONTROL = map(re.compile, (
     "[0-9a-f]{8}-[0-9a-f]{32}", r"[0-9a-f]{64}(\.ok)?", "[0-9a-f]{2}", "[0-9a-f]{64}", "[\0-\x1f\x7f-\x9f]"))
 
@@ -25,14 +26,12 @@ class Refused(Exception):
     """An object that is not used (00, Words): its name, the rule, and whatever else there is to say."""
     def __init__(self, rule, text=None, subject=None):
         self.rule, self.text, self.subject = rule, text, subject
-    def __str__(self):
-        return ": ".join(filter(None, (self.subject, self.rule and f"refused by {self.rule}", self.text)))
+    def __str__(self): return ": ".join(filter(None, (self.subject, self.rule and f"refused by {self.rule}", self.text)))
 
 def check(*rules):
     """Pairs of a rule and what must hold; a rule that ends in ! tells of a newer format instead of damage."""
     for rule, holds in zip(rules[::2], rules[1::2]):
         if not holds: raise Refused(rule.rstrip("!"), "a newer format" if rule.endswith("!") else None)
-
 def need(condition, text):
     if not condition: raise Refused(None, text)
 def warn(text): print(f"restore.py: warning: {text}", file=sys.stderr)
@@ -42,8 +41,7 @@ def is_grid(size): return CHUNK_BYTES_MIN <= size <= CHUNK_BYTES_MAX and size & 
 @contextlib.contextmanager
 def about(subject, unless=None, rule=None):
     """Names the object of refusals that do not have one yet; an exception of a library is a refusal by the rule."""
-    try:
-        yield
+    try: yield
     except Refused as refusal:
         refusal.subject = refusal.subject or subject
         raise
@@ -52,7 +50,6 @@ def about(subject, unless=None, rule=None):
 DAMAGE = {}                                         # refusals after which the reader went on, by name
 def first_damage(before, folder=""):
     return next((f"{before}{refusal}" for name, refusal in DAMAGE.items() if name.startswith(folder)), "")
-
 def attempt(name, function, *arguments):
     """What the function returns; none if the object is refused. A newer config ends all (50, open)."""
     try:
@@ -102,11 +99,9 @@ class Record:
 xchacha = nacl.bindings.crypto_aead_xchacha20poly1305_ietf_decrypt
 chacha = nacl.bindings.crypto_aead_chacha20poly1305_ietf_decrypt
 same = hmac.compare_digest
-
 def digest(data): return blake3.blake3(data).digest()
 def keyed_hash(key, data): return blake3.blake3(data, key=key).digest()
 def derive_key(use, material): return blake3.blake3(material, derive_key_context="diskvault v1 " + use).digest()
-
 def unseal(rule, algorithm, sealed, additional_data, nonce, key):
     check(rule, len(sealed) >= TAG_BYTES)
     with about(None, nacl.exceptions.CryptoError, rule): return algorithm(sealed, additional_data, nonce, key)
@@ -169,8 +164,7 @@ def try_slot(repository, data, secret):
     """Page 31, Opening: the master key, or none if the secret is not this slot's."""
     kind, memory, passes, lanes, repository.id, n = struct.unpack_from("<10xBxIII16s88xI", data)
     secret = re.sub(rb"\r?\n\Z", b"", secret)
-    if kind == 2:
-        secret = re.sub(rb"[- \t\r\n]", b"", secret.upper()).translate(bytes.maketrans(b"OIL", b"011"))
+    if kind == 2: secret = re.sub(rb"[- \t\r\n]", b"", secret.upper()).translate(bytes.maketrans(b"OIL", b"011"))
     output = hash_secret_raw(secret, data[40:72], passes, memory, lanes, 32, Type.ID, version=0x13)
     if not same(derive_key("slot commitment", output), data[72:104]): return None
     record = Record(unseal("K-7", xchacha, data[132:132 + n], repository.additional(data[8:10], 2, data[:104]),
@@ -184,8 +178,8 @@ def open_repository(repository, secret):
     """Page 50, open: takes the keys by the newest config that authenticates."""
     names = ["config/" + leaf for leaf in reversed(repository.list("config", CONFIG_NAME))]
     for name, data, ids in filter(None, [attempt(name, read_config, repository, name) for name in names]):
-        slots = [attempt(slot, read_slot, repository, slot, data) for slot in ("keys/" + key.hex() for key in ids)]
-        slots = list(filter(None, slots))
+        slots = ["keys/" + key.hex() for key in ids]
+        slots = list(filter(None, [attempt(slot, read_slot, repository, slot, data) for slot in slots]))
         with about(name): check("K-5", sum(cost for _, _, cost in slots) <= KDF_TOTAL_COST_KIB_MAX)
         master = next(filter(None, (attempt(slot, try_slot, repository, own, secret) for slot, own, _ in slots)), None)
         need(master, "wrong secret" + first_damage(", or "))
@@ -264,17 +258,15 @@ def read_point(repository, point_id):
 def find_point(repository, series, prefix):
     """Page 50, list points; 36, order of a series. A refused manifest that no point follows may be the newest."""
     names = set(repository.list("points", POINT_NAME))
-    visible = {leaf: attempt("points/" + leaf, read_point, repository, leaf) for leaf in names
-               if leaf + ".ok" in names}
+    visible = {leaf: attempt("points/" + leaf, read_point, repository, leaf) for leaf in names if leaf + ".ok" in names}
     points = [point for point in visible.values() if point]
     followed = {previous.hex() for point in points for previous in point.previous}
     for leaf, point in visible.items():
         need(point or (not leaf.startswith(prefix) if prefix else leaf in followed),
              f"{DAMAGE.get('points/' + leaf)}; perhaps the newest point, choose one with --point")
     points = [point for point in points if point.series == series]
-    if prefix:
-        points = ([point for point in points if point.id.startswith(prefix)] or
-                  [point for point in points if (point.republishes or b"").hex().startswith(prefix)])
+    if prefix: points = ([point for point in points if point.id.startswith(prefix)] or
+                         [point for point in points if (point.republishes or b"").hex().startswith(prefix)])
     need(len(points) == 1 or points and not prefix, f"series {ascii(series)} has {len(points)} such points")
     return max(points, key=lambda point: (point.sequence, point.time, point.id))
 
@@ -283,7 +275,7 @@ def entries_of(n, table):
     """Entries of a segment, from the footer: (kind, id, bytes)."""
     check("S-5", 1 <= n <= SEGMENT_ENTRIES_MAX)
     entries = [(kind, entry_id, int.from_bytes(size, "little")) for entry_id, size, kind in ENTRY.iter_unpack(table)]
-    check("S-4", all(kind in (CHUNK, PAGE) and 1 <= size <= CHUNK_BYTES_MAX for kind, _, size in entries),
+    check("S-4", all(kind in (CHUNK, PAGE, SPLICE) and 1 <= size <= CHUNK_BYTES_MAX for kind, _, size in entries),
           "S-5", sum(size for _, _, size in entries) <= SEGMENT_BYTES_MAX)
     return entries
 
@@ -328,13 +320,14 @@ class Pack:
         check("P-10", len(data) >= 4 and 1 <= count <= PACK_SEGMENTS_MAX)
         at, end = 4, HEAD_BYTES
         for _ in range(count):
-            check("P-10", len(data) >= at + 12)
-            offset, sealed, n = struct.unpack_from("<III", data, at)
-            table = data[at + 12:at + 12 + ENTRY.size * n]
-            check("P-10", len(table) == ENTRY.size * n, "P-11", offset % SEGMENT_ALIGNMENT_BYTES == 0,
+            check("P-10", len(data) >= at + 16)
+            offset, sealed, n, m = struct.unpack_from("<IIII", data, at)
+            table, at = data[at + 16:at + 16 + ENTRY.size * n], at + 16 + ENTRY.size * n
+            anchors, at = data[at:at + ANCHOR.size * m], at + ANCHOR.size * m
+            check("P-14", m <= n, "P-10", at <= len(data), "P-11", offset % SEGMENT_ALIGNMENT_BYTES == 0,
                   "P-11", end <= offset and offset + 16 + sealed <= limit and 17 <= sealed <= SEALED_BYTES_LONG)
-            entries_of(n, table)
-            at, end = at + 12 + len(table), offset + 16 + sealed
+            entries_of(n, table), check("P-14", ascending([slot for slot, _ in ANCHOR.iter_unpack(anchors)] + [n]))
+            end = offset + 16 + sealed
             yield offset, sealed, table
         check("P-10", at == len(data))
     @functools.lru_cache(CACHED_SEGMENTS)
@@ -370,26 +363,34 @@ class Index:
                 for ordinal, (_, _, table) in enumerate(pack.segments if pack else ()):
                     for slot, (entry_id, _, kind) in enumerate(ENTRY.iter_unpack(table)):
                         self.places[kind, entry_id].append((pack, ordinal, slot))
-    def read(self, place, kind, entry_id):
-        pack, ordinal, slot = place
+    def read(self, kind, entry_id, pack, ordinal, slot):
         entries, data = pack.segment(ordinal)
         start = sum(size for _, _, size in entries[:slot])
         data = data[start:start + entries[slot][2]]
-        rule, use = ("S-9", "chunk id") if kind == CHUNK else ("M-7", "page id")
-        own_id = keyed_hash(self.repository.key[use], data)
-        check(rule, entries[slot][:2] == (kind, entry_id) and same(own_id, entry_id))
+        if kind == SPLICE: data = self.assemble(data)
+        rule, use = ("M-7", "page id") if kind == PAGE else ("S-9", "chunk id")
+        check(rule, same(keyed_hash(self.repository.key[use], data), entry_id))
         return data
-    def entry(self, kind, entry_id):
-        """The bytes of a chunk or page, from any copy that verifies."""
-        for place in self.places.get((kind, entry_id), ()):
-            data = attempt(f"{place[0].name} segment {place[1]}", self.read, place, kind, entry_id)
+    def assemble(self, splice):
+        """The chunk that a splice stands for. Chunks of its pieces are not looked up among splices (32)."""
+        check("S-11", len(splice) in range(PIECE.size, PIECE.size * SPLICE_PIECES_MAX + 1, PIECE.size))
+        pieces = list(PIECE.iter_unpack(splice))
+        check("S-11", all(count and at + count <= CHUNK_BYTES_MAX for _, at, count in pieces),
+              "S-11", sum(count for _, _, count in pieces) <= CHUNK_BYTES_MAX)
+        parts = [self.entry(chunk_id, CHUNK)[at:at + count] for chunk_id, at, count in pieces]
+        check("S-12", all(len(part) == count for part, (_, _, count) in zip(parts, pieces)))
+        return b"".join(parts)
+    def entry(self, entry_id, *kinds):
+        """The bytes of a chunk or page, from any copy that verifies; the first of these kinds is tried first."""
+        for kind, place in [(kind, place) for kind in kinds for place in self.places.get((kind, entry_id), ())]:
+            data = attempt(f"{place[0].name} segment {place[1]}", self.read, kind, entry_id, *place)
             if data: return data
         if not self.again and any(refusal.text == "missing" for refusal in DAMAGE.values()):
             self.__init__(self.repository, again=True)              # a pack has vanished: look once more (40, Readers)
-            return self.entry(kind, entry_id)
-        need(False, f"{'chunk' if kind == CHUNK else 'page'} {entry_id.hex()} is lost{first_damage(': ', 'packs/')}")
+            return self.entry(entry_id, *kinds)
+        need(False, f"{'page' if PAGE in kinds else 'chunk'} {entry_id.hex()} is lost{first_damage(': ', 'packs/')}")
     def chunk(self, rule, chunk_id, size):
-        data = self.entry(CHUNK, chunk_id)
+        data = self.entry(chunk_id, CHUNK, SPLICE)
         with about(f"chunk {chunk_id.hex()}"): check(rule, len(data) == size)
         return data
 
@@ -401,7 +402,7 @@ def restore_disk(index, content, output):
     while len(pages) == 1 or pages[-1] > 1:
         pages.append(-(-pages[-1] // (INNER_SLOTS if len(pages) > 1 else LEAF_SLOTS)))
     def walk(level, place, page_id):
-        page, slots = index.entry(PAGE, page_id), INNER_SLOTS if level else LEAF_SLOTS
+        page, slots = index.entry(page_id, PAGE), INNER_SLOTS if level else LEAF_SLOTS
         at, lengths = 4 + slots // 4, {0: 0, 1: 64, 2: 32} if level else {0: 0, 1: 64}
         with about(f"page {page_id.hex()}"):
             check("M-2", len(page) >= at and page[0] == (2 if level else 1) and not any(page[2:4]))
@@ -421,7 +422,7 @@ def restore_disk(index, content, output):
 def restore_stream(index, content, output):
     """Page 34: walks the map of a byte string that was cut by content."""
     def visit(page_id, expected, parent):
-        page = index.entry(PAGE, page_id)
+        page = index.entry(page_id, PAGE)
         with about(f"page {page_id.hex()}"):
             check("T-1", len(page) >= 4)
             kind, level, n = struct.unpack_from("<BBH", page)
@@ -491,8 +492,7 @@ def main():
     for name in ("REPO", "SERIES", "DISK", "OUTPUT"): parser.add_argument(name)
     parser.add_argument("--point", metavar="ID_PREFIX", help="a point of the series; the newest if not given")
     given = parser.parse_args()
-    try:
-        run(given.REPO, given.SERIES, given.DISK, given.OUTPUT, given.point)
+    try: run(given.REPO, given.SERIES, given.DISK, given.OUTPUT, given.point)
     except (Exception, KeyboardInterrupt) as error:
         sys.exit(f"restore.py: {error if isinstance(error, Refused) else ascii(error)}")
 

@@ -28,4 +28,5 @@ pub mod record;
 pub mod sealed;
 pub mod segment;
 pub mod small;
+pub mod splice;
 pub mod stream_map;

@@ -19,6 +19,8 @@ pub const SEGMENT_BYTES_DEFAULT: u32 = 4 << 20;
 pub const SEGMENT_BYTES_MAX: u32 = 4 << 20;
 /// Most entries of one segment; an index packs the slot number into 12 bits.
 pub const SEGMENT_ENTRIES_MAX: u32 = 4096;
+/// Most pieces of a splice.
+pub const SPLICE_PIECES_MAX: usize = 16;
 /// Size at which a pack is closed unless `init` says otherwise, in bytes.
 pub const PACK_BYTES_DEFAULT: u32 = 32 << 20;
 /// Largest pack, in bytes.

@@ -15,12 +15,12 @@ use crate::crypto::{Keys, ObjectKind, PackCipher, Secret, TAG_BYTES, additional_
 use crate::crypto::{open_x, seal_x};
 use crate::cursor::Cursor;
 use crate::error::{Result, limit, malformed, newer, unauthentic};
-use crate::footer::{FOOTER_ENTRY_BYTES, Footer, FooterSegment};
+use crate::footer::{Footer, FooterSegment};
 use crate::id::{LeaseId, PackId, RepositoryId};
 use crate::limits::{
     FORMAT_VERSION, PACK_BYTES_MAX, PACK_PADDING_BYTES, PACK_SEGMENTS_MAX, SEGMENT_ALIGNMENT_BYTES,
 };
-use crate::segment::{Entry, FRAME_BYTES, read_frame, write_frame};
+use crate::segment::{Anchor, Entry, FRAME_BYTES, read_frame, write_frame};
 
 const HEAD_MAGIC: &[u8; 8] = b"DVPKHEAD";
 const TAIL_MAGIC: &[u8; 8] = b"DVPKTAIL";
@@ -68,6 +68,8 @@ pub struct PackSecrets {
 pub struct PreparedSegment {
     /// Its entries.
     pub entries: Vec<Entry>,
+    /// Anchors of some of them, by ascending slot.
+    pub anchors: Vec<Anchor>,
     /// Its plaintext, from `SegmentEncoder::encode`.
     pub plaintext: Vec<u8>,
 }
@@ -240,29 +242,34 @@ impl PackBuilder {
     ///
     /// # Errors
     /// P-1 if the pack would be too large, P-10 for too many segments.
-    pub fn push(&mut self, entries: Vec<Entry>, plaintext: &[u8]) -> Result<()> {
+    pub fn push(
+        &mut self,
+        entries: Vec<Entry>,
+        anchors: Vec<Anchor>,
+        plaintext: &[u8],
+    ) -> Result<()> {
         let count = self.footer.segments.len() as u64 + 1;
         if count > u64::from(PACK_SEGMENTS_MAX) {
             return Err(limit("P-10", "the number of segments", PACK_SEGMENTS_MAX.into(), count));
         }
-        let more =
-            plaintext.len() + FRAME_BYTES + TAG_BYTES + 12 + entries.len() * FOOTER_ENTRY_BYTES;
+        let ordinal = count as u32 - 1;
+        let offset = align(self.bytes.len(), SEGMENT_ALIGNMENT_BYTES) as u32;
+        let sealed_bytes = (plaintext.len() + TAG_BYTES) as u32;
+        let segment = FooterSegment { offset, sealed_bytes, entries, anchors };
+        let more = plaintext.len() + FRAME_BYTES + TAG_BYTES + segment.footer_bytes();
         let whole = (self.bytes() + more + SLACK_BYTES) as u64;
         if whole > PACK_BYTES_MAX {
             return Err(limit("P-1", "the pack's length", PACK_BYTES_MAX, whole));
         }
-        let ordinal = count as u32 - 1;
-        self.bytes.resize(align(self.bytes.len(), SEGMENT_ALIGNMENT_BYTES), 0);
-        let offset = self.bytes.len() as u32;
-        let sealed_bytes = (plaintext.len() + TAG_BYTES) as u32;
+        self.bytes.resize(offset as usize, 0);
         write_frame(ordinal, sealed_bytes, &mut self.bytes);
         let start = self.bytes.len();
         self.bytes.extend_from_slice(plaintext);
         let additional = self.identity.segment_additional(ordinal);
         let tag = self.cipher.seal(ordinal, &additional, &mut self.bytes[start..]);
         self.bytes.extend_from_slice(&tag);
-        self.footer_bytes += 12 + entries.len() * FOOTER_ENTRY_BYTES;
-        self.footer.segments.push(FooterSegment { offset, sealed_bytes, entries });
+        self.footer_bytes += segment.footer_bytes();
+        self.footer.segments.push(segment);
         self.hash();
         Ok(())
     }
@@ -308,7 +315,7 @@ pub fn assemble(
 ) -> Result<SealedPack> {
     let mut builder = PackBuilder::new(keys, kind, writer, secrets, Vec::new());
     for segment in segments {
-        builder.push(segment.entries, &segment.plaintext)?;
+        builder.push(segment.entries, segment.anchors, &segment.plaintext)?;
     }
     builder.finish()
 }
@@ -528,7 +535,7 @@ mod tests {
             let entries = vec![Entry { id, kind: EntryKind::Chunk, bytes: data.len() as u32 }];
             let mut plaintext = Vec::new();
             encoder.encode(&entries, &data, &mut plaintext).unwrap();
-            builder.push(entries, &plaintext).unwrap();
+            builder.push(entries, Vec::new(), &plaintext).unwrap();
         }
         let bytes = builder.bytes();
         let pack = builder.finish().unwrap();
@@ -567,7 +574,7 @@ mod tests {
         let keys = keys();
         let pack = sample(&keys);
         assert_eq!(read(&keys, &pack.bytes).unwrap(), [b"first chunk".to_vec(), vec![9; 3000]]);
-        assert_eq!(pack.bytes.len(), 65536 + 4 + 2 * (12 + 36) + 16 + 192);
+        assert_eq!(pack.bytes.len(), 65536 + 4 + 2 * (16 + 36) + 16 + 192);
         assert_eq!(pack.footer.segments[1].offset % 64, 0);
     }
 

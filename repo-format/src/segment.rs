@@ -48,23 +48,36 @@ pub enum EntryKind {
     Chunk = 1,
     /// A page of a disk map or stream map.
     Page = 2,
+    /// A chunk told as pieces of others: [`crate::splice`].
+    Splice = 3,
 }
 
 /// One entry: the id it is found by, its kind and its length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Chunk id or page id.
+    /// Chunk id or page id; of a splice the id of the chunk it stands for.
     pub id: [u8; 32],
-    /// Chunk or page.
+    /// Chunk, page or splice.
     pub kind: EntryKind,
-    /// Uncompressed bytes, 1 to 4 MiB.
+    /// Uncompressed bytes, 1 to 4 MiB; of a splice its own, not those of its chunk.
     pub bytes: u32,
+}
+
+/// Where to look for the same content at another phase: a hash of a place in a chunk that any
+/// other chunk with the same bytes there, at whatever offset, would choose too
+/// (spec/38-chunking.md). Advice: a wrong one costs a look, never a byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Anchor {
+    /// The entry of the segment.
+    pub slot: u32,
+    /// Hash in the high 42 bits, offset of its last byte in the chunk in the low 22.
+    pub value: u64,
 }
 
 /// What a segment's own table says of an entry: all but the id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryShape {
-    /// Chunk or page.
+    /// Chunk, page or splice.
     pub kind: EntryKind,
     /// Uncompressed bytes, 1 to 4 MiB.
     pub bytes: u32,
@@ -92,6 +105,7 @@ impl EntryShape {
         let kind = match word >> 24 {
             1 => EntryKind::Chunk,
             2 => EntryKind::Page,
+            3 => EntryKind::Splice,
             other => return Err(malformed("S-4", format!("has an entry of kind {other}"))),
         };
         let bytes = word & 0x00ff_ffff;

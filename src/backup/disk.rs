@@ -9,32 +9,27 @@
 
 use super::Context;
 use super::digests::{DigestValues, Digests};
+use super::displaced::Displaced;
+use super::examine::{Batch, Hashed, Outcome, Work, process};
 use super::stream::{backup_disk_by_content, store_bytes};
-use crate::chunking::{self, is_zero};
+use crate::chunking::{self, Gear};
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::map_reader::{LeafCursor, MapReader};
 use crate::repository::objects::cannot_make;
 use crate::repository::points::Point;
-use crate::repository::session::Presence;
 use crate::source::{DiskSource, Extent, ExtentKind};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use diskvault_format::allocation::AllocationWriter;
-use diskvault_format::crypto::Keys;
-use diskvault_format::digest::chaining_value;
 use diskvault_format::limits::{ALLOCATION_BYTES_MAX, LEAF_SLOTS};
 use diskvault_format::manifest::{Chunking, DiskRecord, Statistics, StreamReference};
 use diskvault_format::map::{Leaf, LeafSlot, MapBuilder, MapShape};
 use diskvault_format::pack::PackKind;
 use diskvault_format::segment::EntryKind;
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// Most bytes of a batch, which never leaves its leaf: large enough for sequential reading.
 const BATCH_BYTES: u64 = 4 << 20;
-/// Bytes read at once by a worker: small enough to be hashed while in its L2 cache.
-const READ_BYTES: usize = 256 << 10;
-
 /// One disk to back up.
 pub struct DiskRequest<'a> {
     /// Its name.
@@ -45,42 +40,6 @@ pub struct DiskRequest<'a> {
     pub chunking: chunking::Chunking,
     /// The series' last point.
     pub parent: Option<&'a Point>,
-}
-
-/// The part of a disk that one worker handles at a time, inside one leaf.
-struct Batch {
-    number: u64,
-    first_slot: u64,
-    slots: usize,
-    /// Ranges of the disk that have to be read, ascending, inside the batch.
-    data: Vec<Range<u64>>,
-    /// The previous point's slots, if it has the leaf.
-    parent: Option<Arc<Leaf>>,
-    buffer: Vec<u8>,
-}
-
-/// What a worker found out about a chunk.
-#[derive(Clone, Copy)]
-enum Outcome {
-    Zero { was_read: bool },
-    Unchanged(LeafSlot),
-    Stored(LeafSlot),
-    New(LeafSlot),
-}
-
-struct Hashed {
-    batch: Batch,
-    outcomes: Vec<Outcome>,
-    read_bytes: u64,
-}
-
-/// What the workers share.
-struct Work {
-    source: Arc<dyn DiskSource>,
-    shape: MapShape,
-    keys: Arc<Keys>,
-    presence: Arc<Presence>,
-    parent_is_complete: bool,
 }
 
 /// Backs up a disk.
@@ -106,6 +65,8 @@ pub fn backup_disk(context: &mut Context<'_>, request: DiskRequest<'_>) -> Resul
             Some(parent) => context.session.is_known_complete(parent)?,
             None => false,
         },
+        gear: Gear::from_key(context.repository.keys().gear_key()),
+        displaced: Displaced::new(context.repository, context.session),
     });
     let reader = MapReader::new(context.repository, context.session.locator());
     let mut cursor = parent_cursor(&reader, &request, &recorded)?;
@@ -347,89 +308,6 @@ impl Planner<'_, '_> {
     }
 }
 
-/// What a worker does: read, test, hash, compare. Never inlined, because benches/instructions
-/// counts what happens in it.
-#[inline(never)]
-fn process(work: &Work, mut batch: Batch) -> Result<Hashed> {
-    let chunk = u64::from(work.shape.chunk_bytes());
-    let base = batch.first_slot * chunk;
-    let end = (base + batch.slots as u64 * chunk).min(work.shape.size());
-    let mut buffer = std::mem::take(&mut batch.buffer);
-    buffer.resize((end - base) as usize, 0);
-    let group = (READ_BYTES as u64 / chunk).max(1) as usize;
-    let mut outcomes = Vec::with_capacity(batch.slots);
-    let mut read_bytes = 0;
-    while outcomes.len() < batch.slots {
-        let first = outcomes.len();
-        let last = (first + group).min(batch.slots);
-        let from = base + first as u64 * chunk;
-        let to = end.min(base + last as u64 * chunk);
-        if !batch.data.iter().any(|range| range.start < to && from < range.end) {
-            // A scattered disk has mostly such groups: clearing them would cost more than reading.
-            outcomes.resize(last, Outcome::Zero { was_read: false });
-            continue;
-        }
-        let area = &mut buffer[(from - base) as usize..(to - base) as usize];
-        read_bytes += read_group(work.source.as_ref(), &batch.data, from, area)?;
-        for slot in first..last {
-            let start = base + slot as u64 * chunk;
-            let stop = end.min(start + chunk);
-            let has_data = batch.data.iter().any(|range| range.start < stop && start < range.end);
-            if !has_data {
-                outcomes.push(Outcome::Zero { was_read: false });
-                continue;
-            }
-            let data = &buffer[(start - base) as usize..(stop - base) as usize];
-            let number = (batch.first_slot as usize + slot) % LEAF_SLOTS;
-            let before = batch.parent.as_ref().map(|leaf| leaf.slots[number]);
-            outcomes.push(examine(work, start, data, before)?);
-        }
-    }
-    batch.buffer = buffer;
-    Ok(Hashed { batch, outcomes, read_bytes })
-}
-
-/// Reads the data ranges that lie in `area`, which starts at `from`; the rest becomes zeros.
-fn read_group(
-    source: &dyn DiskSource,
-    data: &[Range<u64>],
-    from: u64,
-    area: &mut [u8],
-) -> Result<u64> {
-    let to = from + area.len() as u64;
-    let mut read_bytes = 0;
-    let mut filled = from;
-    for range in data {
-        let start = range.start.max(from);
-        let stop = range.end.min(to);
-        if start >= stop {
-            continue;
-        }
-        area[(filled - from) as usize..(start - from) as usize].fill(0);
-        source.read_at(start, &mut area[(start - from) as usize..(stop - from) as usize])?;
-        read_bytes += stop - start;
-        filled = stop;
-    }
-    area[(filled - from) as usize..].fill(0);
-    Ok(read_bytes)
-}
-
-fn examine(work: &Work, offset: u64, data: &[u8], before: Option<LeafSlot>) -> Result<Outcome> {
-    if is_zero(data) {
-        return Ok(Outcome::Zero { was_read: true });
-    }
-    let id = work.keys.chunk_id(data);
-    if let Some(slot @ LeafSlot::Chunk { id: known, .. }) = before
-        && known == id
-    {
-        let is_stored = work.parent_is_complete || work.presence.contains(&id.0)?;
-        return Ok(if is_stored { Outcome::Unchanged(slot) } else { Outcome::New(slot) });
-    }
-    let slot = LeafSlot::Chunk { id, chaining: chaining_value(offset, data) };
-    let is_stored = work.presence.contains(&id.0)?;
-    Ok(if is_stored { Outcome::Stored(slot) } else { Outcome::New(slot) })
-}
-
 /// Takes results in order, stores what is new and builds the map.
 struct Assembler<'a, 'b> {
     context: &'a mut Context<'b>,
@@ -488,11 +366,11 @@ impl Assembler<'_, '_> {
         self.context.monitor.advance(batch.data.iter().map(|range| range.end - range.start).sum());
         let start = batch.first_slot * chunk as u64;
         self.digests.update_zeros(start - self.digested);
-        for (position, outcome) in outcomes.iter().enumerate() {
+        for (position, outcome) in outcomes.into_iter().enumerate() {
             let from = position * chunk;
             let data = &batch.buffer[from..(from + chunk).min(batch.buffer.len())];
             let slot = (batch.first_slot as usize + position) % LEAF_SLOTS;
-            self.leaf.slots[slot] = self.count(*outcome, data)?;
+            self.leaf.slots[slot] = self.count(outcome, data)?;
         }
         self.digested = start + batch.buffer.len() as u64;
         Ok(batch.buffer)
@@ -515,10 +393,18 @@ impl Assembler<'_, '_> {
                 statistics.deduplicated_bytes += bytes;
                 slot
             }
-            Outcome::New(slot) => {
+            Outcome::Displaced(slot, splice) => {
                 if let LeafSlot::Chunk { id, .. } = slot {
                     let writer = &mut self.context.writer;
-                    if writer.push(PackKind::Data, EntryKind::Chunk, id.0, data)? {
+                    writer.push(PackKind::Map, EntryKind::Splice, id.0, &splice.encode())?;
+                }
+                statistics.deduplicated_bytes += bytes;
+                slot
+            }
+            Outcome::New(slot, anchor) => {
+                if let LeafSlot::Chunk { id, .. } = slot {
+                    let (pack, kind) = (PackKind::Data, EntryKind::Chunk);
+                    if self.context.writer.push_anchored(pack, kind, id.0, data, anchor)? {
                         statistics.new_bytes += bytes;
                         statistics.new_chunks += 1;
                     } else {

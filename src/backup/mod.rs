@@ -1,7 +1,7 @@
 //! Making a restore point: `backup`.
 //!
-//! `plan` decides what every input is and how it is cut; `disk` and `stream` read, find what is
-//! new and build maps; this file runs them under one session and publishes the manifest.
+//! `plan` decides what every input is and how it is cut; `disk`, with the workers of `examine`, and
+//! `stream` read, find what is new and build maps; this file runs them under one session and publishes the manifest.
 //!
 //! Invariant: a point is published only after every byte of every part was read, everything it
 //! names is durable, and each source still has the size it had at the start.
@@ -9,6 +9,8 @@
 mod content;
 mod digests;
 mod disk;
+mod displaced;
+mod examine;
 mod plan;
 mod read_ahead;
 mod stream;

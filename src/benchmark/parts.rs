@@ -307,6 +307,7 @@ impl Sample {
                 .iter()
                 .take(SOME_SEGMENTS)
                 .map(|(entries, plaintext)| PreparedSegment {
+                    anchors: Vec::new(),
                     entries: entries.clone(),
                     plaintext: plaintext.clone(),
                 })

@@ -4,17 +4,21 @@
 //! every entry has the id by which it is found.
 
 use super::CheckReport;
+use super::splices::{Quiet, Splices};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::repository::locate::Locator;
 use crate::repository::objects::refused;
 use crate::repository::pack_reader::{OpenPack, open_pack, pack_name};
+use crate::restore::fetch::Fetcher;
+use crate::restore::joining::Joining;
 use crate::storage::{ObjectName, Storage};
 use diskvault_format::footer::FooterSegment;
 use diskvault_format::id::PackId;
 use diskvault_format::pack::{HEADER_BYTES, decode_header, verify_ends, verify_gap};
 use diskvault_format::segment::{EntryKind, SegmentDecoder};
+use diskvault_format::splice::Splice;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
@@ -100,9 +104,15 @@ pub fn check_packs(
         total += repository.storage().size(&pack_name(*id)?)?.unwrap_or(0);
     }
     monitor.start("reading packs", Some(total));
+    let quiet = Quiet(monitor);
+    let threads = pool.current_num_threads();
+    let fetcher = Fetcher { repository, locator, threads, monitor: &quiet };
+    let mut splices = Splices::new(&fetcher, &chosen);
+    let joining = splices.join()?;
     let results: Vec<(PackId, Result<u64>)> = pool.install(|| {
         let check = |id: &PackId| {
-            let result = monitor.check_cancelled().and_then(|()| check_pack(repository, *id));
+            let result =
+                monitor.check_cancelled().and_then(|()| check_pack(repository, *id, &joining));
             if let Ok(bytes) = &result {
                 monitor.advance(*bytes);
             }
@@ -124,12 +134,12 @@ pub fn check_packs(
             }
         }
     }
-    Ok(())
+    splices.finish(joining, report)
 }
 
 /// Verifies one pack and returns its size. It is read once, from front to back, a segment at a
 /// time, so a thread needs the memory of a segment and not that of a pack.
-fn check_pack(repository: &Repository, id: PackId) -> Result<u64> {
+fn check_pack(repository: &Repository, id: PackId, joining: &Joining<'_>) -> Result<u64> {
     let storage = repository.storage().as_ref();
     let pack = open_pack(storage, repository.keys(), id);
     let name = pack_name(id)?;
@@ -137,7 +147,7 @@ fn check_pack(repository: &Repository, id: PackId) -> Result<u64> {
     let bytes = storage.size(&name)?.ok_or_else(gone)?;
     let hasher = blake3::Hasher::new();
     let mut reading = Reading { storage, name: &name, position: 0, buffer: Vec::new(), hasher };
-    let checked = pack.and_then(|pack| check_parts(repository, &pack, &mut reading));
+    let checked = pack.and_then(|pack| check_parts(repository, &pack, &mut reading, joining));
     reading.take_rest(bytes)?;
     // Whatever else is wrong follows from this, if it is.
     if *reading.hasher.finalize().as_bytes() != id.0 {
@@ -182,7 +192,12 @@ impl Reading<'_> {
 }
 
 /// Verifies header, segments and what lies between them.
-fn check_parts(repository: &Repository, pack: &OpenPack, reading: &mut Reading<'_>) -> Result<()> {
+fn check_parts(
+    repository: &Repository,
+    pack: &OpenPack,
+    reading: &mut Reading<'_>,
+    joining: &Joining<'_>,
+) -> Result<()> {
     let refuse = |cause| refused(format!("pack {}", pack.id), cause);
     let gap = |gap: &[u8], end| verify_gap(gap, end).map_err(refuse);
     let header = decode_header(reading.take(HEADER_BYTES)?).map_err(refuse)?;
@@ -196,6 +211,7 @@ fn check_parts(repository: &Repository, pack: &OpenPack, reading: &mut Reading<'
         let refuse = |cause| refused(format!("segment {ordinal} of pack {}", pack.id), cause);
         segment.verify_table(&table).map_err(refuse)?;
         check_ids(repository, segment, &data)?;
+        joining.take(pack.id, ordinal as u32, &segment.entries, &data);
     }
     reading.take_up_to(pack.trailer.footer_offset.into(), &gap)
 }
@@ -209,6 +225,12 @@ fn check_ids(repository: &Repository, segment: &FooterSegment, data: &[u8]) -> R
         let found = match entry.kind {
             EntryKind::Chunk => repository.keys().chunk_id(content).0,
             EntryKind::Page => repository.keys().page_id(content).0,
+            // Put together and hashed as its pieces come by, or afterwards by `splices`.
+            EntryKind::Splice => {
+                let id = diskvault_format::id::to_hex(&entry.id);
+                Splice::decode(content).map_err(|cause| refused(format!("splice {id}"), cause))?;
+                continue;
+            }
         };
         if found != entry.id {
             let id = diskvault_format::id::to_hex(&entry.id);

@@ -8,14 +8,14 @@ use super::CheckReport;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::repository::locate::{Locator, prefix};
+use crate::repository::locate::Locator;
 use crate::repository::map_reader::{MapReader, StreamPlace, stream_level};
 use crate::repository::points::{Point, PointSet};
 use crate::restore::fetch::Fetcher;
 use crate::restore::sequential::read_bytes;
 use diskvault_format::allocation::AllocationReader;
 use diskvault_format::digest::Chaining;
-use diskvault_format::id::PageId;
+use diskvault_format::id::{ChunkId, PageId};
 use diskvault_format::limits::{ALLOCATION_BYTES_MAX, INNER_SLOTS, LEAF_SLOTS};
 use diskvault_format::manifest::{DiskRecord, StreamReference};
 use diskvault_format::map::{InnerSlot, LeafSlot, MapShape, map_root};
@@ -245,7 +245,7 @@ impl Checker<'_> {
         let Some(leaf) = self.tolerate(decoded, &where_)? else { return Ok(None) };
         for (slot, content) in leaf.slots.iter().enumerate() {
             if let LeafSlot::Chunk { id, .. } = content
-                && !self.locator.index().contains(&prefix(&id.0))?
+                && !self.is_present(*id)?
             {
                 let slot = number * LEAF_SLOTS as u64 + slot as u64;
                 let start = slot * u64::from(shape.chunk_bytes());
@@ -254,6 +254,11 @@ impl Checker<'_> {
             }
         }
         Ok(leaf.chaining(shape.used_slots(number)))
+    }
+
+    /// True if the chunk is in some pack, or all is that it is put together of.
+    fn is_present(&self, id: ChunkId) -> Result<bool> {
+        self.locator.splices().is_present(id, &|_, _| true)
     }
 
     fn check_stream(&mut self, stream: &StreamReference) -> Result<()> {
@@ -294,7 +299,7 @@ impl Checker<'_> {
                 for entry in entries {
                     let end = offset.saturating_add(entry.bytes());
                     if let StreamEntry::Chunk { id, .. } = entry
-                        && !self.locator.index().contains(&prefix(&id.0))?
+                        && !self.is_present(id)?
                     {
                         self.damage(&format!("bytes {offset} to {end}: chunk {id} is in no pack"));
                     }

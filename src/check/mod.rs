@@ -10,6 +10,7 @@
 mod data;
 mod maps;
 mod objects;
+mod splices;
 
 pub use data::DataSubset;
 
@@ -45,7 +46,7 @@ pub struct CheckReport {
     pub points: u64,
     /// Packs in the repository.
     pub packs: u64,
-    /// Chunks and pages in them.
+    /// Chunks, splices and pages in them.
     pub entries: u64,
     /// Map pages that were looked at: each distinct one once for every place that asks something
     /// else of it.
@@ -105,7 +106,7 @@ pub fn run(
     objects::check_points(repository, &points, &explained, &mut report)?;
     let locator = Locator::open_fresh(repository, monitor)?;
     report.packs = locator.listed().len() as u64;
-    report.entries = locator.index().entries();
+    report.entries = locator.entries_read();
     for (_, error) in locator.damaged() {
         report.damage(error.full_text());
     }

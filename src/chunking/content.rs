@@ -111,6 +111,11 @@ impl Gear {
         }
         gear
     }
+
+    /// What is added for each value of a byte.
+    pub(super) fn table(&self) -> &[u64; 256] {
+        &self.table
+    }
 }
 
 /// What the cutter yields, in stream order. The lengths add up to the stream.

@@ -5,6 +5,7 @@
 //! Invariant: cuts depend on the bytes and the repository's key alone, never on how the bytes
 //! arrived, so that the same bytes always deduplicate.
 
+pub mod anchor;
 pub mod content;
 pub mod zero;
 

@@ -32,7 +32,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     for (_, error) in locator.damaged() {
         context.monitor().warn(&error.full_text());
     }
-    let (packs, entries) = (locator.listed().len(), locator.index().entries());
+    let (packs, entries) = (locator.listed().len(), locator.entries_read());
     if context.json() {
         return json_line(&json!({
             "message_type": "summary",

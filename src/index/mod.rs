@@ -291,8 +291,12 @@ impl ChunkIndex {
         Ok(found)
     }
 
-    /// RAM first, then the runs, newest first, until `visit` answers false.
-    fn search(&self, prefix: &[u8; 16], visit: &mut dyn FnMut(Location) -> bool) -> Result<()> {
+    /// Calls `visit` with the places of the chunks with this prefix, until it answers false: RAM
+    /// first, then the runs, newest first.
+    ///
+    /// # Errors
+    /// As [`ChunkIndex::locations`].
+    pub fn search(&self, prefix: &[u8; 16], visit: &mut dyn FnMut(Location) -> bool) -> Result<()> {
         let locate = |record: Record, packs: &HashMap<u32, [u8; 32]>| {
             let (pack, position) = (*packs.get(&record.ordinal())?, record.position());
             Some(Location { pack, segment: position >> 12, slot: position & (SLOTS_MAX - 1) })

@@ -18,7 +18,7 @@ const PRIVATE: &str = "index-";
 /// Tries for a private slot before something else is wrong than a sweep at the same moment.
 const TRIES_MAX: u32 = 16;
 /// Another layout or another sled rebuilds the slot.
-const VERSION: &str = "diskvault index layout 1, sled 0.34.7, catalogue ";
+const VERSION: &str = "diskvault index layout 2, sled 0.34.7, catalogue ";
 
 /// What a slot's directory holds.
 #[derive(Debug, PartialEq, Eq)]

@@ -3,28 +3,25 @@
 //! Invariant: after a `Locator` is open the index speaks of the listed packs only; whatever
 //! it says is verified against the pack's footer and the entry's id before it is used.
 
+use super::entries::{Place, add_footer_to_index, known_bytes, places_of};
 use super::pack_reader::{OpenPack, PackCache, open_pack};
+use super::splices::SpliceReader;
 use super::{Repository, lock};
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::{ChunkIndex, Location};
+use crate::index::ChunkIndex;
 use crate::monitor::Monitor;
 use crate::storage::Folder;
 use diskvault_format::id::PackId;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
-/// The index prefix of an id: 128 of 256 bits of a keyed hash decide.
-pub fn prefix(id: &[u8; 32]) -> [u8; 16] {
-    let mut prefix = [0; 16];
-    prefix.copy_from_slice(&id[..16]);
-    prefix
-}
-
 /// Index, listing and open packs of one run.
 pub struct Locator {
     index: Arc<ChunkIndex>,
-    packs: PackCache,
+    packs: Arc<PackCache>,
+    splices: Arc<SpliceReader>,
     listed: BTreeSet<PackId>,
+    entries_read: u64,
     vanished: Vec<PackId>,
     damaged: Vec<(PackId, Error)>,
     /// Packs that turned out to be damaged when something in them was wanted.
@@ -135,14 +132,17 @@ impl Locator {
                 unknown.push(*id);
             }
         }
-        let mut damaged = Vec::new();
+        let (mut damaged, mut entries_read) = (Vec::new(), 0);
         if unknown.len() > 64 {
             monitor.start("reading pack footers", Some(unknown.len() as u64));
         }
         for id in &unknown {
             monitor.check_cancelled()?;
             match open_pack(storage.as_ref(), repository.keys(), *id) {
-                Ok(pack) => add_to_index(&index, &pack)?,
+                Ok(pack) => {
+                    entries_read += pack.footer.entry_count();
+                    add_footer_to_index(&index, pack.id, pack.kind, &pack.footer, pack.bytes)?;
+                }
                 // Deleted since the listing: it holds nothing any more.
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     vanished.push(*id);
@@ -165,13 +165,24 @@ impl Locator {
         if !unknown.is_empty() || !vanished.is_empty() {
             index.flush()?;
         }
-        let (packs, met_damaged) = (PackCache::new(), Mutex::default());
-        Ok(Locator { index, packs, listed, vanished, damaged, met_damaged })
+        let (packs, met_damaged) = (Arc::new(PackCache::new()), Mutex::default());
+        let splices = Arc::new(SpliceReader::new(repository, &index, &packs));
+        Ok(Locator { index, packs, splices, listed, entries_read, vanished, damaged, met_damaged })
     }
 
     /// The index itself.
     pub fn index(&self) -> &Arc<ChunkIndex> {
         &self.index
+    }
+
+    /// The open packs.
+    pub fn packs(&self) -> &Arc<PackCache> {
+        &self.packs
+    }
+
+    /// What reads chunks that are told as pieces of others.
+    pub fn splices(&self) -> &Arc<SpliceReader> {
+        &self.splices
     }
 
     /// Says that something in a pack was wanted and is damaged.
@@ -197,6 +208,11 @@ impl Locator {
         &self.listed
     }
 
+    /// Entries of the footers that were read when this was opened: of all, if it was made anew.
+    pub fn entries_read(&self) -> u64 {
+        self.entries_read
+    }
+
     /// Packs this host knew that are gone.
     pub fn vanished(&self) -> &[PackId] {
         &self.vanished
@@ -212,7 +228,7 @@ impl Locator {
     /// # Errors
     /// As [`open_pack`].
     pub fn pack(&self, repository: &Repository, id: PackId) -> Result<Arc<OpenPack>> {
-        self.packs.get(repository, id)
+        self.packs.get(repository.storage().as_ref(), repository.keys(), id)
     }
 
     /// Finds an entry and verifies it against the footer of its pack.
@@ -237,55 +253,45 @@ impl Locator {
         id: &[u8; 32],
         damaged: &[(PackId, u32)],
     ) -> Result<Option<Found>> {
-        let mut locations: Vec<Location> = Vec::new();
-        self.index.locations(&prefix(id), &mut locations)?;
         let mut unreadable = None;
-        for location in locations {
-            if damaged.contains(&(PackId(location.pack), location.segment)) {
+        for place in places_of(&self.index, id)? {
+            if damaged.contains(&(place.pack, place.segment)) {
                 continue;
             }
-            let pack = match self.packs.get(repository, PackId(location.pack)) {
-                Ok(pack) => pack,
+            match self.found_at(repository, id, &place) {
+                Ok(Some(found)) => return Ok(Some(found)),
+                Ok(None) => {}
                 Err(error) => {
-                    self.met_damaged(PackId(location.pack));
+                    self.met_damaged(place.pack);
                     unreadable = Some(error);
-                    continue;
                 }
-            };
-            let entry = pack
-                .footer
-                .segments
-                .get(location.segment as usize)
-                .and_then(|segment| segment.entries.get(location.slot as usize));
-            if entry.is_some_and(|entry| entry.id == *id) {
-                let (segment, slot) = (location.segment, location.slot);
-                return Ok(Some(Found { pack, segment, slot }));
             }
-            // The index is wrong; the next open rebuilds it from the footers.
-            self.index.distrust();
         }
         match unreadable {
             Some(error) if error.kind() != ErrorKind::NotFound => Err(error),
             _ => Ok(None),
         }
     }
-}
 
-/// Puts all entries of an open pack into the index.
-///
-/// # Errors
-/// What the index says.
-pub fn add_to_index(index: &ChunkIndex, pack: &OpenPack) -> Result<()> {
-    add_footer_to_index(index, pack.id, pack.kind as u8, &pack.footer, pack.bytes)
-}
-
-fn bytes_key(id: PackId) -> String {
-    format!("pack-bytes/{id}")
-}
-
-fn known_bytes(index: &ChunkIndex, id: PackId) -> Result<Option<u64>> {
-    let note = index.get_note(&bytes_key(id))?;
-    Ok(note.and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes))
+    /// The entry at a place that the index gave, if the footer of the pack agrees.
+    ///
+    /// # Errors
+    /// As [`open_pack`].
+    pub fn found_at(
+        &self,
+        repository: &Repository,
+        id: &[u8; 32],
+        place: &Place,
+    ) -> Result<Option<Found>> {
+        let pack = self.pack(repository, place.pack)?;
+        let is_there = pack.entry(place.segment, place.slot).is_some_and(|entry| entry.id == *id);
+        if !is_there {
+            // The index is wrong; the next open rebuilds it from the footers.
+            self.index.distrust();
+            return Ok(None);
+        }
+        Ok(Some(Found { pack, segment: place.segment, slot: place.slot }))
+    }
 }
 
 /// Note in the index: how often packs were found gone, changed or damaged.
@@ -307,26 +313,4 @@ pub fn loss_epoch(index: &ChunkIndex) -> Result<u64> {
 /// What the index says.
 pub fn note_loss(index: &ChunkIndex) -> Result<()> {
     index.set_note(LOSS_EPOCH, &(loss_epoch(index)? + 1).to_le_bytes())
-}
-
-/// Puts all entries of the footer of a pack of `bytes` bytes into the index.
-///
-/// # Errors
-/// What the index says.
-pub fn add_footer_to_index(
-    index: &ChunkIndex,
-    id: PackId,
-    kind: u8,
-    footer: &diskvault_format::footer::Footer,
-    bytes: u64,
-) -> Result<()> {
-    index.set_note(&bytes_key(id), &bytes.to_le_bytes())?;
-    let mut entries = footer.segments.iter().enumerate().flat_map(|(segment, described)| {
-        described
-            .entries
-            .iter()
-            .enumerate()
-            .map(move |(slot, entry)| (prefix(&entry.id), segment as u32, slot as u32))
-    });
-    index.add_pack(&id.0, kind, &mut entries)
 }

@@ -3,42 +3,34 @@
 //! Invariant: every page that is handed out hashed to the id by which it was asked for, and lies
 //! at the level and within the length its parent says.
 
+use super::Repository;
 use super::locate::Locator;
 use super::objects::refused;
-use super::{Repository, lock};
+use super::segment_cache::SegmentCache;
 use crate::error::{Error, ErrorKind, Result};
-use diskvault_format::id::{PackId, PageId};
+use diskvault_format::id::PageId;
 use diskvault_format::limits::INNER_SLOTS;
 use diskvault_format::manifest::StreamReference;
 use diskvault_format::map::{Inner, InnerSlot, Leaf, MapShape};
-use diskvault_format::segment::{EntryShape, SegmentDecoder};
 use diskvault_format::stream_map::{StreamEntry, StreamPage};
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// Decoded segments of map packs kept in memory: 256 KiB each as this program writes them. Such
 /// a segment holds the leaves of 128 MiB of disk on the 32 KiB grid, so a walk in order reads
 /// each segment once.
 const SEGMENTS_KEPT: usize = 32;
 
-struct MapSegment {
-    pack: PackId,
-    ordinal: u32,
-    entries: Vec<(EntryShape, usize)>,
-    data: Vec<u8>,
-}
-
 /// Reads pages and walks maps.
 pub struct MapReader<'a> {
     repository: &'a Repository,
     locator: &'a Locator,
-    kept: Mutex<VecDeque<Arc<MapSegment>>>,
+    segments: SegmentCache,
 }
 
 impl<'a> MapReader<'a> {
     /// A reader with an empty cache.
     pub fn new(repository: &'a Repository, locator: &'a Locator) -> MapReader<'a> {
-        MapReader { repository, locator, kept: Mutex::default() }
+        MapReader { repository, locator, segments: SegmentCache::new(SEGMENTS_KEPT) }
     }
 
     /// The repository it reads from.
@@ -81,11 +73,9 @@ impl<'a> MapReader<'a> {
     }
 
     fn page_at(&self, id: PageId, found: &super::locate::Found) -> Result<Vec<u8>> {
-        let segment = self.segment(found)?;
-        let bytes = segment
-            .entries
-            .get(found.slot as usize)
-            .and_then(|(entry, start)| segment.data.get(*start..*start + entry.bytes as usize));
+        let storage = self.repository.storage().as_ref();
+        let segment = self.segments.get(storage, &found.pack, found.segment)?;
+        let bytes = segment.entry(found.slot).map(|(_, bytes)| bytes);
         let Some(bytes) = bytes else {
             let text = format!("cannot read map page {id}: its segment has another table");
             return Err(Error::new(ErrorKind::Damage, text));
@@ -98,40 +88,6 @@ impl<'a> MapReader<'a> {
             return Err(Error::new(ErrorKind::Damage, text));
         }
         Ok(bytes.to_vec())
-    }
-
-    fn segment(&self, found: &super::locate::Found) -> Result<Arc<MapSegment>> {
-        let is_wanted = |segment: &&Arc<MapSegment>| {
-            segment.pack == found.pack.id && segment.ordinal == found.segment
-        };
-        if let Some(segment) = lock(&self.kept).iter().find(is_wanted) {
-            return Ok(segment.clone());
-        }
-        let mut decoder = SegmentDecoder::new().map_err(|cause| refused("a segment", cause))?;
-        let mut data = Vec::new();
-        let entries = found.pack.read_segment(
-            self.repository.storage().as_ref(),
-            found.segment,
-            &mut decoder,
-            &mut data,
-        )?;
-        let mut start = 0;
-        let entries = entries
-            .into_iter()
-            .map(|entry| {
-                let from = start;
-                start += entry.bytes as usize;
-                (entry, from)
-            })
-            .collect();
-        let segment =
-            Arc::new(MapSegment { pack: found.pack.id, ordinal: found.segment, entries, data });
-        let mut kept = lock(&self.kept);
-        if kept.len() == SEGMENTS_KEPT {
-            kept.pop_front();
-        }
-        kept.push_back(segment.clone());
-        Ok(segment)
     }
 
     /// Decodes page `id` as leaf number `number`.

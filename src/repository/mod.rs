@@ -6,6 +6,7 @@
 
 pub mod address;
 mod describe;
+pub mod entries;
 pub mod host_memory;
 mod key_slots;
 pub mod locate;
@@ -16,7 +17,9 @@ pub mod pack_reader;
 pub mod packer;
 pub mod points;
 pub mod secrets;
+pub mod segment_cache;
 pub mod session;
+pub mod splices;
 
 pub use describe::ConfigProblem;
 pub use key_slots::SlotDescription;

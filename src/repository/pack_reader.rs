@@ -3,8 +3,8 @@
 //! Invariants: a footer is believed only after its seal opened; memory is bounded by the bytes of
 //! the footers kept, not by the repository.
 
+use super::lock;
 use super::objects::refused;
-use super::{Repository, lock};
 use crate::error::Result;
 use crate::storage::{Folder, ObjectName, Storage};
 use diskvault_format::crypto::Keys;
@@ -12,7 +12,7 @@ use diskvault_format::footer::{Footer, FooterSegment};
 use diskvault_format::id::PackId;
 use diskvault_format::limits::PACK_BYTES_MAX;
 use diskvault_format::pack::{PackKind, PackOpener, TRAILER_BYTES, Trailer, decode_trailer};
-use diskvault_format::segment::{Entry, EntryShape, SegmentDecoder};
+use diskvault_format::segment::{Anchor, Entry, EntryShape, SegmentDecoder};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
@@ -107,6 +107,13 @@ impl OpenPack {
         PACK_MEMORY_BYTES
             + segments.len() * size_of::<FooterSegment>()
             + self.footer.entry_count() as usize * size_of::<Entry>()
+            + segments.iter().map(|segment| segment.anchors.len()).sum::<usize>()
+                * size_of::<Anchor>()
+    }
+
+    /// The entry in a slot of a segment, as the footer lists it.
+    pub fn entry(&self, segment: u32, slot: u32) -> Option<&Entry> {
+        self.footer.segments.get(segment as usize)?.entries.get(slot as usize)
     }
 
     /// Reads and decodes one segment, and compares its table with the footer.
@@ -191,13 +198,13 @@ impl PackCache {
     ///
     /// # Errors
     /// As [`open_pack`].
-    pub fn get(&self, repository: &Repository, id: PackId) -> Result<Arc<OpenPack>> {
+    pub fn get(&self, storage: &dyn Storage, keys: &Keys, id: PackId) -> Result<Arc<OpenPack>> {
         let kept = lock(&self.kept).get(id);
         if let Some(pack) = kept {
             return Ok(pack);
         }
         // Opened outside the lock: two threads may read the same footer once each.
-        let pack = Arc::new(open_pack(repository.storage().as_ref(), repository.keys(), id)?);
+        let pack = Arc::new(open_pack(storage, keys, id)?);
         lock(&self.kept).insert(pack.clone(), FOOTER_BYTES_KEPT);
         Ok(pack)
     }
@@ -219,7 +226,7 @@ mod tests {
         let mut plaintext = Vec::new();
         let data = vec![number; entries.len()];
         SegmentEncoder::new(3).unwrap().encode(&entries, &data, &mut plaintext).unwrap();
-        let segments = vec![PreparedSegment { entries, plaintext }];
+        let segments = vec![PreparedSegment { entries, anchors: Vec::new(), plaintext }];
         let secrets = PackSecrets { key: Secret::new([number; 32]), wrap_nonce: [number; 24] };
         let lease = LeaseId([3; 16]);
         let sealed = assemble(&keys, PackKind::Data, lease, &secrets, segments).unwrap();

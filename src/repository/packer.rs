@@ -9,7 +9,7 @@
 //! known to the index only when its pack is durable; the first failure stops everything and is
 //! what `finish` returns.
 
-use super::locate::{add_footer_to_index, prefix};
+use super::entries::{add_footer_to_index, prefix};
 use super::objects::cannot_make;
 use super::pack_reader::pack_name;
 use super::session::Presence;
@@ -23,7 +23,7 @@ use diskvault_format::crypto::{Keys, Secret};
 use diskvault_format::id::LeaseId;
 use diskvault_format::limits::SEGMENT_ENTRIES_MAX;
 use diskvault_format::pack::{PackBuilder, PackKind, PackSecrets, PreparedSegment, SealedPack};
-use diskvault_format::segment::{Entry, EntryKind, LEVEL_DEFAULT, SegmentEncoder};
+use diskvault_format::segment::{Anchor, Entry, EntryKind, LEVEL_DEFAULT, SegmentEncoder};
 use rayon::ThreadPool;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -115,6 +115,7 @@ struct Lane {
     kind: PackKind,
     segment_bytes: usize,
     entries: Vec<Entry>,
+    anchors: Vec<Anchor>,
     data: Vec<u8>,
     number: u64,
 }
@@ -166,6 +167,7 @@ impl ChunkWriter {
             kind,
             segment_bytes,
             entries: Vec::new(),
+            anchors: Vec::new(),
             data: Vec::new(),
             number: 0,
         };
@@ -203,6 +205,22 @@ impl ChunkWriter {
         id: [u8; 32],
         data: &[u8],
     ) -> Result<bool> {
+        self.push_anchored(pack, kind, id, data, None)
+    }
+
+    /// As [`ChunkWriter::push`], with an anchor by which the same bytes are found at another
+    /// phase.
+    ///
+    /// # Errors
+    /// The first failure of the writer.
+    pub fn push_anchored(
+        &mut self,
+        pack: PackKind,
+        kind: EntryKind,
+        id: [u8; 32],
+        data: &[u8],
+        anchor: Option<u64>,
+    ) -> Result<bool> {
         if self.is_present(&id)? {
             return Ok(false);
         }
@@ -216,6 +234,8 @@ impl ChunkWriter {
             dispatch(&self.shared, lane, self.sealed.as_ref())?;
         }
         lane.data.extend_from_slice(data);
+        let slot = lane.entries.len() as u32;
+        lane.anchors.extend(anchor.map(|value| Anchor { slot, value }));
         lane.entries.push(Entry { id, kind, bytes: data.len() as u32 });
         lock(&self.shared.state).in_flight.insert(prefix(&id));
         if lane.data.len() >= lane.segment_bytes {
@@ -323,11 +343,12 @@ fn dispatch(shared: &Arc<Shared>, lane: &mut Lane, sealed: Option<&Sender<Sealed
     let spare = lock(&shared.spare).segments.pop().unwrap_or_default();
     let data = std::mem::replace(&mut lane.data, spare);
     let entries = std::mem::take(&mut lane.entries);
+    let anchors = std::mem::take(&mut lane.anchors);
     let (kind, number) = (lane.kind, lane.number);
     lane.number += 1;
     let (shared, sealed) = (shared.clone(), sealed.cloned());
     shared.clone().pool.spawn(move || {
-        let segment = match encode(&shared, entries, data) {
+        let segment = match encode(&shared, entries, anchors, data) {
             Ok(segment) => Some(segment),
             Err(error) => {
                 fail(&shared, error);
@@ -339,7 +360,12 @@ fn dispatch(shared: &Arc<Shared>, lane: &mut Lane, sealed: Option<&Sender<Sealed
     Ok(())
 }
 
-fn encode(shared: &Shared, entries: Vec<Entry>, mut data: Vec<u8>) -> Result<PreparedSegment> {
+fn encode(
+    shared: &Shared,
+    entries: Vec<Entry>,
+    anchors: Vec<Anchor>,
+    mut data: Vec<u8>,
+) -> Result<PreparedSegment> {
     let cannot = |cause| cannot_make("a segment", cause);
     let (encoder, plaintext) = {
         let mut spare = lock(&shared.spare);
@@ -355,7 +381,7 @@ fn encode(shared: &Shared, entries: Vec<Entry>, mut data: Vec<u8>) -> Result<Pre
     let mut spare = lock(&shared.spare);
     spare.encoders.push(encoder);
     spare.segments.push(data);
-    Ok(PreparedSegment { entries, plaintext })
+    Ok(PreparedSegment { entries, anchors, plaintext })
 }
 
 /// Takes a compressed segment. If it is the next of the order, and no other worker is at it
@@ -407,8 +433,8 @@ fn add(
         Some(pack) => pack,
         None => open_pack(shared, kind)?,
     };
-    let PreparedSegment { entries, mut plaintext } = segment;
-    pack.push(entries, &plaintext).map_err(|cause| cannot_make("a pack", cause))?;
+    let PreparedSegment { entries, anchors, mut plaintext } = segment;
+    pack.push(entries, anchors, &plaintext).map_err(|cause| cannot_make("a pack", cause))?;
     plaintext.clear();
     lock(&shared.spare).segments.push(plaintext);
     if pack.bytes() < shared.pack_bytes {
@@ -472,7 +498,7 @@ fn store_packs(shared: &Shared, sealed: &Receiver<Sealed>) {
 fn store_pack(shared: &Shared, kind: PackKind, pack: &SealedPack) -> Result<()> {
     shared.storage.put_new(&pack_name(pack.id)?, &pack.bytes)?;
     let bytes = pack.bytes.len() as u64;
-    let indexed = add_footer_to_index(&shared.index, pack.id, kind as u8, &pack.footer, bytes);
+    let indexed = add_footer_to_index(&shared.index, pack.id, kind, &pack.footer, bytes);
     let mut state = lock(&shared.state);
     if let Err(error) = indexed {
         // The pack is stored, which is what counts. The index keeps in RAM what it cannot write,

@@ -7,17 +7,19 @@
 //! `ok` and delete the lease; or, if it is gone, put a removal note, delete the manifest and start
 //! over with a new lease and a new manifest.
 
-use super::locate::{Locator, loss_epoch, note_loss, prefix};
+use super::entries::{Place, places_of};
+use super::locate::{Locator, loss_epoch, note_loss};
 use super::objects::{get_record, seal_record};
 use super::points::{Point, PointSet, manifest_name};
+use super::splices::SpliceReader;
 use super::{Repository, lock};
 use crate::environment::random_array;
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::{ChunkIndex, Location};
+use crate::index::ChunkIndex;
 use crate::monitor::Monitor;
 use crate::storage::{Folder, ObjectName, Storage};
 use diskvault_format::crypto::ObjectKind;
-use diskvault_format::id::{LeaseId, PackId, PointId};
+use diskvault_format::id::{ChunkId, LeaseId, PackId, PointId};
 use diskvault_format::manifest::Manifest;
 use diskvault_format::names;
 use diskvault_format::small::{Condemned, Heartbeat, Lease, Lost, NOTE_REMOVAL, Note};
@@ -36,6 +38,7 @@ pub struct Presence {
     index: Arc<ChunkIndex>,
     condemned: HashSet<PackId>,
     lost: HashSet<[u8; 32]>,
+    splices: Arc<SpliceReader>,
 }
 
 impl Presence {
@@ -49,20 +52,24 @@ impl Presence {
         self.condemned.is_empty() && self.lost.is_empty()
     }
 
-    /// True if the entry is present.
+    /// True if the entry is present: in a pack that is not condemned, and if it is a splice, all
+    /// that it takes pieces of as well.
     ///
     /// # Errors
     /// What the index says.
     pub fn contains(&self, id: &[u8; 32]) -> Result<bool> {
-        if self.is_plain() {
-            return self.index.contains(&prefix(id));
-        }
-        if self.lost.contains(id) {
-            return Ok(false);
-        }
-        let mut found: Vec<Location> = Vec::new();
-        self.index.locations(&prefix(id), &mut found)?;
-        Ok(found.iter().any(|location| !self.condemned.contains(&PackId(location.pack))))
+        let counts =
+            |id: &ChunkId, pack| !self.lost.contains(&id.0) && !self.condemned.contains(&pack);
+        self.splices.is_present(ChunkId(*id), &counts)
+    }
+
+    /// True if the chunk is present by its bytes, so that a splice may take pieces of it.
+    ///
+    /// # Errors
+    /// What the index says.
+    pub fn contains_bytes(&self, id: &[u8; 32]) -> Result<bool> {
+        let counts = |place: &Place| !place.is_splice && !self.condemned.contains(&place.pack);
+        Ok(!self.lost.contains(id) && places_of(&self.index, id)?.iter().any(counts))
     }
 }
 
@@ -234,7 +241,8 @@ fn read_state(
     if !locator.vanished().is_empty() || !locator.damaged().is_empty() {
         note_loss(locator.index())?;
     }
-    let presence = Presence { index: locator.index().clone(), condemned, lost };
+    let (index, splices) = (locator.index().clone(), locator.splices().clone());
+    let presence = Presence { index, condemned, lost, splices };
     let doubts = points.doubts(repository)?;
     Ok((locator, presence, points, doubts))
 }

@@ -1,28 +1,26 @@
 //! Getting chunks out of packs: each segment is read once per window, in pack order, and decoded
 //! on all cores; results arrive in any order.
 //!
-//! Invariants: every chunk is verified by its id and length before anybody sees it; memory is
-//! bounded by the window and the reads in flight.
+//! Invariants: every chunk is verified by its id and length before anybody sees it, whether it was
+//! stored by its bytes or as pieces of others; memory is bounded by the window, the reads in flight
+//! and the splices under way.
 
+use super::reads::{Assembly, Goal, Plan, ReadRun, WantedSegment, plan_reads, refuse_chunk};
 use crate::error::{Error, ErrorKind, Result};
-use crate::index::Location;
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::repository::locate::{Found, Locator, prefix};
+use crate::repository::entries::{Place, places_of};
+use crate::repository::locate::Locator;
 use crate::repository::lock;
 use crate::repository::objects::refused;
-use crate::repository::pack_reader::{OpenPack, PackSegments, pack_name};
+use crate::repository::pack_reader::pack_name;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use diskvault_format::id::{ChunkId, PackId};
 use diskvault_format::segment::SegmentDecoder;
-use std::collections::{BTreeMap, HashMap};
+use diskvault_format::splice::Splice;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
-/// Two segments of a pack are read with one call if at most this many bytes lie between them.
-const GAP_BYTES_MAX: u64 = 64 << 10;
-/// Most bytes of one read.
-const READ_BYTES_MAX: u64 = 4 << 20;
 /// Threads that read; one waits for the storage while the other copies.
 const READING_THREADS: usize = 2;
 
@@ -52,29 +50,8 @@ pub struct Fetcher<'a> {
     pub monitor: &'a dyn Monitor,
 }
 
-/// One segment: where it lies, and what it is read for. It holds on to no footer: a window over
-/// scattered chunks can touch thousands of packs.
-struct WantedSegment {
-    pack: Arc<PackSegments>,
-    ordinal: u32,
-    /// Offset of its frame in the pack.
-    offset: u64,
-    /// Frame, ciphertext and tag.
-    stored_bytes: usize,
-    /// Slots, and where each goes.
-    uses: Vec<(u32, Wanted)>,
-}
-
-/// One read: neighbouring segments of one pack.
-struct Run {
-    pack: Arc<PackSegments>,
-    start: u64,
-    bytes: u64,
-    segments: Vec<WantedSegment>,
-}
-
 struct Shared<'a> {
-    runs: Vec<Run>,
+    runs: Vec<ReadRun>,
     next: AtomicUsize,
     has_failed: AtomicBool,
     failure: Mutex<Option<Error>>,
@@ -95,10 +72,29 @@ impl Fetcher<'_> {
     /// `Damage` for a chunk that no pack holds or that does not verify, naming it and the offset;
     /// the storage's or the sink's first error.
     pub fn fetch(&self, wanted: Vec<Wanted>, sink: &ChunkSink<'_>) -> Result<()> {
-        if wanted.is_empty() {
-            return Ok(());
+        self.fetch_all(wanted.into_iter().map(|item| (item, None)).collect(), sink)
+    }
+
+    /// As [`Fetcher::fetch`], but chunks for which a splice is given are put together by it and by
+    /// nothing else.
+    ///
+    /// # Errors
+    /// As [`Fetcher::fetch`].
+    pub fn fetch_all(
+        &self,
+        wanted: Vec<(Wanted, Option<Splice>)>,
+        sink: &ChunkSink<'_>,
+    ) -> Result<()> {
+        let mut rest = wanted;
+        while !rest.is_empty() {
+            let Plan { runs, deferred } = plan_reads(self.repository, self.locator, rest)?;
+            self.run(runs, sink)?;
+            rest = deferred;
         }
-        let runs = self.plan(wanted)?;
+        Ok(())
+    }
+
+    fn run(&self, runs: Vec<ReadRun>, sink: &ChunkSink<'_>) -> Result<()> {
         let shared = Shared {
             runs,
             next: AtomicUsize::new(0),
@@ -125,57 +121,6 @@ impl Fetcher<'_> {
             Some(error) => Err(error),
             None => Ok(()),
         }
-    }
-
-    /// Finds every chunk and groups them into reads, in pack order.
-    fn plan(&self, wanted: Vec<Wanted>) -> Result<Vec<Run>> {
-        let mut by_pack: HashMap<PackId, Vec<(Location, Wanted)>> = HashMap::new();
-        let mut locations = Vec::new();
-        for item in wanted {
-            locations.clear();
-            self.locator.index().locations(&prefix(&item.id.0), &mut locations)?;
-            let Some(location) = locations.first() else { return Err(missing(&item)) };
-            by_pack.entry(PackId(location.pack)).or_default().push((*location, item));
-        }
-        let mut packs: Vec<_> = by_pack.into_iter().collect();
-        packs.sort_unstable_by_key(|(id, _)| *id);
-        let mut grouped: BTreeMap<(PackId, u32), WantedSegment> = BTreeMap::new();
-        for (id, items) in packs {
-            let pack = self.locator.pack(self.repository, id).ok();
-            for (location, item) in items {
-                let found = self.verify_location(pack.as_ref(), &location, &item)?;
-                let segment = grouped.entry((found.pack.id, found.segment)).or_insert_with(|| {
-                    let described = &found.pack.footer.segments[found.segment as usize];
-                    WantedSegment {
-                        pack: found.pack.segments.clone(),
-                        ordinal: found.segment,
-                        offset: u64::from(described.offset),
-                        stored_bytes: described.stored_bytes() as usize,
-                        uses: Vec::new(),
-                    }
-                });
-                segment.uses.push((found.slot, item));
-            }
-        }
-        Ok(coalesce(grouped))
-    }
-
-    /// The location if the footer agrees, another one otherwise.
-    fn verify_location(
-        &self,
-        pack: Option<&Arc<OpenPack>>,
-        location: &Location,
-        item: &Wanted,
-    ) -> Result<Found> {
-        if let Some(pack) = pack {
-            let segment = pack.footer.segments.get(location.segment as usize);
-            let entry = segment.and_then(|segment| segment.entries.get(location.slot as usize));
-            if entry.is_some_and(|entry| entry.id == item.id.0) {
-                let (segment, slot) = (location.segment, location.slot);
-                return Ok(Found { pack: pack.clone(), segment, slot });
-            }
-        }
-        self.locator.find(self.repository, &item.id.0)?.ok_or_else(|| missing(item))
     }
 
     fn read_runs(&self, shared: &Shared<'_>, send: Sender<(usize, Vec<u8>)>) {
@@ -253,35 +198,64 @@ impl Fetcher<'_> {
             end += entry.bytes as usize;
         }
         let mut verified: Option<u32> = None;
-        for (slot, item) in &segment.uses {
+        for (slot, goal) in &segment.uses {
             let place = entries.get(*slot as usize).zip(starts.get(*slot as usize));
             let chunk =
                 place.and_then(|(entry, start)| data.get(*start..*start + entry.bytes as usize));
-            if let Some(chunk) = chunk
-                && chunk.len() != item.bytes as usize
-            {
-                return Err(refuse_chunk(
-                    segment.pack.id,
-                    item,
-                    "it has another length (rules M-8 and T-7)",
-                ));
+            match goal {
+                Goal::Whole(item) => {
+                    let known = verified == Some(*slot);
+                    self.hand_out(sink, segment.pack.id, item, chunk, known)?;
+                    verified = Some(*slot);
+                }
+                Goal::Piece { assembly, number } => {
+                    let pack = segment.pack.id;
+                    self.add_piece(sink, pack, assembly, *number, chunk.unwrap_or_default())?;
+                }
             }
-            // The same slot may go to several places; it is hashed once.
-            let fits = |chunk: &&[u8]| {
-                verified == Some(*slot) || self.repository.keys().chunk_id(chunk) == item.id
-            };
-            let Some(chunk) = chunk.filter(fits) else {
-                return Err(refuse_chunk(
-                    segment.pack.id,
-                    item,
-                    "its bytes have another id (rule S-9)",
-                ));
-            };
-            verified = Some(*slot);
-            sink(item.offset, chunk)?;
-            self.monitor.advance(chunk.len() as u64);
         }
         Ok(())
+    }
+
+    /// Verifies a chunk, unless the same slot was verified just before, and hands it out.
+    fn hand_out(
+        &self,
+        sink: &ChunkSink<'_>,
+        pack: PackId,
+        item: &Wanted,
+        chunk: Option<&[u8]>,
+        known: bool,
+    ) -> Result<()> {
+        if chunk.is_some_and(|chunk| chunk.len() != item.bytes as usize) {
+            let why = "it has another length (rules M-8 and T-7)";
+            return Err(refuse_chunk(pack, item, why));
+        }
+        let fits = |chunk: &&[u8]| known || self.repository.keys().chunk_id(chunk) == item.id;
+        let Some(chunk) = chunk.filter(fits) else {
+            return Err(refuse_chunk(pack, item, "its bytes have another id (rule S-9)"));
+        };
+        sink(item.offset, chunk)?;
+        self.monitor.advance(chunk.len() as u64);
+        Ok(())
+    }
+
+    /// Puts a piece into its chunk, and verifies and hands out the chunk with the last one.
+    pub(super) fn add_piece(
+        &self,
+        sink: &ChunkSink<'_>,
+        pack: PackId,
+        assembly: &Assembly,
+        number: usize,
+        chunk: &[u8],
+    ) -> Result<()> {
+        let item = &assembly.item;
+        let Ok(bytes) = assembly.splice.pieces()[number].of(chunk) else {
+            return Err(refuse_chunk(pack, item, "a piece ends behind its chunk (rule S-12)"));
+        };
+        match assembly.add(number, bytes) {
+            Some(whole) => self.hand_out(sink, pack, item, Some(&whole[..]), false),
+            None => Ok(()),
+        }
     }
 
     /// Gets the chunks of a damaged segment from others, if they were stored again; fails with
@@ -292,72 +266,80 @@ impl Fetcher<'_> {
         segment: &WantedSegment,
         cause: &Error,
     ) -> Result<()> {
-        let damaged = (segment.pack.id, segment.ordinal);
-        let mut items = segment.uses.iter().map(|(_, item)| item);
-        items.try_for_each(|item| self.fetch_one_elsewhere(sink, item, damaged, cause))
-    }
-
-    fn fetch_one_elsewhere(
-        &self,
-        sink: &ChunkSink<'_>,
-        item: &Wanted,
-        damaged: (PackId, u32),
-        cause: &Error,
-    ) -> Result<()> {
         let again = || Error::new(cause.kind(), cause.full_text());
         if !matches!(cause.kind(), ErrorKind::Damage | ErrorKind::NotFound) {
             return Err(again());
         }
-        let mut decoder = SegmentDecoder::new().map_err(|cause| refused("a segment", cause))?;
-        let (mut damaged, mut data) = (vec![damaged], Vec::new());
-        let storage = self.repository.storage().as_ref();
-        while let Ok(Some(found)) = self.locator.find_except(self.repository, &item.id.0, &damaged)
-        {
-            damaged.push((found.pack.id, found.segment));
-            let read = found.pack.read_segment(storage, found.segment, &mut decoder, &mut data);
-            let Ok(entries) = read else { continue };
-            let slot = found.slot as usize;
-            let start = entries.iter().take(slot).map(|entry| entry.bytes as usize).sum::<usize>();
-            let chunk = data.get(start..start + item.bytes as usize);
-            if let Some(chunk) = chunk
-                && self.repository.keys().chunk_id(chunk) == item.id
-            {
-                sink(item.offset, chunk)?;
-                self.monitor.advance(chunk.len() as u64);
-                return Ok(());
+        for (_, goal) in &segment.uses {
+            let mut damaged = vec![(segment.pack.id, segment.ordinal)];
+            match goal {
+                Goal::Whole(item) => {
+                    let found = self.read_undamaged(item.id, item.bytes, &mut damaged);
+                    sink(item.offset, &found.ok_or_else(again)?)?;
+                    self.monitor.advance(u64::from(item.bytes));
+                }
+                Goal::Piece { assembly, number } => {
+                    let piece = assembly.splice.pieces()[*number];
+                    let found = self.read_stored(piece.chunk, &mut damaged).ok_or_else(again)?;
+                    self.add_piece(sink, segment.pack.id, assembly, *number, &found)?;
+                }
             }
         }
-        Err(again())
+        Ok(())
     }
-}
 
-fn refuse_chunk(pack: PackId, item: &Wanted, why: &str) -> Error {
-    let (id, offset) = (item.id, item.offset);
-    let text = format!("cannot use chunk {id} at offset {offset} from pack {pack}: {why}");
-    Error::new(ErrorKind::Damage, text)
-}
+    /// A chunk from any segment but the damaged ones, by its bytes or as pieces of others.
+    fn read_undamaged(
+        &self,
+        id: ChunkId,
+        bytes: u32,
+        damaged: &mut Vec<(PackId, u32)>,
+    ) -> Option<Vec<u8>> {
+        if let Some(chunk) =
+            self.read_stored(id, damaged).filter(|chunk| chunk.len() == bytes as usize)
+        {
+            return Some(chunk);
+        }
+        let places = places_of(self.locator.index(), &id.0).ok()?;
+        places.iter().filter(|place| place.is_splice).find_map(|place| {
+            let splice = self.locator.splices().read(id, place).ok()?;
+            let mut chunk = Vec::with_capacity(bytes as usize);
+            for piece in splice.pieces() {
+                let stored = self.read_stored(piece.chunk, damaged)?;
+                chunk.extend_from_slice(piece.of(&stored).ok()?);
+            }
+            let fits =
+                chunk.len() == bytes as usize && self.repository.keys().chunk_id(&chunk) == id;
+            fits.then_some(chunk)
+        })
+    }
 
-fn missing(item: &Wanted) -> Error {
-    let text = format!("cannot find chunk {} at offset {}: no pack holds it", item.id, item.offset);
-    Error::new(ErrorKind::Damage, text)
-}
-
-fn coalesce(grouped: BTreeMap<(PackId, u32), WantedSegment>) -> Vec<Run> {
-    let mut runs: Vec<Run> = Vec::new();
-    for mut segment in grouped.into_values() {
-        segment.uses.sort_unstable_by_key(|(slot, item)| (*slot, item.offset));
-        let (start, bytes) = (segment.offset, segment.stored_bytes as u64);
-        if let Some(run) = runs.last_mut() {
-            let run_end = run.start + run.bytes;
-            let is_near = start >= run_end && start - run_end <= GAP_BYTES_MAX;
-            let end = start + bytes;
-            if run.pack.id == segment.pack.id && is_near && end - run.start <= READ_BYTES_MAX {
-                run.bytes = end - run.start;
-                run.segments.push(segment);
+    /// A chunk that is stored by its bytes, from any segment but the damaged ones.
+    fn read_stored(&self, id: ChunkId, damaged: &mut Vec<(PackId, u32)>) -> Option<Vec<u8>> {
+        let mut decoder = SegmentDecoder::new().ok()?;
+        let mut data = Vec::new();
+        for place in places_of(self.locator.index(), &id.0).ok()? {
+            let Place { pack, segment, slot, is_splice } = place;
+            if is_splice || damaged.contains(&(pack, segment)) {
                 continue;
             }
+            let found = self.locator.found_at(self.repository, &id.0, &place).ok().flatten();
+            let read = found.and_then(|found| {
+                let storage = self.repository.storage().as_ref();
+                found.pack.read_segment(storage, segment, &mut decoder, &mut data).ok()
+            });
+            let Some(entries) = read else {
+                damaged.push((pack, segment));
+                continue;
+            };
+            let before = entries.iter().take(slot as usize);
+            let start = before.map(|entry| entry.bytes as usize).sum::<usize>();
+            let end = start + entries.get(slot as usize).map_or(0, |entry| entry.bytes as usize);
+            let chunk = data.get(start..end)?;
+            if self.repository.keys().chunk_id(chunk) == id {
+                return Some(chunk.to_vec());
+            }
         }
-        runs.push(Run { pack: segment.pack.clone(), start, bytes, segments: vec![segment] });
+        None
     }
-    runs
 }

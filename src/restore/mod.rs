@@ -1,6 +1,6 @@
 //! Bringing a point back: `restore` and `dump`.
 //!
-//! `fetch` gets chunks in any order; `disk` writes them to a target out of order and decides what
+//! `reads` plans which segments are read, and for what; `fetch` gets chunks in any order; `disk` writes them to a target out of order and decides what
 //! zeros become; `sequential` puts them into order for streams, pipes and digests.
 //!
 //! Invariant: nothing unverified is written, and a target that is new appears under its name only
@@ -8,7 +8,9 @@
 
 mod disk;
 pub mod fetch;
+pub mod joining;
 mod part;
+mod reads;
 pub mod sequential;
 
 pub use disk::{RestoreReport, SparseMode, restore_disk};

@@ -3,6 +3,7 @@
 
 use diskvault_format::crypto::{Keys, ObjectKind, Secret, additional_data, context, seal_x};
 use diskvault_format::id::RepositoryId;
+use diskvault_format::limits::CHUNK_BYTES_MAX;
 use diskvault_format::segment::Entry;
 
 /// The master key of all vectors: bytes 0 to 31.
@@ -49,6 +50,33 @@ pub fn random<const N: usize>(seed: &str) -> [u8; N] {
     let mut bytes = [0; N];
     blake3::Hasher::new().update(seed.as_bytes()).finalize_xof().fill(&mut bytes);
     bytes
+}
+
+/// The anchor of a chunk as the specification defines it, listed in footers or not; none if the
+/// chunk has no anchor.
+pub fn anchor(keys: &Keys, chunk: &[u8]) -> Option<u64> {
+    if chunk.len() > CHUNK_BYTES_MAX as usize {
+        return None;
+    }
+    let mut first = [0; 8];
+    blake3::Hasher::new_keyed(keys.gear_key()).finalize_xof().fill(&mut first);
+    let factor = u64::from_le_bytes(first) | 1;
+    let (words, _) = chunk.as_chunks::<4>();
+    let (mut hash, mut best) = (0_u64, None);
+    for (number, word) in words.iter().enumerate() {
+        let word = u64::from(u32::from_le_bytes(*word));
+        hash = (hash << 4).wrapping_add(word.wrapping_mul(factor));
+        if number >= 15 && best.is_none_or(|(greatest, _)| hash > greatest) {
+            best = Some((hash, number as u64 * 4 + 3));
+        }
+    }
+    let (hash, place) = best?;
+    Some(hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 22 << 22 | place)
+}
+
+/// Whether a writer lists such an anchor: bits 22 and 23 are zero.
+pub fn is_listed(anchor: u64) -> bool {
+    anchor >> 22 & 3 == 0
 }
 
 /// The repeating pattern of the digest vectors: byte `i` is `i % 251`.

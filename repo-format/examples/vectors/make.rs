@@ -8,6 +8,7 @@ mod map;
 mod pack;
 mod segment;
 mod small;
+mod splice;
 mod stream_map;
 
 use super::form::Vector;
@@ -19,6 +20,7 @@ pub fn all(set: &mut Set) -> Result<()> {
     clear::add(set)?;
     key_slot::add(set)?;
     segment::add(set);
+    splice::add(set);
     pack::add(set)?;
     small::add(set)?;
     manifest::add(set)?;

@@ -100,7 +100,8 @@ const INDEX_HEAD: &str = "\
 # reader must find, in between and at the end.
 # A name that is refused by N-1, N-2 or N-4 is to be ignored.
 # The repository in repository/ opens with the passphrase `correct horse battery staple`;
-# expected/day-1 and expected/day-2 are what its two points restore to.
+# expected/day-1 and expected/day-2 are what its two points restore to. The disk `moved`
+# of day 2 needs splices.
 ";
 
 fn index(mut lines: Vec<String>) -> String {

@@ -1,13 +1,14 @@
-//! One complete tiny repository: two points of a disk and a stream, written as a backup would.
+//! One complete tiny repository: two points of a disk and a stream, written as a backup would. The
+//! second has another disk, which holds the first one's content at another phase of the grid.
 
-use super::fixed::{MASTER, TIME_NS, random, segment_plaintext, zstd_frame};
+use super::fixed::{MASTER, TIME_NS, anchor, is_listed, random, segment_plaintext, zstd_frame};
 use super::{Result, Tree};
 use diskvault_format::allocation::AllocationWriter;
 use diskvault_format::config::Config;
 use diskvault_format::crypto::{Keys, ObjectKind, Secret};
 use diskvault_format::digest::chaining_value;
 use diskvault_format::id::{
-    BackupId, ChunkId, InstanceId, KeySlotId, LeaseId, PointId, RepositoryId, WriterId,
+    BackupId, ChunkId, InstanceId, KeySlotId, LeaseId, PageId, PointId, RepositoryId, WriterId,
 };
 use diskvault_format::key_slot::{KdfCost, KeySlot, SlotKind, SlotLabel, SlotNonces};
 use diskvault_format::manifest::{
@@ -15,7 +16,8 @@ use diskvault_format::manifest::{
 };
 use diskvault_format::map::{Leaf, LeafSlot, MapBuilder, MapShape, map_root};
 use diskvault_format::pack::{PackKind, PackSecrets, PreparedSegment, assemble};
-use diskvault_format::segment::{Entry, EntryKind};
+use diskvault_format::segment::{Anchor, Entry, EntryKind};
+use diskvault_format::splice::{self, Splice};
 use diskvault_format::stream_map::{StreamEntry, StreamMapBuilder};
 use diskvault_format::{instance, names, record, sealed};
 use std::collections::BTreeSet;
@@ -55,13 +57,26 @@ fn disk(day: usize) -> Vec<u8> {
             100..104 | 128..256 => 0,
             // What changes between the days: 16 sectors in chunk 2.
             300..316 => (sector % 100 + day * 100) as u8,
-            _ => (sector % 251 + 1) as u8,
+            _ => (sector * 3 % 251 + 1) as u8,
         };
         disk.extend_from_slice(&[fill; SECTOR_BYTES]);
     }
     disk[..24].copy_from_slice(b"diskvault tiny test disk");
     disk[510..512].copy_from_slice(&[0x55, 0xaa]);
     disk
+}
+
+/// How far the content of the second disk lies behind its place on the first.
+const MOVED_BY: usize = 3 * SECTOR_BYTES;
+
+/// The second disk: three sectors of its own, then the chunks of `disk` that are not zero.
+fn moved(disk: &[u8]) -> Vec<u8> {
+    let chunks = disk.chunks(CHUNK_BYTES as usize).filter(|chunk| !is_zero(chunk));
+    [&[0xee; MOVED_BY][..], &chunks.collect::<Vec<_>>().concat()].concat()
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
 }
 
 fn allocation_text() -> String {
@@ -79,6 +94,8 @@ fn allocation_text() -> String {
 /// A chunk or page on its way into a pack.
 struct Piece {
     entry: Entry,
+    /// For chunks of a disk that have one to be listed.
+    anchor: Option<u64>,
     bytes: Vec<u8>,
 }
 
@@ -89,14 +106,15 @@ struct Writer {
     stored: BTreeSet<[u8; 32]>,
     data: Vec<Piece>,
     map: Vec<Piece>,
+    /// How many anchors the footers list.
+    anchors: usize,
 }
 
 impl Writer {
-    fn add(&mut self, pack: PackKind, kind: EntryKind, id: [u8; 32], bytes: &[u8]) -> bool {
-        let is_new = self.stored.insert(id);
+    fn add(&mut self, pack: PackKind, entry: Entry, anchor: Option<u64>, bytes: &[u8]) -> bool {
+        let is_new = self.stored.insert(entry.id);
         if is_new {
-            let entry = Entry { id, kind, bytes: bytes.len() as u32 };
-            let piece = Piece { entry, bytes: bytes.to_vec() };
+            let piece = Piece { entry, anchor, bytes: bytes.to_vec() };
             match pack {
                 PackKind::Data => self.data.push(piece),
                 PackKind::Map => self.map.push(piece),
@@ -105,14 +123,24 @@ impl Writer {
         is_new
     }
 
-    fn chunk(&mut self, pack: PackKind, bytes: &[u8]) -> (ChunkId, bool) {
+    /// Stores a chunk; the anchor is for one of a disk.
+    fn chunk(&mut self, pack: PackKind, anchor: Option<u64>, bytes: &[u8]) -> (ChunkId, bool) {
         let id = self.keys.chunk_id(bytes);
-        (id, self.add(pack, EntryKind::Chunk, id.0, bytes))
+        let entry = Entry { id: id.0, kind: EntryKind::Chunk, bytes: bytes.len() as u32 };
+        (id, self.add(pack, entry, anchor, bytes))
+    }
+
+    /// Stores a chunk as pieces of others; whether it was not stored before.
+    fn splice(&mut self, id: ChunkId, pieces: Vec<splice::Piece>) -> Result<bool> {
+        let bytes = Splice::new(pieces)?.encode();
+        let entry = Entry { id: id.0, kind: EntryKind::Splice, bytes: bytes.len() as u32 };
+        Ok(self.add(PackKind::Map, entry, None, &bytes))
     }
 
     fn pages(&mut self, pages: Vec<([u8; 32], Vec<u8>)>) {
         for (id, bytes) in pages {
-            self.add(PackKind::Map, EntryKind::Page, id, &bytes);
+            let entry = Entry { id, kind: EntryKind::Page, bytes: bytes.len() as u32 };
+            self.add(PackKind::Map, entry, None, &bytes);
         }
     }
 
@@ -131,8 +159,13 @@ impl Writer {
             } else {
                 segment_plaintext(0, &entries, &data)
             };
-            PreparedSegment { entries, plaintext }
+            let anchor = |(slot, piece): (usize, &Piece)| {
+                Some(Anchor { slot: slot as u32, value: piece.anchor? })
+            };
+            let anchors = pieces.iter().enumerate().filter_map(anchor).collect();
+            PreparedSegment { entries, anchors, plaintext }
         };
+        self.anchors += pieces.iter().filter(|piece| piece.anchor.is_some()).count();
         let segments = pieces.chunks(2).map(prepare).collect();
         let key = Secret::new(random(&format!("tiny pack key {seed}")));
         let wrap_nonce = random(&format!("tiny wrap nonce {seed}"));
@@ -147,9 +180,9 @@ impl Writer {
 
     /// Stores a byte string of one chunk behind a stream map.
     fn stream(&mut self, pack: PackKind, bytes: &[u8]) -> Result<(StreamReference, bool)> {
-        let (id, is_new) = self.chunk(pack, bytes);
+        let (id, is_new) = self.chunk(pack, None, bytes);
         let mut pages = Vec::new();
-        let mut sink = |id: diskvault_format::id::PageId, page: Vec<u8>| -> Result<()> {
+        let mut sink = |id: PageId, page: Vec<u8>| -> Result<()> {
             pages.push((id.0, page));
             Ok(())
         };
@@ -165,33 +198,63 @@ impl Writer {
     }
 
     fn disk(&mut self, day: usize) -> Result<DiskRecord> {
+        let hole_bytes = (4 + 64) * SECTOR_BYTES as u64;
+        let statistics =
+            Statistics { hole_bytes, zero_bytes: 64 * SECTOR_BYTES as u64, ..Default::default() };
+        let mut record = self.grid_disk("disk", &disk(day), &[], statistics)?;
+        let mut list = AllocationWriter::new();
+        for (sectors, is_allocated) in ALLOCATION {
+            list.push((sectors * SECTOR_BYTES) as u64, is_allocated);
+        }
+        record.allocation = Some(self.stream(PackKind::Map, &list.finish())?.0);
+        Ok(record)
+    }
+
+    /// The second disk, all of whose chunks but the first are told as pieces of the first disk's.
+    fn moved_disk(&mut self, day: usize) -> Result<DiskRecord> {
         let disk = disk(day);
+        let chunks: Vec<&[u8]> =
+            disk.chunks(CHUNK_BYTES as usize).filter(|chunk| !is_zero(chunk)).collect();
+        let bytes = moved(&disk);
+        self.grid_disk("moved", &bytes, &chunks, Statistics::default())
+    }
+
+    /// A disk on a grid. If there are `sources`, its chunk `i` but the first is the end of source
+    /// `i - 1` and the start of source `i`.
+    fn grid_disk(
+        &mut self,
+        name: &str,
+        disk: &[u8],
+        sources: &[&[u8]],
+        mut statistics: Statistics,
+    ) -> Result<DiskRecord> {
         let size = disk.len() as u64;
         let shape = MapShape::new(size, CHUNK_BYTES)?;
         let mut leaf = Leaf::ZERO;
-        let hole_bytes = (4 + 64) * SECTOR_BYTES as u64;
-        let mut statistics = Statistics {
-            virtual_bytes: size,
-            allocated_bytes: size - hole_bytes,
-            read_bytes: size - hole_bytes,
-            hole_bytes,
-            zero_bytes: 64 * SECTOR_BYTES as u64,
-            ..Statistics::default()
-        };
+        statistics.virtual_bytes = size;
+        statistics.allocated_bytes = size - statistics.hole_bytes;
+        statistics.read_bytes = statistics.allocated_bytes;
         for (slot, chunk) in disk.chunks(CHUNK_BYTES as usize).enumerate() {
-            let length = chunk.len() as u64;
-            if chunk.iter().all(|byte| *byte == 0) {
+            if is_zero(chunk) {
                 continue;
             }
-            let (id, is_new) = self.chunk(PackKind::Data, chunk);
+            let length = chunk.len() as u64;
+            let id = self.keys.chunk_id(chunk);
+            if slot > 0 && !sources.is_empty() {
+                self.splice(id, pieces(&self.keys, sources, slot, chunk.len()))?;
+                statistics.deduplicated_bytes += length;
+            } else {
+                let anchor = anchor(&self.keys, chunk).filter(|value| is_listed(*value));
+                let (_, is_new) = self.chunk(PackKind::Data, anchor, chunk);
+                statistics.new_bytes += if is_new { length } else { 0 };
+                statistics.new_chunks += u64::from(is_new);
+                statistics.unchanged_bytes += if is_new { 0 } else { length };
+            }
             let chaining = chaining_value(slot as u64 * u64::from(CHUNK_BYTES), chunk);
             leaf.slots[slot] = LeafSlot::Chunk { id, chaining };
-            statistics.new_bytes += if is_new { length } else { 0 };
-            statistics.new_chunks += u64::from(is_new);
-            statistics.unchanged_bytes += if is_new { 0 } else { length };
         }
         let mut pages = Vec::new();
-        let mut sink = |id: diskvault_format::id::PageId, page: Vec<u8>| -> Result<()> {
+        let mut sink = |id: PageId, page: Vec<u8>| -> Result<()> {
             pages.push((id.0, page));
             Ok(())
         };
@@ -199,13 +262,9 @@ impl Writer {
         builder.push(&self.keys, 0, &leaf, &mut sink)?;
         let top = builder.finish(&self.keys, &mut sink)?;
         self.pages(pages);
-        let mut list = AllocationWriter::new();
-        for (sectors, is_allocated) in ALLOCATION {
-            list.push((sectors * SECTOR_BYTES) as u64, is_allocated);
-        }
         let chunking = Chunking::fixed(CHUNK_BYTES);
         Ok(DiskRecord {
-            name: "disk".into(),
+            name: name.into(),
             size,
             root: shape.root(&self.keys, &chunking, top),
             chunking,
@@ -213,7 +272,7 @@ impl Writer {
             source_format: "raw".into(),
             top,
             digest: None,
-            allocation: Some(self.stream(PackKind::Map, &list.finish())?.0),
+            allocation: None,
             bad_extents: Vec::new(),
             token: Vec::new(),
             inherited: Vec::new(),
@@ -226,10 +285,14 @@ impl Writer {
 
     fn point(&mut self, day: usize, previous: &[PointId]) -> Result<PointId> {
         let lease = LeaseId(random(&format!("tiny lease {day}")));
-        let mut disk = self.disk(day)?;
+        let mut disks = vec![self.disk(day)?];
+        if day == 2 {
+            disks.push(self.moved_disk(day)?);
+        }
         let (content, is_new) = self.stream(PackKind::Data, XML.as_bytes())?;
         for (kind, name) in [(PackKind::Data, "data"), (PackKind::Map, "map")] {
-            disk.statistics.stored_bytes += self.flush(kind, lease, &format!("{name} {day}"))?;
+            disks[0].statistics.stored_bytes +=
+                self.flush(kind, lease, &format!("{name} {day}"))?;
         }
         let bytes = XML.len() as u64;
         let new_bytes = if is_new { bytes } else { 0 };
@@ -264,7 +327,7 @@ impl Writer {
             previous: previous.to_vec(),
             republishes: None,
             tags: vec![("day".into(), day.to_string())],
-            disks: vec![disk],
+            disks,
             streams: vec![stream],
             signature_kind: 0,
             extensions: Vec::new(),
@@ -296,6 +359,17 @@ impl Writer {
     }
 }
 
+/// Chunk `slot` of the second disk as pieces of the first disk's chunks.
+fn pieces(keys: &Keys, sources: &[&[u8]], slot: usize, length: usize) -> Vec<splice::Piece> {
+    let start = CHUNK_BYTES - MOVED_BY as u32;
+    let piece = |source: usize, offset: u32, bytes: u32| splice::Piece {
+        chunk: keys.chunk_id(sources[source]),
+        offset,
+        bytes,
+    };
+    vec![piece(slot - 1, start, MOVED_BY as u32), piece(slot, 0, (length - MOVED_BY) as u32)]
+}
+
 /// Makes the repository.
 pub fn make() -> Result<Made> {
     let repository = RepositoryId(*b"tiny repository!");
@@ -305,6 +379,7 @@ pub fn make() -> Result<Made> {
         stored: BTreeSet::new(),
         data: Vec::new(),
         map: Vec::new(),
+        anchors: 0,
     };
     let mut key_slots = vec![
         writer.slot(SlotKind::Passphrase, PASSPHRASE, "passphrase")?,
@@ -329,11 +404,15 @@ pub fn make() -> Result<Made> {
     writer.objects.insert(names::INSTANCE.to_owned(), copy);
     let first = writer.point(1, &[])?;
     writer.point(2, &[first])?;
+    if writer.anchors == 0 {
+        return Err("no footer of the repository has an anchor".into());
+    }
     let mut expected = Tree::new();
     for day in 1..=2 {
         expected.insert(format!("day-{day}/disk"), disk(day));
         expected.insert(format!("day-{day}/disk.allocation"), allocation_text().into_bytes());
         expected.insert(format!("day-{day}/vm.xml"), XML.as_bytes().to_vec());
     }
+    expected.insert("day-2/moved".into(), moved(&disk(2)));
     Ok(Made { objects: writer.objects, expected })
 }

@@ -12,6 +12,7 @@ use diskvault_format::map::{Inner, InnerSlot, Leaf, LeafSlot, MapShape, map_root
 use diskvault_format::names::{PointName, parse_config, parse_point};
 use diskvault_format::pack::{PackOpener, decode_header, decode_trailer, verify_padding};
 use diskvault_format::segment::{EntryKind, SegmentDecoder};
+use diskvault_format::splice::Splice;
 use diskvault_format::stream_map::{StreamEntry, StreamPage};
 use diskvault_format::{allocation, instance, record, sealed};
 use std::collections::BTreeMap;
@@ -104,9 +105,10 @@ fn unlock(objects: &Tree, secret: &[u8]) -> Result<Keys> {
     Ok(keys)
 }
 
-/// Opens every pack and gives all chunks and pages, each compared with its id.
+/// Opens every pack and gives all chunks and pages, each compared with its id. Splices come last,
+/// as the chunks of their pieces are in any pack.
 fn open_packs(objects: &Tree, keys: &Keys) -> Result<Pieces> {
-    let mut pieces = Pieces::new();
+    let (mut pieces, mut splices) = (Pieces::new(), BTreeMap::new());
     let mut decoder = SegmentDecoder::new()?;
     for (path, pack) in below(objects, "packs/") {
         let id = blake3::hash(pack).to_hex();
@@ -134,6 +136,10 @@ fn open_packs(objects: &Tree, keys: &Keys) -> Result<Pieces> {
                 let id = match entry.kind {
                     EntryKind::Chunk => keys.chunk_id(bytes).0,
                     EntryKind::Page => keys.page_id(bytes).0,
+                    EntryKind::Splice => {
+                        splices.insert(entry.id, Splice::decode(bytes)?);
+                        continue;
+                    }
                 };
                 if id != entry.id || pieces.insert(id, bytes.to_vec()).is_some() {
                     return Err("a piece has another id or is stored twice".into());
@@ -141,7 +147,23 @@ fn open_packs(objects: &Tree, keys: &Keys) -> Result<Pieces> {
             }
         }
     }
+    let told =
+        splices.into_iter().map(|(id, splice)| Ok((id, assemble(keys, &pieces, id, &splice)?)));
+    let told = told.collect::<Result<Pieces>>()?;
+    pieces.extend(told);
     Ok(pieces)
+}
+
+/// The chunk that a splice stands for, compared with its id.
+fn assemble(keys: &Keys, pieces: &Pieces, id: [u8; 32], splice: &Splice) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    for part in splice.pieces() {
+        bytes.extend_from_slice(part.of(piece(pieces, part.chunk.0)?)?);
+    }
+    if keys.chunk_id(&bytes).0 != id {
+        return Err("a splice has another id".into());
+    }
+    Ok(bytes)
 }
 
 /// Every manifest that has its ok.

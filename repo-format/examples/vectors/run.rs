@@ -96,6 +96,7 @@ fn run(vector: &Vector, fields: &Fields<'_>) -> Run {
         "pack" => pack::pack(fields, body),
         "segment" => pack::segment(body),
         "footer" => pack::footer(fields, body),
+        "splice" => pack::splice(body),
         "manifest" => sealed::manifest(body),
         "map-leaf" => map::leaf(fields, body),
         "map-inner" => map::inner(fields, body),

@@ -1,7 +1,7 @@
 //! The worked examples of the specification: the bytes in them are filled in by the crate, so that
 //! they are made anew together with the vectors. The words around them stay as they are written.
 
-use super::fixed::{segment_plaintext, subkey};
+use super::fixed::{anchor, is_listed, segment_plaintext, subkey};
 use super::run::{SUBKEYS, derive_slot};
 use super::{Result, Tree};
 use diskvault_format::config::Config;
@@ -11,7 +11,7 @@ use diskvault_format::key_slot::{KdfCost, KeySlot, SlotKind, SlotLabel, SlotNonc
 use diskvault_format::limits::FORMAT_VERSION;
 use diskvault_format::manifest::Manifest;
 use diskvault_format::pack::{PackKind, PackSecrets, PreparedSegment, assemble};
-use diskvault_format::segment::{Entry, EntryKind};
+use diskvault_format::segment::{Anchor, Entry, EntryKind};
 use diskvault_format::small::Lease;
 use diskvault_format::{record, sealed};
 
@@ -21,7 +21,7 @@ const REPOSITORY: RepositoryId = RepositoryId(ascending(0xa0));
 const LEASE: LeaseId = LeaseId(ascending(0xb0));
 /// 4096 times "A", compressed by libzstd 1.5 at level 3.
 const COMPRESSED: &[u8] = &[
-    0x28, 0xb5, 0x2f, 0xfd, 0x60, 0x00, 0x0f, 0x4d, 0x00, 0x00, 0x10, 0x41, 0x41, 0x01, 0x00, 0xfb,
+    0x28, 0xb5, 0x2f, 0xfd, 0x60, 0x00, 0x0f, 0x4d, 0x00, 0x00, 0x10, 0x42, 0x42, 0x01, 0x00, 0xfb,
     0xf7, 0x01, 0x16,
 ];
 
@@ -54,6 +54,7 @@ pub fn filled(pages: &Tree) -> Result<Tree> {
         ("31-key-slot.md", &|example| fill_key_slot(example, &slot)),
         ("32-pack.md", &fill_pack),
         ("36-manifest.md", &fill_manifest),
+        ("38-chunking.md", &fill_anchors),
     ] {
         let page = pages.get_mut(name).ok_or("a page is missing")?;
         let mut example = Example::find(page).map_err(|cause| format!("{name}: {cause}"))?;
@@ -222,7 +223,7 @@ fn fill_config(example: &mut Example, slot: KeySlotId) -> Result<()> {
 }
 
 fn fill_pack(example: &mut Example) -> Result<()> {
-    let runs = [0x41; 4096];
+    let runs = [0x42; 4096];
     let chunks: [(&[u8], u8, &[u8]); 2] =
         [(b"hello, world\n", 0, b"hello, world\n"), (&runs, 1, COMPRESSED)];
     let mut segments = Vec::new();
@@ -230,8 +231,12 @@ fn fill_pack(example: &mut Example) -> Result<()> {
         let id = keys().chunk_id(data).0;
         let entries = vec![Entry { id, kind: EntryKind::Chunk, bytes: data.len() as u32 }];
         let plaintext = segment_plaintext(codec, &entries, payload);
-        segments.push(PreparedSegment { entries, plaintext });
+        let value = anchor(&keys(), data).filter(|value| is_listed(*value));
+        let anchors = value.map(|value| Anchor { slot: 0, value }).into_iter().collect();
+        segments.push(PreparedSegment { entries, anchors, plaintext });
     }
+    let listed = segments[1].anchors.first().ok_or("the second chunk's anchor is not listed")?;
+    example.fill("anchor that is listed,\n`", &listed.value.to_be_bytes())?;
     for (ordinal, segment) in segments.iter().enumerate() {
         let before = if ordinal == 0 { "Chunk ids\n`" } else { "` and\n`" };
         example.fill(before, &segment.entries[0].id)?;
@@ -260,4 +265,17 @@ fn fill_manifest(example: &mut Example) -> Result<()> {
     manifest.validate()?;
     let object = sealed::seal(&keys(), ObjectKind::Manifest, "", &ascending(0x70), &bytes)?;
     example.fill("the point id\n`", blake3::hash(&object).as_bytes())
+}
+
+/// The anchors of the first three chunks of the page's example.
+fn fill_anchors(example: &mut Example) -> Result<()> {
+    let chunks = [("first", 56_199), ("second", 38_205), ("third", 221_937)];
+    let mut data = blake3::Hasher::new().finalize_xof();
+    for (number, bytes) in chunks {
+        let mut chunk = vec![0; bytes];
+        data.fill(&mut chunk);
+        let value = anchor(&keys(), &chunk).ok_or("the chunk is too short")?;
+        example.fill(&format!("\n{number} chunk  "), &value.to_be_bytes())?;
+    }
+    Ok(())
 }

@@ -1,8 +1,8 @@
-//! Vectors of whole packs (rules P-1 to P-13, S-1, S-2, S-9, S-10, N-3).
+//! Vectors of whole packs (rules P-1 to P-14, S-1, S-2, S-9 to S-12, N-3).
 
 use super::{changed, keyed, put};
 use crate::vectors::fixed::{
-    MASTER, REPOSITORY, keys, pattern, random, segment_plaintext, subkey, zstd_frame,
+    MASTER, REPOSITORY, anchor, keys, pattern, random, segment_plaintext, subkey, zstd_frame,
 };
 use crate::vectors::form::Vector;
 use crate::vectors::{Result, Set};
@@ -13,7 +13,8 @@ use diskvault_format::limits::FORMAT_VERSION;
 use diskvault_format::pack::{
     PackKind, PackSecrets, PreparedSegment, SealedPack, TRAILER_BYTES, assemble,
 };
-use diskvault_format::segment::{Entry, EntryKind, FRAME_BYTES};
+use diskvault_format::segment::{Anchor, Entry, EntryKind, FRAME_BYTES};
+use diskvault_format::splice::{Piece, Splice};
 
 fn pack_key() -> Secret {
     Secret::new(random("pack key"))
@@ -21,22 +22,27 @@ fn pack_key() -> Secret {
 
 fn prepared(kind: EntryKind, data: &[u8], compress: bool) -> PreparedSegment {
     let id = match kind {
-        EntryKind::Chunk => keys().chunk_id(data).0,
         EntryKind::Page => keys().page_id(data).0,
+        _ => keys().chunk_id(data).0,
     };
     let entries = vec![Entry { id, kind, bytes: data.len() as u32 }];
     let plaintext = match compress {
         true => segment_plaintext(1, &entries, &zstd_frame(data)),
         false => segment_plaintext(0, &entries, data),
     };
-    PreparedSegment { entries, plaintext }
+    PreparedSegment { entries, anchors: Vec::new(), plaintext }
 }
 
 /// A data pack of two segments, one raw and one compressed.
 fn sample(kind: PackKind, entry: EntryKind) -> Result<SealedPack> {
-    let secrets = PackSecrets { key: pack_key(), wrap_nonce: random("wrap nonce") };
     let runs = [vec![1; 5000], pattern(50), vec![2; 3000]].concat();
     let segments = vec![prepared(entry, &pattern(100), false), prepared(entry, &runs, true)];
+    packed(kind, segments)
+}
+
+/// A pack of these segments.
+fn packed(kind: PackKind, segments: Vec<PreparedSegment>) -> Result<SealedPack> {
+    let secrets = PackSecrets { key: pack_key(), wrap_nonce: random("wrap nonce") };
     Ok(assemble(&keys(), kind, LeaseId(random("lease")), &secrets, segments)?)
 }
 
@@ -104,7 +110,49 @@ pub fn add(set: &mut Set) -> Result<()> {
     add_repositories(set, &data);
     add_footers(set, &data);
     add_segments(set, &data);
-    add_tables(set)
+    add_tables(set)?;
+    add_anchors(set)?;
+    add_splices(set)
+}
+
+/// A data pack whose footer has an anchor of its only chunk.
+fn add_anchors(set: &mut Set) -> Result<()> {
+    let data = random::<5000>("a chunk with an anchor");
+    let value = anchor(&keys(), &data).ok_or("the chunk is too short")?;
+    let mut segment = prepared(EntryKind::Chunk, &data, false);
+    segment.anchors = vec![Anchor { slot: 0, value }];
+    let pack = packed(PackKind::Data, vec![segment])?;
+    let bytes = pack.bytes.clone();
+    set.add("pack/anchor", keyed(Vector::ok("pack", "a chunk with its anchor", bytes)));
+    let mut footer = pack.footer.clone();
+    footer.segments[0].anchors[0].slot = 1;
+    let bytes = with_footer(&pack, &footer.encode(), u32::MAX);
+    refuse(set, "anchor-slot", "P-14", "an anchor of entry 1 of one", bytes);
+    Ok(())
+}
+
+/// Map packs of a splice and of the chunk that its pieces are of.
+fn add_splices(set: &mut Set) -> Result<()> {
+    let data = pattern(700);
+    let chunk = keys().chunk_id(&data);
+    let piece = |offset, bytes| Piece { chunk, offset, bytes };
+    let pack = |pieces: &[Piece], told: &[u8]| -> Result<Vec<u8>> {
+        let splice = Splice::new(pieces.to_vec())?.encode();
+        let mut segment = prepared(EntryKind::Splice, &splice, false);
+        segment.entries[0].id = keys().chunk_id(told).0;
+        let segments = vec![segment, prepared(EntryKind::Chunk, &data, false)];
+        Ok(packed(PackKind::Map, segments)?.bytes)
+    };
+    let told = [&data[600..], &data[..90]].concat();
+    let pieces = [piece(600, 100), piece(0, 90)];
+    let good = pack(&pieces, &told)?;
+    set.add("pack/splice", keyed(Vector::ok("pack", "a splice of two pieces, a chunk", good)));
+    refuse(set, "splice-id", "S-9", "the pieces are another chunk", pack(&pieces, &told[1..])?);
+    let beyond = pack(&[piece(600, 101), piece(0, 90)], &told)?;
+    refuse(set, "splice-beyond", "S-12", "a piece ends a byte behind its chunk", beyond);
+    let behind = pack(&[piece(701, 1)], &told)?;
+    refuse(set, "splice-behind", "S-12", "a piece starts behind the end of its chunk", behind);
+    Ok(())
 }
 
 /// Packs whose segments are sealed well but hold something else than is said.
@@ -134,10 +182,7 @@ fn add_tables(set: &mut Set) -> Result<()> {
         ("table-kind", "S-10", "a page in the segment's table, a chunk in the footer", kind),
         ("table-count", "S-10", "the segment's table cuts the footer's entry in two", halves),
     ] {
-        let secrets = PackSecrets { key: pack_key(), wrap_nonce: random("wrap nonce") };
-        let writer = LeaseId(random("lease"));
-        let pack = assemble(&keys(), PackKind::Data, writer, &secrets, vec![segment])?;
-        refuse(set, path, rule, comment, pack.bytes);
+        refuse(set, path, rule, comment, packed(PackKind::Data, vec![segment])?.bytes);
     }
     Ok(())
 }
@@ -274,7 +319,7 @@ fn add_footers(set: &mut Set, pack: &SealedPack) {
     });
     let moved = changed(&plaintext, |bytes| put(bytes, 4, &65536_u32.to_le_bytes()));
     refuse("footer-outside", "P-11", "a segment lies behind the padding", again(&moved));
-    let kind = changed(&plaintext, |bytes| bytes[51] = 0);
+    let kind = changed(&plaintext, |bytes| bytes[55] = 0);
     refuse("footer-entry", "S-4", "an entry of kind 0", again(&kind));
 }
 

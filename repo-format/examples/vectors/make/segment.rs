@@ -1,11 +1,11 @@
-//! Vectors of the plaintext of segments (rules S-3 to S-8) and footers (P-10, P-11).
+//! Vectors of the plaintext of segments (rules S-3 to S-8) and footers (P-10, P-11, P-14).
 
 use super::{changed, put};
 use crate::vectors::Set;
 use crate::vectors::fixed::{keys, pattern, segment_plaintext, zstd_frame};
 use crate::vectors::form::Vector;
 use diskvault_format::footer::{Footer, FooterSegment};
-use diskvault_format::segment::{Entry, EntryKind};
+use diskvault_format::segment::{Anchor, Entry, EntryKind};
 
 /// 200 times "diskvault ", compressed by libzstd 1.5 at level 3.
 const COMPRESSED: &[u8] = &[
@@ -24,6 +24,7 @@ pub fn add(set: &mut Set) {
     add_payload_faults(set);
     add_footers(set);
     add_footer_faults(set);
+    add_anchors(set);
 }
 
 fn add_ok(set: &mut Set) {
@@ -34,6 +35,9 @@ fn add_ok(set: &mut Set) {
     let page = Entry { kind: EntryKind::Page, ..entry(&data[400..]) };
     ok("raw", "a chunk and a page, raw", segment_plaintext(0, &[entry(&data[..400]), page], &data));
     let text = b"diskvault ".repeat(200);
+    let splice = Entry { kind: EntryKind::Splice, bytes: 80, ..entry(&data) };
+    let splices = segment_plaintext(0, &[splice, page], &data[..380]);
+    ok("splice", "a splice and a page; its bytes are not looked at here", splices);
     ok("zstd", "one chunk, compressed", segment_plaintext(1, &[entry(&text)], COMPRESSED));
     let runs = [vec![7; 100_000], pattern(300), vec![9; 70_000]].concat();
     let entries = [entry(&runs[..65536]), entry(&runs[65536..])];
@@ -53,7 +57,7 @@ fn add_table_faults(set: &mut Set) {
     refuse("table-cut", "S-3", "ends inside the table", good[..15].to_vec());
     refuse("reserved", "S-3", "the reserved bytes are not zero", patch(2, &[1]));
     refuse("entry-kind-zero", "S-4", "an entry of kind 0", patch(11, &[0]));
-    refuse("entry-kind", "S-4", "an entry of kind 3", patch(11, &[3]));
+    refuse("entry-kind", "S-4", "an entry of kind 4", patch(11, &[4]));
     refuse("entry-empty", "S-4", "an entry of no bytes", patch(8, &[0, 0, 0]));
     refuse("entry-large", "S-4", "an entry of 4 MiB and a byte", patch(8, &[1, 0, 0x40]));
     refuse("no-entries", "S-5", "no entries", segment_plaintext(0, &[], &[]));
@@ -115,6 +119,7 @@ fn footer() -> Footer {
         offset,
         sealed_bytes,
         entries: vec![entry(data), entry(&data[1..])],
+        anchors: Vec::new(),
     };
     Footer { segments: vec![segment(192, 1000, &data), segment(1216, 900, &data[9..])] }
 }
@@ -142,7 +147,7 @@ fn add_footer_faults(set: &mut Set) {
     };
     let number =
         |offset, number: u32| changed(&good, |bytes| put(bytes, offset, &number.to_le_bytes()));
-    // The second segment's fields stand at 4 + 12 + 2 * 36 = 88.
+    // The second segment's fields stand at 4 + 16 + 2 * 36 = 92.
     refuse("empty", "P-10", "no bytes", Vec::new());
     refuse("no-segments", "P-10", "no segments", vec![0; 4]);
     refuse("segments-many", "P-10", "claims 2^18 + 1 segments", number(0, (1 << 18) + 1));
@@ -150,23 +155,49 @@ fn add_footer_faults(set: &mut Set) {
     refuse("segment-missing", "P-10", "claims three segments and has two", number(0, 3));
     refuse("trailing", "P-10", "one byte too many", [&good[..], &[0]].concat());
     refuse("segment-short", "P-11", "a segment of 16 bytes", number(8, 16));
-    refuse("unaligned", "P-11", "a frame off the multiple of 64", number(88, 1217));
+    refuse("unaligned", "P-11", "a frame off the multiple of 64", number(92, 1217));
     refuse("in-header", "P-11", "a frame inside the header", number(4, 128));
     refuse("overlap", "P-11", "the first segment reaches into the second", number(8, 1009));
-    refuse("order", "P-11", "both segments at the same offset", number(88, 192));
-    refuse("beyond", "P-11", "a segment reaches into the footer", number(92, 65536 - 1231));
-    refuse("beyond-all", "P-11", "a segment of 4 GiB", number(92, u32::MAX));
-    refuse("entry-kind", "S-4", "an entry of kind 9", changed(&good, |bytes| bytes[51] = 9));
-    refuse("entry-empty", "S-4", "an entry of no bytes", number(48, 1 << 24));
+    refuse("order", "P-11", "both segments at the same offset", number(92, 192));
+    refuse("beyond", "P-11", "a segment reaches into the footer", number(96, 65536 - 1231));
+    refuse("beyond-all", "P-11", "a segment of 4 GiB", number(96, u32::MAX));
+    refuse("entry-kind", "S-4", "an entry of kind 9", changed(&good, |bytes| bytes[55] = 9));
+    refuse("entry-empty", "S-4", "an entry of no bytes", number(52, 1 << 24));
     refuse("segment-empty", "S-5", "a segment without entries", {
         let mut footer = footer();
         footer.segments[0].entries.clear();
         footer.encode()
     });
-    refuse("entries-many", "S-5", "claims 4097 entries", number(96, 4097));
-    refuse("segment-large", "S-5", "a segment of more than 4 MiB", number(48, 1 << 24 | 4 << 20));
+    refuse("entries-many", "S-5", "claims 4097 entries", number(100, 4097));
+    refuse("segment-large", "S-5", "a segment of more than 4 MiB", number(52, 1 << 24 | 4 << 20));
     // A byte more than header, table, bytes and tag can be, in a pack with room for it.
-    let long = number(92, 8 + 4 * 4096 + (4 << 20) + 16 + 1);
+    let long = number(96, 8 + 4 * 4096 + (4 << 20) + 16 + 1);
     let long = Vector::refused("footer", "P-11", "a segment of 4 210 713 sealed bytes", long);
     set.add("footer/segment-long", long.with("first", 192).with("end", 8 << 20));
+}
+
+/// The footer with anchors of the entries `slots` of its second segment.
+fn anchored(slots: &[u32]) -> Vec<u8> {
+    let mut footer = footer();
+    let anchor = |slot: &u32| Anchor { slot: *slot, value: 0x0123_4567_8900_0063 };
+    footer.segments[1].anchors = slots.iter().map(anchor).collect();
+    footer.encode()
+}
+
+fn add_anchors(set: &mut Set) {
+    let mut add = |path: &str, rule: &str, comment: &str, bytes: Vec<u8>| {
+        let vector = bounded(Vector::refused("footer", rule, comment, bytes));
+        set.add(&format!("footer/anchor{path}"), vector);
+    };
+    add("s", "ok", "an anchor for each chunk of the second segment", anchored(&[0, 1]));
+    add("-some", "ok", "an anchor for the second chunk of the second segment", anchored(&[1]));
+    let any = changed(&anchored(&[1]), |bytes| bytes[184..].fill(255));
+    add("-any", "ok", "an anchor that no writer lists", any);
+    add("-cut", "P-10", "ends inside an anchor", anchored(&[1])[..191].to_vec());
+    let announced = changed(&anchored(&[0]), |bytes| bytes[104] = 2);
+    add("-missing", "P-10", "announces two anchors and has one", announced);
+    add("-slot", "P-14", "an anchor of entry 2 of two", anchored(&[2]));
+    add("-order", "P-14", "the anchors descend", anchored(&[1, 0]));
+    add("-same", "P-14", "two anchors of one entry", anchored(&[1, 1]));
+    add("s-many", "P-14", "three anchors of two entries", anchored(&[0, 1, 2]));
 }

@@ -10,7 +10,9 @@ use diskvault_format::id::to_hex;
 use diskvault_format::pack::{
     PackOpener, Trailer, WRAP_BYTES, decode_header, decode_trailer, verify_ends, verify_padding,
 };
-use diskvault_format::segment::{Entry, EntryKind, EntryShape, SegmentDecoder};
+use diskvault_format::segment::{Anchor, Entry, EntryKind, EntryShape, SegmentDecoder};
+use diskvault_format::splice::{Piece, Splice};
+use std::collections::BTreeMap;
 
 fn show_entry(entry: &Entry) -> String {
     format!("{}:{}", to_hex(&entry.id), show_shape(&entry.shape()))
@@ -22,6 +24,15 @@ fn show_shape(shape: &EntryShape) -> String {
 
 fn show_segment(segment: &FooterSegment) -> String {
     format!("{}+{}:{}", segment.offset, segment.stored_bytes(), segment.entries.len())
+}
+
+fn show_anchors((ordinal, segment): (usize, &FooterSegment)) -> Vec<String> {
+    let show = |anchor: &Anchor| format!("{ordinal}.{}:{:016x}", anchor.slot, anchor.value);
+    segment.anchors.iter().map(show).collect()
+}
+
+fn show_piece(piece: &Piece) -> String {
+    format!("{}:{}+{}", piece.chunk, piece.offset, piece.bytes)
 }
 
 /// A pack: both ends, footer, padding, every segment, every id. With `read: tail` it is read as
@@ -56,9 +67,9 @@ pub fn pack(fields: &Fields<'_>, body: &[u8]) -> Run {
         let plaintext = opener.open_segment(ordinal as u32, &mut stored)?;
         let mut data = Vec::new();
         segment.verify_table(&SegmentDecoder::new()?.decode(plaintext, &mut data)?)?;
-        check_ids(&opened, &segment.entries, &data)?;
         whole.append(&mut data);
     }
+    check_ids(&opened, &footer, &whole)?;
     let mut facts = Facts::default();
     facts.add_bytes("pack-id", blake3::hash(body).as_bytes());
     facts.add("kind", format!("{:?}", trailer.identity.kind).to_lowercase());
@@ -69,6 +80,7 @@ pub fn pack(fields: &Fields<'_>, body: &[u8]) -> Run {
     facts.add_list("segments", footer.segments.iter().map(show_segment));
     let entries = footer.segments.iter().flat_map(|segment| &segment.entries);
     facts.add_list("entries", entries.map(show_entry));
+    facts.add_list("anchors", footer.segments.iter().enumerate().flat_map(show_anchors));
     facts.add_bytes("plaintext-blake3", blake3::hash(&whole).as_bytes());
     intermediates(&opened, &trailer, &mut sealed_footer(body, &trailer), &mut facts)?;
     Ok(facts)
@@ -79,17 +91,38 @@ fn sealed_footer(body: &[u8], trailer: &Trailer) -> Vec<u8> {
     body[start..start + trailer.footer_bytes as usize].to_vec()
 }
 
-fn check_ids(opened: &Opened, entries: &[Entry], mut data: &[u8]) -> Result<(), Stop> {
-    for entry in entries {
+/// Every id. Splices come last: the chunks of their pieces are in the pack too.
+fn check_ids(opened: &Opened, footer: &Footer, mut data: &[u8]) -> Result<(), Stop> {
+    let mut chunks = BTreeMap::new();
+    let mut splices = Vec::new();
+    let differs = || refuse("S-9", "an id is not that of the bytes");
+    for entry in footer.segments.iter().flat_map(|segment| &segment.entries) {
         let (bytes, rest) = data.split_at(entry.bytes as usize);
+        data = rest;
         let id = match entry.kind {
             EntryKind::Chunk => opened.keys.chunk_id(bytes).0,
             EntryKind::Page => opened.keys.page_id(bytes).0,
+            EntryKind::Splice => {
+                splices.push((entry.id, Splice::decode(bytes)?));
+                continue;
+            }
         };
         if id != entry.id {
-            return Err(refuse("S-9", "an id is not that of the bytes"));
+            return Err(differs());
         }
-        data = rest;
+        if entry.kind == EntryKind::Chunk {
+            chunks.insert(id, bytes);
+        }
+    }
+    for (id, splice) in splices {
+        let mut whole = Vec::new();
+        for piece in splice.pieces() {
+            let chunk = chunks.get(&piece.chunk.0).ok_or("a piece's chunk is in no segment")?;
+            whole.extend_from_slice(piece.of(chunk)?);
+        }
+        if opened.keys.chunk_id(&whole).0 != id {
+            return Err(differs());
+        }
     }
     Ok(())
 }
@@ -153,5 +186,15 @@ pub fn footer(fields: &Fields<'_>, body: &[u8]) -> Run {
     facts.add_list("segments", footer.segments.iter().map(show_segment));
     let entries = footer.segments.iter().flat_map(|segment| &segment.entries);
     facts.add_list("entries", entries.map(show_entry));
+    facts.add_list("anchors", footer.segments.iter().enumerate().flat_map(show_anchors));
+    Ok(facts)
+}
+
+/// The bytes of an entry that is a splice.
+pub fn splice(body: &[u8]) -> Run {
+    let splice = Splice::decode(body)?;
+    let mut facts = Facts::default();
+    facts.add_list("pieces", splice.pieces().iter().map(show_piece));
+    facts.add("chunk-bytes", splice.chunk_bytes());
     Ok(facts)
 }
