@@ -7,7 +7,7 @@ use diskvault::chunking::{ContentCutter, ContentParameters, Gear, is_zero};
 use diskvault::environment::SystemEnvironment;
 use diskvault::index::ChunkIndex;
 use diskvault::monitor::Silent;
-use diskvault::repository::packer::ZSTD_LEVEL;
+use diskvault::repository::packer::{Compression, ZSTD_LEVEL};
 use diskvault::repository::secrets::Passphrase;
 use diskvault::repository::{InitOptions, Repository, initialise};
 use diskvault::source::InputKind;
@@ -290,6 +290,7 @@ fn backup(repository: &Repository, folder: &Folder) {
         series: "bench".into(),
         inputs: vec![input],
         chunker: ChunkerChoice::Fixed,
+        compression: Compression::default(),
         stdin_name: None,
         tags: Vec::new(),
         time_unix_ns: None,

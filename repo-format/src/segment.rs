@@ -139,6 +139,8 @@ pub const LEVEL_DEFAULT: i32 = 3;
 /// Compresses segments; one for each worker, because the zstd context is reused.
 pub struct SegmentEncoder {
     compressor: zstd::bulk::Compressor<'static>,
+    /// `None` to store raw.
+    level: Option<i32>,
 }
 
 impl SegmentEncoder {
@@ -148,13 +150,31 @@ impl SegmentEncoder {
     /// S-8 if zstd cannot be set up.
     pub fn new(level: i32) -> Result<Self> {
         let cannot = |cause| malformed("S-8", format!("cannot start zstd: {cause}"));
-        let mut compressor = zstd::bulk::Compressor::new(level).map_err(cannot)?;
-        if level == LEVEL_DEFAULT {
-            // Tables of twice the size: 0.5 % smaller for 8 % of zstd's time, on 4 MiB of a disk.
-            compressor.set_parameter(CParameter::HashLog(18)).map_err(cannot)?;
-            compressor.set_parameter(CParameter::ChainLog(17)).map_err(cannot)?;
+        let compressor = zstd::bulk::Compressor::new(level).map_err(cannot)?;
+        let mut encoder = SegmentEncoder { compressor, level: None };
+        encoder.set_level(Some(level))?;
+        Ok(encoder)
+    }
+
+    /// Another level for the segments that follow; `None` stores them raw.
+    ///
+    /// # Errors
+    /// S-8 if zstd refuses it.
+    pub fn set_level(&mut self, level: Option<i32>) -> Result<()> {
+        if self.level == level {
+            return Ok(());
         }
-        Ok(SegmentEncoder { compressor })
+        if let Some(level) = level {
+            let cannot = |cause| malformed("S-8", format!("cannot set up zstd: {cause}"));
+            // Tables of twice the size: 0.5 % smaller for 8 % of zstd's time, on 4 MiB of a disk.
+            // 0 stands for what zstd takes by itself.
+            let (hash, chain) = if level == LEVEL_DEFAULT { (18, 17) } else { (0, 0) };
+            self.compressor.set_compression_level(level).map_err(cannot)?;
+            self.compressor.set_parameter(CParameter::HashLog(hash)).map_err(cannot)?;
+            self.compressor.set_parameter(CParameter::ChainLog(chain)).map_err(cannot)?;
+        }
+        self.level = level;
+        Ok(())
     }
 
     /// Encodes the plaintext of a segment whose entries' bytes stand in `data` in order.
@@ -175,6 +195,11 @@ impl SegmentEncoder {
             entry.shape().write(output);
         }
         let start = output.len();
+        if self.level.is_none() {
+            output[0] = CODEC_RAW;
+            output.extend_from_slice(data);
+            return Ok(());
+        }
         output.resize(start + zstd::zstd_safe::compress_bound(total), 0);
         let used = self
             .compressor

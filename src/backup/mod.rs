@@ -21,7 +21,7 @@ pub use plan::{ChunkerChoice, InputRequest, PlannedSource, validate_request as v
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::repository::packer::ChunkWriter;
+use crate::repository::packer::{ChunkWriter, Compression};
 use crate::repository::points::{Point, PointSet};
 use crate::repository::session::{Session, remember_heads};
 use diskvault_format::id::{BackupId, PointId};
@@ -41,6 +41,8 @@ pub struct BackupOptions {
     pub inputs: Vec<InputRequest>,
     /// How disks are cut.
     pub chunker: ChunkerChoice,
+    /// How hard what is new is compressed.
+    pub compression: Compression,
     /// Name for standard input.
     pub stdin_name: Option<String>,
     /// Tags: key and value.
@@ -122,8 +124,13 @@ fn run_once(
     let parts = plan::decide(repository, options, sources, parent.as_ref(), monitor)?;
     let mut manifest =
         start_manifest(repository, &session, options, backup_id, started_unix_ns, parent.as_ref())?;
-    let mut writer =
-        ChunkWriter::new(repository, session.lease(), session.presence().clone(), pool.clone());
+    let mut writer = ChunkWriter::new(
+        repository,
+        session.lease(),
+        session.presence().clone(),
+        pool.clone(),
+        options.compression,
+    );
     for part in parts {
         let mut context = Context {
             repository,

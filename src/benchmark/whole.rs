@@ -9,6 +9,7 @@ use crate::environment::SystemEnvironment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::locate::Locator;
+use crate::repository::packer::Compression;
 use crate::repository::points::read_manifest;
 use crate::repository::secrets::Passphrase;
 use crate::repository::{InitOptions, Repository, initialise};
@@ -158,6 +159,7 @@ fn backup_options(disk: &File) -> BackupOptions {
             kind: Some(InputKind::Disk),
         }],
         chunker: ChunkerChoice::Fixed,
+        compression: Compression::default(),
         stdin_name: None,
         tags: Vec::new(),
         time_unix_ns: None,

@@ -9,6 +9,7 @@ use crate::backup::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::address::{format_time_utc, parse_time};
+use crate::repository::packer::{Compression, LEVELS};
 use crate::source::InputKind;
 use clap::ValueEnum;
 use serde_json::{Value, json};
@@ -32,6 +33,9 @@ pub struct Arguments {
     /// How disks are cut
     #[arg(long, value_enum, default_value_t = Chunker::Auto)]
     chunker: Chunker,
+    /// zstd level from 1 to 19, `off`, or `auto`: as high as the storage leaves time for
+    #[arg(long, value_name = "LEVEL", default_value = "3", value_parser = parse_compression)]
+    compression: Compression,
     /// Name for standard input
     #[arg(long, value_name = "NAME")]
     stdin_name: Option<String>,
@@ -79,6 +83,19 @@ impl Digest {
     }
 }
 
+fn parse_compression(text: &str) -> std::result::Result<Compression, String> {
+    match text {
+        "off" => Ok(Compression::Off),
+        "auto" => Ok(Compression::Auto),
+        _ => text
+            .parse()
+            .ok()
+            .filter(|level| LEVELS.contains(level))
+            .map(Compression::Level)
+            .ok_or_else(|| "expected off, auto or a zstd level from 1 to 19".to_string()),
+    }
+}
+
 /// Splits `NAME=PATH` or `KEY=VALUE` at the first `=`.
 fn split_pair<'a>(text: &'a str, option: &str) -> Result<(&'a str, &'a str)> {
     text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(|| {
@@ -115,6 +132,7 @@ fn options_of(arguments: Arguments) -> Result<BackupOptions> {
             Chunker::Fixed => ChunkerChoice::Fixed,
             Chunker::Fastcdc => ChunkerChoice::Content,
         },
+        compression: arguments.compression,
         stdin_name: arguments.stdin_name,
         tags,
         time_unix_ns: arguments.time.as_deref().map(parse_time).transpose()?,

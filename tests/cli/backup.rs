@@ -318,3 +318,36 @@ fn the_longest_names_and_the_oldest_times_work() {
     vault.assert_restores(&format!("{name}@1700-01-01/{name}"), b"content");
     vault.assert_intact();
 }
+
+#[test]
+fn compression_is_chosen() {
+    // A program: something that more searching finds more in.
+    let mut content = fs::read(std::env::current_exe().unwrap()).unwrap();
+    content.truncate(6 * MIB as usize);
+    let stored = ["off", "1", "3", "9", "auto"].map(|level| {
+        let vault = Vault::new();
+        let file = vault.write("file", &content);
+        let arguments = ["backup", "--name", "a", "--compression", level, &file];
+        let summary = vault.json(&arguments);
+        vault.assert_restores("a", &content);
+        vault.assert_intact();
+        summary["stored_bytes"].as_u64().unwrap()
+    });
+    assert!(stored[0] >= content.len() as u64, "{stored:?}");
+    assert!(stored[0] > stored[1] && stored[1] > stored[2] && stored[2] > stored[3], "{stored:?}");
+    assert!((stored[3]..=stored[2]).contains(&stored[4]), "{stored:?}");
+}
+
+#[test]
+fn a_compression_that_is_none_is_refused() {
+    let vault = Vault::new();
+    vault.write("file", b"content");
+    for bad in ["0", "20", "-1", "none", "3.5"] {
+        let option = format!("--compression={bad}");
+        let outcome = vault.run(&["backup", "--name", "bad", &option, "file"]);
+        assert_eq!(outcome.code, 2, "{outcome:?}");
+        outcome.says("expected off, auto or a zstd level from 1 to 19");
+    }
+    assert_eq!(vault.point_count(), 0);
+    vault.assert_intact();
+}

@@ -10,6 +10,7 @@ use diskvault::environment::Environment;
 use diskvault::error::Result;
 use diskvault::monitor::Silent;
 use diskvault::repository::locate::Locator;
+use diskvault::repository::packer::Compression;
 use diskvault::repository::points::{Point, PointSet};
 use diskvault::repository::secrets::Passphrase;
 use diskvault::repository::{InitOptions, Repository, initialise};
@@ -114,6 +115,7 @@ impl Lab {
             series: series.into(),
             inputs: inputs.to_vec(),
             chunker,
+            compression: Compression::default(),
             stdin_name: None,
             tags: Vec::new(),
             time_unix_ns: None,

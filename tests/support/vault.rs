@@ -12,6 +12,7 @@ use diskvault::environment::Environment;
 use diskvault::error::{Error, Result};
 use diskvault::monitor::{Monitor, Silent};
 use diskvault::repository::locate::Locator;
+use diskvault::repository::packer::Compression;
 use diskvault::repository::points::{Point, PointSet};
 use diskvault::repository::secrets::Passphrase;
 use diskvault::repository::{InitOptions, Repository, initialise};
@@ -234,6 +235,7 @@ pub fn options(series: &str, inputs: Vec<InputRequest>) -> BackupOptions {
         series: series.into(),
         inputs,
         chunker: ChunkerChoice::Fixed,
+        compression: Compression::default(),
         stdin_name: None,
         tags: Vec::new(),
         time_unix_ns: None,

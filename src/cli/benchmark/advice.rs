@@ -58,8 +58,8 @@ fn first_text(facts: &Facts<'_>, first: &Prediction) -> String {
         );
         if let Some((level, saved)) = free_level(facts.storage, facts.parts) {
             text = format!(
-                "{text}. zstd {level} would cost no time and save {:.0} % of the room (this \
-                 version always uses {ZSTD_LEVEL})",
+                "{text}. `backup --compression {level}` costs no time there and saves {:.0} % of \
+                 the room; `auto` finds out by itself",
                 saved * 100.0
             );
         }
@@ -73,8 +73,7 @@ fn first_text(facts: &Facts<'_>, first: &Prediction) -> String {
         _ => "and the processor would still be the limit",
     };
     format!(
-        "{text}. More or faster cores help; zstd {lowest} would give {}, {limit} (this version \
-         always uses {ZSTD_LEVEL})",
+        "{text}. More or faster cores help; `backup --compression {lowest}` gives {}, {limit}",
         format_rate(faster.rate)
     )
 }
