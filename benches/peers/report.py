@@ -105,20 +105,20 @@ def other_sections(figures, tables):
     return "\n\n".join(parts)
 
 
-def replace_section(path, text):
-    """Puts the text between the markers of a document."""
+def replace_between(path, begin, end, text):
+    """Puts the text between two markers of a document, at its end if they are not there yet."""
     document = ""
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
             document = file.read()
-    if BEGIN not in document:
-        document = document.rstrip("\n") + f"\n\n{BEGIN}\n{END}\n"
-    if END not in document.split(BEGIN, 1)[1]:
-        raise RuntimeError(f"cannot write {path}: {BEGIN} has no {END} behind it")
-    before, rest = document.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
+    if begin not in document:
+        document = document.rstrip("\n") + f"\n\n{begin}\n{end}\n"
+    if end not in document.split(begin, 1)[1]:
+        raise RuntimeError(f"cannot write {path}: {begin} has no {end} behind it")
+    before, rest = document.split(begin, 1)
+    after = rest.split(end, 1)[1]
     with open(path + ".part", "w", encoding="utf-8") as file:
-        file.write(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        file.write(f"{before}{begin}\n{text}\n{end}{after}")
     os.rename(path + ".part", path)
 
 
@@ -135,7 +135,8 @@ def main():
     sections = [introduction(figures, picture), goal_section(figures)]
     sections += [history_section(figures, tables, history) for history in TITLES]
     sections.append(other_sections(figures, tables))
-    replace_section(options.into, "\n\n".join(part for part in sections if part))
+    text = "\n\n".join(part for part in sections if part)
+    replace_between(options.into, BEGIN, END, text)
     with open(options.chart, "w", encoding="utf-8") as file:
         file.write(chart.draw(figures))
 
