@@ -14,18 +14,20 @@ use diskvault::repository::Repository;
 use diskvault::repository::locate::Locator;
 use diskvault::repository::objects::seal_record;
 use diskvault::repository::pack_reader::pack_name;
+use diskvault::repository::points::PointSet;
+use diskvault::repository::session::Session;
 use diskvault::restore::fetch::Wanted;
 use diskvault::storage::{Folder, ObjectName};
 use diskvault_format::crypto::{ObjectKind, Secret};
 use diskvault_format::id::{ChunkId, LeaseId, PackId};
-use diskvault_format::pack::{PackKind, PackSecrets, PreparedSegment, assemble};
+use diskvault_format::pack::{PackKind, PackSecrets, PreparedSegment, SealedPack, assemble};
 use diskvault_format::segment::{Entry, EntryKind, SegmentDecoder, SegmentEncoder};
 use diskvault_format::small::Condemned;
 use diskvault_format::splice::{PIECE_BYTES, Piece, Splice};
 use lab::Lab;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use support::vault::{Parts, Vault, damage_of, noise};
+use support::vault::{Parts, Vault, damage_of, noise, restore};
 
 const FILE_BYTES: usize = 4 << 20;
 const MIB: usize = 1 << 20;
@@ -138,11 +140,7 @@ fn lost_pieces_are_named_and_stored_again() {
 fn pieces_in_condemned_packs_are_not_built_upon() {
     let (mut vault, repository) = with_two_phases();
     let packs = packs_of_kind(&repository, PackKind::Data);
-    let list = Condemned { packs: packs.clone(), host: "pruner".into(), time_unix_ns: 1 };
-    let name = ObjectName::new(Folder::Condemned, &"ab".repeat(16)).unwrap();
-    let object =
-        seal_record(repository.keys(), ObjectKind::Condemned, Some(&name), &[3; 24], &list);
-    vault.storage.insert(&name, object.unwrap());
+    let name = condemn(&vault, &repository, &packs);
     // What is there as splices, and what would be one for the first time.
     let known = vault.backup(&repository, "c", &with_file_at(1000)).unwrap();
     assert_eq!(known.statistics.new_bytes, with_file_at(1000)["vda"].len() as u64);
@@ -160,65 +158,155 @@ fn pieces_in_condemned_packs_are_not_built_upon() {
     }
 }
 
+type Forge = fn(&[Piece]) -> Vec<Piece>;
+
+/// What may be wrong with a splice, and what is said then.
+const FORGERIES: [(Forge, &str); 4] = [
+    (|pieces| with_first(pieces, |piece| piece.offset -= 1), "S-9"),
+    (|pieces| with_first(pieces, |piece| piece.offset += 1), "S-12"),
+    (|pieces| pieces[..1].to_vec(), "M-8"),
+    (|pieces| with_first(pieces, |piece| piece.chunk = ChunkId([8; 32])), "no pack holds it"),
+];
+
+fn with_first(pieces: &[Piece], change: impl Fn(&mut Piece)) -> Vec<Piece> {
+    let mut pieces = pieces.to_vec();
+    change(&mut pieces[0]);
+    pieces
+}
+
 /// Replaces every splice by what `forge` makes of it; pages stay as they are.
 fn forge(vault: &Vault, repository: &Repository, forge: &dyn Fn(&[Piece]) -> Vec<Piece>) {
-    let keys = repository.keys();
-    let locator = Locator::open(repository, &Silent).unwrap();
-    let (mut decoder, mut encoder) =
-        (SegmentDecoder::new().unwrap(), SegmentEncoder::new(3).unwrap());
     for id in packs_of_kind(repository, PackKind::Map) {
-        let pack = locator.pack(repository, id).unwrap();
-        let mut segments = Vec::new();
-        for (ordinal, segment) in (0..).zip(&pack.footer.segments) {
-            let mut data = Vec::new();
-            pack.read_segment(&vault.storage, ordinal, &mut decoder, &mut data).unwrap();
-            let (mut entries, mut forged, mut start) = (Vec::new(), Vec::new(), 0);
-            for entry in &segment.entries {
-                let mut bytes = data[start..start + entry.bytes as usize].to_vec();
-                start += bytes.len();
-                if entry.kind == EntryKind::Splice {
-                    let splice = Splice::decode(&bytes).unwrap();
-                    bytes = Splice::new(forge(splice.pieces())).unwrap().encode();
-                }
-                entries.push(Entry { bytes: bytes.len() as u32, ..*entry });
-                forged.extend(bytes);
-            }
-            let mut plaintext = Vec::new();
-            encoder.encode(&entries, &forged, &mut plaintext).unwrap();
-            segments.push(PreparedSegment { entries, anchors: Vec::new(), plaintext });
-        }
-        let secrets = PackSecrets { key: Secret::new([5; 32]), wrap_nonce: [6; 24] };
-        let pack = assemble(keys, PackKind::Map, LeaseId([7; 16]), &secrets, segments).unwrap();
+        let pack = forged(vault, repository, id, 5, forge);
         vault.storage.remove(pack_name(id).unwrap());
         vault.storage.insert(pack_name(pack.id).unwrap(), pack.bytes);
     }
 }
 
+/// A map pack with other splices; `number` gives it another id.
+fn forged(
+    vault: &Vault,
+    repository: &Repository,
+    id: PackId,
+    number: u8,
+    forge: &dyn Fn(&[Piece]) -> Vec<Piece>,
+) -> SealedPack {
+    let locator = Locator::open(repository, &Silent).unwrap();
+    let mut decoder = SegmentDecoder::new().unwrap();
+    let mut encoder = SegmentEncoder::new(3).unwrap();
+    let pack = locator.pack(repository, id).unwrap();
+    let mut segments = Vec::new();
+    for (ordinal, segment) in (0..).zip(&pack.footer.segments) {
+        let mut data = Vec::new();
+        pack.read_segment(&vault.storage, ordinal, &mut decoder, &mut data).unwrap();
+        let (mut entries, mut forged, mut start) = (Vec::new(), Vec::new(), 0);
+        for entry in &segment.entries {
+            let mut bytes = data[start..start + entry.bytes as usize].to_vec();
+            start += bytes.len();
+            if entry.kind == EntryKind::Splice {
+                let splice = Splice::decode(&bytes).unwrap();
+                bytes = Splice::new(forge(splice.pieces())).unwrap().encode();
+            }
+            entries.push(Entry { bytes: bytes.len() as u32, ..*entry });
+            forged.extend(bytes);
+        }
+        let mut plaintext = Vec::new();
+        encoder.encode(&entries, &forged, &mut plaintext).unwrap();
+        segments.push(PreparedSegment { entries, anchors: Vec::new(), plaintext });
+    }
+    let secrets = PackSecrets { key: Secret::new([number; 32]), wrap_nonce: [6; 24] };
+    let lease = LeaseId([7; 16]);
+    assemble(repository.keys(), PackKind::Map, lease, &secrets, segments).unwrap()
+}
+
+/// A chunk may have been stored as several splices; those that are no good do not hide one that is.
+#[test]
+fn a_good_splice_is_found_among_others() {
+    for (forgery, rule) in FORGERIES {
+        let (vault, repository) = with_two_phases();
+        for id in packs_of_kind(&repository, PackKind::Map) {
+            // As many as it takes that some come before the good one and some behind, in the order
+            // of their names.
+            let ids: Vec<PackId> = (5..13)
+                .map(|number| {
+                    let pack = forged(&vault, &repository, id, number, &forgery);
+                    vault.storage.insert(pack_name(pack.id).unwrap(), pack.bytes);
+                    pack.id
+                })
+                .collect();
+            assert!(ids.iter().any(|forged| *forged < id) && ids.iter().any(|forged| *forged > id));
+        }
+        let repository = vault.open("stranger").unwrap();
+        let outcomes = vault.restore_all(&repository).unwrap();
+        assert!(outcomes.values().all(Result::is_ok), "{rule}: {outcomes:?}");
+        let found = damage_of(&vault.check(&repository, true).unwrap());
+        assert!(found.contains("cannot be put together"), "{rule}: {found}");
+    }
+}
+
+/// A chunk stored both ways comes back by its splice when its bytes are gone, though the index of
+/// this run still knows them.
+#[test]
+fn a_splice_stands_in_for_bytes_that_are_gone() {
+    let (mut vault, repository) = with_two_phases();
+    let first = packs_of_kind(&repository, PackKind::Data);
+    let name = condemn(&vault, &repository, &first);
+    let again = vault.backup(&repository, "c", &with_file_at(1000)).unwrap();
+    assert_eq!(again.statistics.new_bytes, with_file_at(1000)["vda"].len() as u64);
+    // The pruner thinks better of it: the file is there by its bytes in both phases.
+    vault.storage.remove(&name);
+    let repository = vault.open("stranger").unwrap();
+    let locator = Locator::open(&repository, &Silent).unwrap();
+    let all = packs_of_kind(&repository, PackKind::Data);
+    for id in all.iter().filter(|id| !first.contains(id)) {
+        vault.storage.remove(pack_name(*id).unwrap());
+    }
+    let points = PointSet::load(&repository).unwrap();
+    for point in points.points.iter().filter(|point| point.manifest.series != "a") {
+        // What was not spliced in the second point is in the first packs, too.
+        let restored = restore(&repository, &locator, point).unwrap();
+        assert!(restored == with_file_at(1000), "{}", point.manifest.series);
+    }
+}
+
+fn condemn(vault: &Vault, repository: &Repository, packs: &[PackId]) -> ObjectName {
+    let list = Condemned { packs: packs.to_vec(), host: "pruner".into(), time_unix_ns: 1 };
+    let name = ObjectName::new(Folder::Condemned, &"ab".repeat(16)).unwrap();
+    let object =
+        seal_record(repository.keys(), ObjectKind::Condemned, Some(&name), &[3; 24], &list);
+    vault.storage.insert(&name, object.unwrap());
+    name
+}
+
+/// A map pack holds content now: a point that was made while one was met damaged may have taken
+/// over what is in it, so the next backup has to look again.
+#[test]
+fn damage_met_on_the_way_is_not_remembered_as_whole() {
+    let (mut vault, repository) = with_two_phases();
+    let report = vault.backup(&repository, "b", &with_file_at(1000)).unwrap();
+    assert_eq!(report.statistics.new_bytes, 0);
+    let is_known = |repository: &Repository| {
+        let session = Session::begin(repository, "host", &Silent).unwrap();
+        let point = session.points().latest("b").unwrap();
+        session.is_known_complete(point).unwrap()
+    };
+    assert!(is_known(&repository));
+    let top = report.manifest.disks[0].top.unwrap();
+    let locator = Locator::open(&repository, &Silent).unwrap();
+    let found = locator.find(&repository, &top.0).unwrap().unwrap();
+    let segment = &found.pack.footer.segments[found.segment as usize];
+    let bad = segment.offset as usize + 100;
+    assert!(vault.storage.corrupt(pack_name(found.pack.id).unwrap(), |data| data[bad] ^= 1));
+    drop(locator);
+    let report = vault.backup(&repository, "b", &with_file_at(1000)).unwrap();
+    assert!(!is_known(&repository));
+    let outcomes = vault.restore_all(&repository).unwrap();
+    assert!(outcomes[&report.point].is_ok(), "{outcomes:?}");
+}
+
 #[test]
 fn forged_splices_are_refused() {
-    type Forge = fn(&[Piece]) -> Vec<Piece>;
-    let other_bytes: Forge = |pieces| {
-        let mut pieces = pieces.to_vec();
-        pieces[0].offset -= 1;
-        pieces
-    };
-    let behind_the_end: Forge = |pieces| {
-        let mut pieces = pieces.to_vec();
-        pieces[0].offset += 1;
-        pieces
-    };
-    let shorter: Forge = |pieces| pieces[..1].to_vec();
-    let unknown: Forge = |pieces| {
-        let mut pieces = pieces.to_vec();
-        pieces[1].chunk = ChunkId([8; 32]);
-        pieces
-    };
-    for (forgery, rule) in [
-        (other_bytes, "S-9"),
-        (behind_the_end, "S-12"),
-        (shorter, "M-8"),
-        (unknown, "no pack holds it"),
-    ] {
+    for (forgery, rule) in FORGERIES {
         let (vault, repository) = with_two_phases();
         forge(&vault, &repository, &forgery);
         let repository = vault.open("stranger").unwrap();
@@ -269,7 +357,7 @@ fn what_is_spread_over_segments_comes_in_rounds() {
             let chunk = &data[start..start + MIB];
             let offset = (round * data.len() + start) as u64;
             let item = Wanted { offset, bytes: MIB as u32, id: keys.chunk_id(chunk) };
-            wanted.push((item, Some(splice)));
+            wanted.push((item, splice));
             expected.insert(offset, chunk);
         }
     }
@@ -280,7 +368,8 @@ fn what_is_spread_over_segments_comes_in_rounds() {
         assert!(before.is_none(), "{offset} came twice");
         Ok(())
     };
-    lab.fetcher(&locator).fetch_all(wanted, &sink).unwrap();
+    let refused = lab.fetcher(&locator).put_together(wanted, &sink).unwrap();
+    assert!(refused.is_empty(), "{refused:?}");
     let found = found.into_inner().unwrap();
     assert_eq!(found.len(), expected.len());
     assert!(found.iter().all(|(offset, chunk)| expected[offset] == &chunk[..]));

@@ -13,7 +13,7 @@
 use crate::chunking::anchor::place_of;
 use crate::error::Result;
 use crate::repository::Repository;
-use crate::repository::entries::place_of_anchor;
+use crate::repository::entries::{Place, place_of_anchor};
 use crate::repository::pack_reader::OpenPack;
 use crate::repository::segment_cache::{DecodedSegment, StoredSegments};
 use crate::repository::session::{Presence, Session};
@@ -102,10 +102,26 @@ impl Displaced {
 
     /// The places that enough candidates agree on, best first.
     fn tracks(&self, candidates: &[Candidate<'_>], hits_min: usize) -> Result<Vec<Track>> {
-        let mut tracks: BTreeMap<(PackId, i64), Track> = BTreeMap::new();
+        let mut hits = Vec::new();
         for (number, candidate) in candidates.iter().enumerate() {
             let Some(value) = candidate.anchor else { continue };
-            let Some((pack, start)) = self.look_up(candidate, value)? else { continue };
+            if let Some(place) = place_of_anchor(self.presence.index(), value)? {
+                hits.push((number, value, place));
+            }
+        }
+        let mut by_pack: BTreeMap<PackId, usize> = BTreeMap::new();
+        for (_, _, place) in &hits {
+            *by_pack.entry(place.pack).or_default() += 1;
+        }
+        let mut tracks: BTreeMap<(PackId, i64), Track> = BTreeMap::new();
+        for (number, value, place) in hits {
+            // Hits that cannot agree are not worth a footer.
+            if by_pack[&place.pack] < hits_min {
+                continue;
+            }
+            let Some((pack, start)) = self.start_at(&candidates[number], value, place) else {
+                continue;
+            };
             let track = tracks.entry((pack.id, start));
             track.or_insert_with(|| Track { pack, start, hits: Vec::new() }).hits.push(number);
         }
@@ -115,28 +131,24 @@ impl Displaced {
         Ok(tracks)
     }
 
-    /// Where the batch would begin if the candidate's anchor is a stored one's.
-    fn look_up(
+    /// Where the batch would begin if the candidate's anchor is the one at a place.
+    fn start_at(
         &self,
         candidate: &Candidate<'_>,
         value: u64,
-    ) -> Result<Option<(Arc<OpenPack>, i64)>> {
-        let Some(place) = place_of_anchor(self.presence.index(), value)? else { return Ok(None) };
+        place: Place,
+    ) -> Option<(Arc<OpenPack>, i64)> {
         let opened = self.stored.pack(place.pack);
-        let Some(pack) = opened.ok().filter(|pack| pack.kind == PackKind::Data) else {
-            return Ok(None);
-        };
+        let pack = opened.ok().filter(|pack| pack.kind == PackKind::Data)?;
         let segments = &pack.footer.segments;
-        let Some(segment) = segments.get(place.segment as usize) else { return Ok(None) };
-        let Ok(anchor) = segment.anchors.binary_search_by_key(&place.slot, |anchor| anchor.slot)
-        else {
-            return Ok(None);
-        };
+        let segment = segments.get(place.segment as usize)?;
+        let anchor =
+            segment.anchors.binary_search_by_key(&place.slot, |anchor| anchor.slot).ok()?;
         let stored_at = place_of(segment.anchors[anchor].value);
         let chunk_bytes = segment.entries[place.slot as usize].bytes as usize;
         if stored_at == place_of(value) && chunk_bytes == candidate.data.len() {
             // Changed where it is: were all of it the same, its id would have been found.
-            return Ok(None);
+            return None;
         }
         let whole: u64 =
             segments[..place.segment as usize].iter().map(|s| bytes_of(s.raw_bytes())).sum();
@@ -144,7 +156,7 @@ impl Displaced {
         let before: u64 = before.map(|entry| bytes_of(entry.bytes)).sum();
         let stored = (whole + before) as i64 + i64::from(stored_at);
         let start = stored - candidate.offset as i64 - i64::from(place_of(value));
-        Ok(Some((pack, start)))
+        Some((pack, start))
     }
 
     /// Compares candidates as long as they follow the track.

@@ -211,7 +211,7 @@ fn check_parts(
         let refuse = |cause| refused(format!("segment {ordinal} of pack {}", pack.id), cause);
         segment.verify_table(&table).map_err(refuse)?;
         check_ids(repository, segment, &data)?;
-        joining.take(pack.id, ordinal as u32, &segment.entries, &data);
+        joining.take(pack.id, ordinal as u32, &segment.entries, &data)?;
     }
     reading.take_up_to(pack.trailer.footer_offset.into(), &gap)
 }

@@ -5,16 +5,18 @@
 //! number.
 
 use super::CheckReport;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::monitor::Monitor;
 use crate::repository::objects::refused;
 use crate::repository::pack_reader::OpenPack;
-use crate::restore::fetch::{Fetcher, Wanted};
+use crate::restore::fetch::{Fetcher, Refused, Wanted};
 use crate::restore::joining::Joining;
+use diskvault_format::footer::FooterSegment;
 use diskvault_format::id::{ChunkId, PackId};
 use diskvault_format::pack::PackKind;
 use diskvault_format::segment::{EntryKind, SegmentDecoder};
 use diskvault_format::splice::Splice;
+use std::sync::Arc;
 
 /// Splices that are put together while the packs are read; some 50 MiB of memory. What is beyond
 /// reads the segments again.
@@ -22,116 +24,103 @@ const JOINED_MAX: usize = 128 << 10;
 /// Splices that are put together at once afterwards: 2 GiB of chunks at 32 KiB.
 const WINDOW_SPLICES: usize = 64 << 10;
 
-type Window = Vec<(Wanted, Option<Splice>)>;
+type Window = Vec<(Wanted, Splice)>;
 
 /// Walks over the splices of the chosen packs, window by window.
 pub(super) struct Splices<'a> {
     fetcher: &'a Fetcher<'a>,
     packs: std::slice::Iter<'a, PackId>,
+    /// The pack that was begun, and its next segment.
+    begun: Option<(Arc<OpenPack>, u32)>,
 }
 
 impl<'a> Splices<'a> {
     /// Those in the packs among `chosen`.
     pub fn new(fetcher: &'a Fetcher<'a>, chosen: &'a [PackId]) -> Splices<'a> {
-        Splices { fetcher, packs: chosen.iter() }
+        Splices { fetcher, packs: chosen.iter(), begun: None }
     }
 
-    /// The splices to be put together while the packs are read.
+    /// Begins with the splices that are put together while the packs are read.
     ///
     /// # Errors
-    /// `Cancelled`, or what the index says.
+    /// `Cancelled`, or what the index or the storage say.
     pub fn join(&mut self) -> Result<Joining<'a>> {
-        let window = self.window(JOINED_MAX)?;
-        match Joining::new(self.fetcher, window.clone()) {
-            // A piece is in no pack: it is named with the rest, one by one.
-            Err(error) if is_finding(&error) => Joining::deferring(self.fetcher, window),
-            other => other,
-        }
+        Joining::new(self.fetcher, self.window(JOINED_MAX)?)
     }
 
-    /// Puts together and names what was not, and then all that are left.
+    /// Puts together what was not, and then all that are left.
     ///
     /// # Errors
     /// As [`Splices::join`].
     pub fn finish(mut self, joining: Joining<'_>, report: &mut CheckReport) -> Result<()> {
-        let mut rest = joining.rest();
-        while !rest.is_empty() {
-            let window = rest.split_off(rest.len().saturating_sub(WINDOW_SPLICES));
-            self.check(window, report)?;
-        }
+        let nothing = |_, _: &[u8]| Ok(());
+        let (refused, mut window) = joining.finish();
+        name(refused, report);
         loop {
-            let window = self.window(WINDOW_SPLICES)?;
+            name(self.fetcher.put_together(window, &nothing)?, report);
+            window = self.window(WINDOW_SPLICES)?;
             if window.is_empty() {
                 return Ok(());
             }
-            self.check(window, report)?;
         }
     }
 
-    /// The splices of the next packs, until there are `most`.
+    /// The splices of the next segments, until there are `most`.
     fn window(&mut self, most: usize) -> Result<Window> {
+        let mut decoder = SegmentDecoder::new().map_err(|cause| refused("a segment", cause))?;
+        let mut data = Vec::new();
         let mut window = Window::new();
         while window.len() < most {
-            let Some(id) = self.packs.next() else { break };
             self.fetcher.monitor.check_cancelled()?;
-            // One that does not open is reported when it is read.
-            match self.fetcher.locator.pack(self.fetcher.repository, *id) {
-                Ok(pack) if pack.kind == PackKind::Map => self.add_pack(&pack, &mut window)?,
-                _ => {}
+            let Some((pack, ordinal)) = self.next_segment() else { break };
+            let segment = &pack.footer.segments[ordinal as usize];
+            if segment.entries.iter().all(|entry| entry.kind != EntryKind::Splice) {
+                continue;
+            }
+            let storage = self.fetcher.repository.storage().as_ref();
+            // What does not open is reported where whole packs are read.
+            if pack.read_segment(storage, ordinal, &mut decoder, &mut data).is_ok() {
+                add_splices(segment, &data, &mut window);
             }
         }
         Ok(window)
     }
 
-    fn add_pack(&self, pack: &OpenPack, window: &mut Window) -> Result<()> {
-        let mut decoder = SegmentDecoder::new().map_err(|cause| refused("a segment", cause))?;
-        let mut data = Vec::new();
-        for (ordinal, segment) in (0..).zip(&pack.footer.segments) {
-            if segment.entries.iter().all(|entry| entry.kind != EntryKind::Splice) {
-                continue;
+    fn next_segment(&mut self) -> Option<(Arc<OpenPack>, u32)> {
+        loop {
+            if let Some((pack, ordinal)) = &mut self.begun
+                && (*ordinal as usize) < pack.footer.segments.len()
+            {
+                *ordinal += 1;
+                return Some((pack.clone(), *ordinal - 1));
             }
-            let storage = self.fetcher.repository.storage().as_ref();
-            if pack.read_segment(storage, ordinal, &mut decoder, &mut data).is_err() {
-                continue;
-            }
-            let mut start = 0;
-            for entry in &segment.entries {
-                let bytes = &data[start..start + entry.bytes as usize];
-                start += entry.bytes as usize;
-                if entry.kind == EntryKind::Splice
-                    && let Ok(splice) = Splice::decode(bytes)
-                {
-                    let (id, bytes) = (ChunkId(entry.id), splice.chunk_bytes());
-                    window.push((Wanted { offset: 0, bytes, id }, Some(splice)));
-                }
-            }
+            let id = self.packs.next()?;
+            let opened = self.fetcher.locator.pack(self.fetcher.repository, *id);
+            self.begun =
+                opened.ok().filter(|pack| pack.kind == PackKind::Map).map(|pack| (pack, 0));
         }
-        Ok(())
-    }
-
-    /// Puts a window together; one by one if that fails, so that each is named.
-    fn check(&self, window: Window, report: &mut CheckReport) -> Result<()> {
-        let nothing = |_, _: &[u8]| Ok(());
-        match self.fetcher.fetch_all(window.clone(), &nothing) {
-            Err(error) if is_finding(&error) => {}
-            other => return other,
-        }
-        for item in window {
-            let id = item.0.id;
-            match self.fetcher.fetch_all(vec![item], &nothing) {
-                Err(error) if is_finding(&error) => {
-                    let text = error.full_text();
-                    report.damage(format!("chunk {id} cannot be put together: {text}"));
-                }
-                other => other?,
-            }
-        }
-        Ok(())
     }
 }
 
-fn is_finding(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Damage | ErrorKind::NotFound)
+fn add_splices(segment: &FooterSegment, data: &[u8], window: &mut Window) {
+    let mut start = 0;
+    for entry in &segment.entries {
+        let bytes = &data[start..start + entry.bytes as usize];
+        start += entry.bytes as usize;
+        if entry.kind == EntryKind::Splice
+            && let Ok(splice) = Splice::decode(bytes)
+        {
+            let (id, bytes) = (ChunkId(entry.id), splice.chunk_bytes());
+            window.push((Wanted { offset: 0, bytes, id }, splice));
+        }
+    }
+}
+
+fn name(refused: Refused, report: &mut CheckReport) {
+    for (id, error) in refused {
+        let text = error.full_text();
+        report.damage(format!("chunk {id} cannot be put together: {text}"));
+    }
 }
 
 /// Hears of an interruption and tells no progress: what is put together was counted when it was

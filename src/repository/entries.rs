@@ -2,6 +2,7 @@
 //!
 //! Invariant: the index gives hints; what it says is verified against the footer of the pack.
 
+use super::pack_reader::OpenPack;
 use crate::error::Result;
 use crate::index::{ChunkIndex, Location, SEGMENTS_MAX};
 use diskvault_format::footer::{Footer, FooterSegment};
@@ -45,6 +46,15 @@ pub struct Place {
     pub slot: u32,
     /// True if it is a splice, and so no chunk or page.
     pub is_splice: bool,
+}
+
+impl Place {
+    /// True if the footer lists what the index says: the entry, and whether it is a splice.
+    pub fn is_held_by(&self, pack: &OpenPack, id: &[u8; 32]) -> bool {
+        pack.entry(self.segment, self.slot).is_some_and(|entry| {
+            entry.id == *id && (entry.kind == EntryKind::Splice) == self.is_splice
+        })
+    }
 }
 
 impl From<Location> for Place {

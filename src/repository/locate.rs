@@ -284,8 +284,7 @@ impl Locator {
         place: &Place,
     ) -> Result<Option<Found>> {
         let pack = self.pack(repository, place.pack)?;
-        let is_there = pack.entry(place.segment, place.slot).is_some_and(|entry| entry.id == *id);
-        if !is_there {
+        if !place.is_held_by(&pack, id) {
             // The index is wrong; the next open rebuilds it from the footers.
             self.index.distrust();
             return Ok(None);

@@ -81,6 +81,8 @@ pub struct Session<'a> {
     locator: Locator,
     presence: Arc<Presence>,
     points: PointSet,
+    /// Losses counted when it began: what is met later was not looked up by all of the backup.
+    loss_epoch: u64,
     heartbeat: Option<HeartbeatThread>,
     is_closed: bool,
 }
@@ -125,6 +127,7 @@ impl<'a> Session<'a> {
         for doubt in &doubts {
             monitor.warn(doubt);
         }
+        let loss_epoch = loss_epoch(locator.index())?;
         let heartbeat = HeartbeatThread::start(repository, lease);
         Ok(Session {
             repository,
@@ -133,6 +136,7 @@ impl<'a> Session<'a> {
             locator,
             presence: Arc::new(presence),
             points,
+            loss_epoch,
             heartbeat: Some(heartbeat),
             is_closed: false,
         })
@@ -204,7 +208,7 @@ impl<'a> Session<'a> {
 
     fn remember_complete(&self, series: &str, id: PointId) -> Result<()> {
         let index = self.locator.index();
-        index.set_note(&complete_key(series), &complete_value(id, loss_epoch(index)?))?;
+        index.set_note(&complete_key(series), &complete_value(id, self.loss_epoch))?;
         index.flush()
     }
 

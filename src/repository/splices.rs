@@ -2,10 +2,10 @@
 //! there.
 //!
 //! Invariant: a splice counts as present only if every chunk that it takes a piece of is present
-//! by its bytes and long enough; one whose pieces went is as absent as one that was never stored.
+//! by its bytes; one whose pieces went is as absent as one that was never stored.
 
 use super::Repository;
-use super::entries::{Place, places_of, prefix};
+use super::entries::{Place, prefix};
 use super::objects::refused;
 use super::pack_reader::PackCache;
 use super::segment_cache::StoredSegments;
@@ -61,7 +61,7 @@ impl SpliceReader {
     /// each id and a pack that holds it.
     ///
     /// # Errors
-    /// What the index says. A splice that cannot be read is none.
+    /// What the index or the storage say. A splice that is damaged or gone is none.
     pub fn is_present(&self, id: ChunkId, counts: &Counts<'_>) -> Result<bool> {
         let mut splices = Vec::new();
         let mut is_stored = false;
@@ -83,7 +83,9 @@ impl SpliceReader {
         for place in splices {
             match self.read(id, &place) {
                 Ok(splice) if self.has_all_pieces(&splice, counts)? => return Ok(true),
-                _ => {}
+                Ok(_) => {}
+                Err(error) if is_damage(&error) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(false)
@@ -91,12 +93,20 @@ impl SpliceReader {
 
     fn has_all_pieces(&self, splice: &Splice, counts: &Counts<'_>) -> Result<bool> {
         for piece in splice.pieces() {
-            let places = places_of(&self.index, &piece.chunk.0)?;
-            let holds = |place: &Place| !place.is_splice && counts(&piece.chunk, place.pack);
-            if !places.iter().any(holds) {
+            let mut is_held = false;
+            self.index.search(&prefix(&piece.chunk.0), &mut |location| {
+                let place = Place::from(location);
+                is_held = !place.is_splice && counts(&piece.chunk, place.pack);
+                !is_held
+            })?;
+            if !is_held {
                 return Ok(false);
             }
         }
         Ok(true)
     }
+}
+
+fn is_damage(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Damage | ErrorKind::NotFound | ErrorKind::Newer)
 }

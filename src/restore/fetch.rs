@@ -5,8 +5,10 @@
 //! stored by its bytes or as pieces of others; memory is bounded by the window, the reads in flight
 //! and the splices under way.
 
-use super::reads::{Assembly, Goal, Plan, ReadRun, WantedSegment, plan_reads, refuse_chunk};
-use crate::error::{Error, ErrorKind, Result};
+use super::reads::{
+    Assembly, Goal, ReadRun, Request, WantedSegment, is_finding, plan_reads, refuse_chunk,
+};
+use crate::error::{Error, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::repository::entries::{Place, places_of};
@@ -17,9 +19,9 @@ use crate::repository::pack_reader::pack_name;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use diskvault_format::id::{ChunkId, PackId};
 use diskvault_format::segment::SegmentDecoder;
-use diskvault_format::splice::Splice;
-use std::sync::Mutex;
+use diskvault_format::splice::{Piece, Splice};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Threads that read; one waits for the storage while the other copies.
 const READING_THREADS: usize = 2;
@@ -50,12 +52,23 @@ pub struct Fetcher<'a> {
     pub monitor: &'a dyn Monitor,
 }
 
+/// Chunks that could not be put together by the one splice that was asked for, and why.
+pub type Refused = Vec<(ChunkId, Error)>;
+
+/// Where chunks go, and what is told of those that do not.
+pub(super) struct Delivery<'a> {
+    /// Takes what is verified.
+    pub sink: &'a ChunkSink<'a>,
+    /// Gathers what was refused.
+    pub refused: &'a Mutex<Refused>,
+}
+
 struct Shared<'a> {
     runs: Vec<ReadRun>,
     next: AtomicUsize,
     has_failed: AtomicBool,
     failure: Mutex<Option<Error>>,
-    sink: &'a ChunkSink<'a>,
+    delivery: &'a Delivery<'a>,
 }
 
 impl Shared<'_> {
@@ -72,35 +85,47 @@ impl Fetcher<'_> {
     /// `Damage` for a chunk that no pack holds or that does not verify, naming it and the offset;
     /// the storage's or the sink's first error.
     pub fn fetch(&self, wanted: Vec<Wanted>, sink: &ChunkSink<'_>) -> Result<()> {
-        self.fetch_all(wanted.into_iter().map(|item| (item, None)).collect(), sink)
+        let requests = wanted.into_iter().map(|item| Request::new(item, None)).collect();
+        // Nothing is refused that may come by any way.
+        self.get(requests, sink).map(|_| ())
     }
 
-    /// As [`Fetcher::fetch`], but chunks for which a splice is given are put together by it and by
-    /// nothing else.
+    /// As [`Fetcher::fetch`], but puts each chunk together by the given splice and by nothing
+    /// else. Tells which of them that did not work for.
     ///
     /// # Errors
-    /// As [`Fetcher::fetch`].
-    pub fn fetch_all(
+    /// The storage's or the sink's first error.
+    pub fn put_together(
         &self,
-        wanted: Vec<(Wanted, Option<Splice>)>,
+        wanted: Vec<(Wanted, Splice)>,
         sink: &ChunkSink<'_>,
-    ) -> Result<()> {
-        let mut rest = wanted;
-        while !rest.is_empty() {
-            let Plan { runs, deferred } = plan_reads(self.repository, self.locator, rest)?;
-            self.run(runs, sink)?;
-            rest = deferred;
-        }
-        Ok(())
+    ) -> Result<Refused> {
+        let request = |(item, splice)| Request::new(item, Some(splice));
+        self.get(wanted.into_iter().map(request).collect(), sink)
     }
 
-    fn run(&self, runs: Vec<ReadRun>, sink: &ChunkSink<'_>) -> Result<()> {
+    fn get(&self, requests: Vec<Request>, sink: &ChunkSink<'_>) -> Result<Refused> {
+        let refused = Mutex::default();
+        let delivery = Delivery { sink, refused: &refused };
+        let mut rest = requests;
+        while !rest.is_empty() {
+            let plan = plan_reads(self.repository, self.locator, rest)?;
+            for (goal, error) in plan.failed {
+                self.find_elsewhere(&delivery, &goal, None, &error)?;
+            }
+            self.run(plan.runs, &delivery)?;
+            rest = plan.deferred;
+        }
+        Ok(refused.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn run(&self, runs: Vec<ReadRun>, delivery: &Delivery<'_>) -> Result<()> {
         let shared = Shared {
             runs,
             next: AtomicUsize::new(0),
             has_failed: AtomicBool::new(false),
             failure: Mutex::new(None),
-            sink,
+            delivery,
         };
         // At most this many reads wait to be decoded: 4 MiB each.
         let (send, receive) = bounded::<(usize, Vec<u8>)>(self.threads + 1);
@@ -145,8 +170,9 @@ impl Fetcher<'_> {
                 }
                 Err(error) => {
                     let mut segments = run.segments.iter();
-                    let found = segments
-                        .try_for_each(|segment| self.fetch_elsewhere(shared.sink, segment, &error));
+                    let found = segments.try_for_each(|segment| {
+                        self.fetch_elsewhere(shared.delivery, segment, &error)
+                    });
                     if let Err(error) = found {
                         return shared.fail(error);
                     }
@@ -170,7 +196,7 @@ impl Fetcher<'_> {
                 let start = (segment.offset - run.start) as usize;
                 let sealed = &mut stored[start..start + segment.stored_bytes];
                 let result =
-                    self.decode_segment(shared.sink, segment, sealed, &mut decoder, &mut data);
+                    self.decode_segment(shared.delivery, segment, sealed, &mut decoder, &mut data);
                 if let Err(error) = result {
                     shared.fail(error);
                     break;
@@ -181,7 +207,7 @@ impl Fetcher<'_> {
 
     fn decode_segment(
         &self,
-        sink: &ChunkSink<'_>,
+        delivery: &Delivery<'_>,
         segment: &WantedSegment,
         sealed: &mut [u8],
         decoder: &mut SegmentDecoder,
@@ -189,29 +215,69 @@ impl Fetcher<'_> {
     ) -> Result<()> {
         let entries = match segment.pack.decode(segment.ordinal, sealed, decoder, data) {
             Ok(entries) => entries,
-            Err(error) => return self.fetch_elsewhere(sink, segment, &error),
+            Err(error) => return self.fetch_elsewhere(delivery, segment, &error),
         };
-        let mut starts = Vec::with_capacity(entries.len());
+        let lengths = entries.iter().map(|entry| entry.bytes);
+        self.serve(delivery, segment.pack.id, &segment.uses, lengths, data)
+    }
+
+    /// Does what a segment was read for, whose entries of these lengths make up `data`.
+    pub(super) fn serve(
+        &self,
+        delivery: &Delivery<'_>,
+        pack: PackId,
+        uses: &[(u32, Goal)],
+        lengths: impl Iterator<Item = u32>,
+        data: &[u8],
+    ) -> Result<()> {
         let mut end = 0;
-        for entry in &entries {
-            starts.push(end);
-            end += entry.bytes as usize;
-        }
+        let places: Vec<_> = lengths
+            .map(|bytes| {
+                let start = end;
+                end += bytes as usize;
+                start..end
+            })
+            .collect();
+        let chunk = |slot: u32| places.get(slot as usize).and_then(|place| data.get(place.clone()));
         let mut verified: Option<u32> = None;
-        for (slot, goal) in &segment.uses {
-            let place = entries.get(*slot as usize).zip(starts.get(*slot as usize));
-            let chunk =
-                place.and_then(|(entry, start)| data.get(*start..*start + entry.bytes as usize));
-            match goal {
+        let mut joined = Vec::new();
+        for (slot, goal) in uses {
+            let (assembly, made) = match goal {
                 Goal::Whole(item) => {
                     let known = verified == Some(*slot);
-                    self.hand_out(sink, segment.pack.id, item, chunk, known)?;
+                    self.hand_out(delivery.sink, pack, item, chunk(*slot), known)?;
                     verified = Some(*slot);
+                    continue;
+                }
+                Goal::Local { assembly, slots } => {
+                    joined.clear();
+                    let made =
+                        slots.iter().zip(assembly.splice.pieces()).try_for_each(|(slot, piece)| {
+                            joined.extend_from_slice(take(pack, assembly, piece, chunk(*slot))?);
+                            Ok(())
+                        });
+                    let made = made.and_then(|()| {
+                        self.hand_out(delivery.sink, pack, &assembly.item, Some(&joined), false)?;
+                        assembly.end();
+                        Ok(())
+                    });
+                    (assembly, made)
                 }
                 Goal::Piece { assembly, number } => {
-                    let pack = segment.pack.id;
-                    self.add_piece(sink, pack, assembly, *number, chunk.unwrap_or_default())?;
+                    let piece = &assembly.splice.pieces()[*number];
+                    let made = take(pack, assembly, piece, chunk(*slot)).and_then(|bytes| {
+                        let Some(whole) = assembly.add(*number, bytes) else { return Ok(()) };
+                        self.hand_out(delivery.sink, pack, &assembly.item, Some(&whole[..]), false)
+                            .inspect_err(|_| assembly.begin_again())
+                    });
+                    (assembly, made)
                 }
+            };
+            match made {
+                Err(error) if is_finding(&error) => {
+                    self.rescue(delivery, assembly, Vec::new(), &error)?;
+                }
+                other => other?,
             }
         }
         Ok(())
@@ -239,79 +305,99 @@ impl Fetcher<'_> {
         Ok(())
     }
 
-    /// Puts a piece into its chunk, and verifies and hands out the chunk with the last one.
-    pub(super) fn add_piece(
-        &self,
-        sink: &ChunkSink<'_>,
-        pack: PackId,
-        assembly: &Assembly,
-        number: usize,
-        chunk: &[u8],
-    ) -> Result<()> {
-        let item = &assembly.item;
-        let Ok(bytes) = assembly.splice.pieces()[number].of(chunk) else {
-            return Err(refuse_chunk(pack, item, "a piece ends behind its chunk (rule S-12)"));
-        };
-        match assembly.add(number, bytes) {
-            Some(whole) => self.hand_out(sink, pack, item, Some(&whole[..]), false),
-            None => Ok(()),
-        }
-    }
-
-    /// Gets the chunks of a damaged segment from others, if they were stored again; fails with
+    /// Gets what a damaged segment was read for from others, if it was stored again; fails with
     /// what was wrong there otherwise.
     fn fetch_elsewhere(
         &self,
-        sink: &ChunkSink<'_>,
+        delivery: &Delivery<'_>,
         segment: &WantedSegment,
         cause: &Error,
     ) -> Result<()> {
-        let again = || Error::new(cause.kind(), cause.full_text());
-        if !matches!(cause.kind(), ErrorKind::Damage | ErrorKind::NotFound) {
-            return Err(again());
+        if !is_finding(cause) {
+            return Err(again(cause));
         }
-        for (_, goal) in &segment.uses {
-            let mut damaged = vec![(segment.pack.id, segment.ordinal)];
-            match goal {
-                Goal::Whole(item) => {
-                    let found = self.read_undamaged(item.id, item.bytes, &mut damaged);
-                    sink(item.offset, &found.ok_or_else(again)?)?;
-                    self.monitor.advance(u64::from(item.bytes));
-                }
-                Goal::Piece { assembly, number } => {
-                    let piece = assembly.splice.pieces()[*number];
-                    let found = self.read_stored(piece.chunk, &mut damaged).ok_or_else(again)?;
-                    self.add_piece(sink, segment.pack.id, assembly, *number, &found)?;
-                }
+        let damaged = (segment.pack.id, segment.ordinal);
+        let mut goals = segment.uses.iter().map(|(_, goal)| goal);
+        goals.try_for_each(|goal| self.find_elsewhere(delivery, goal, Some(damaged), cause))
+    }
+
+    fn find_elsewhere(
+        &self,
+        delivery: &Delivery<'_>,
+        goal: &Goal,
+        damaged: Option<(PackId, u32)>,
+        cause: &Error,
+    ) -> Result<()> {
+        let mut damaged: Vec<_> = damaged.into_iter().collect();
+        let item = match goal {
+            Goal::Whole(item) => item,
+            Goal::Local { assembly, .. } | Goal::Piece { assembly, .. } => {
+                return self.rescue(delivery, assembly, damaged, cause);
             }
+        };
+        let found = self.read_undamaged(item, &mut damaged).ok_or_else(|| again(cause))?;
+        (delivery.sink)(item.offset, &found)?;
+        self.monitor.advance(u64::from(item.bytes));
+        Ok(())
+    }
+
+    /// Gets a chunk that could not be put together as planned: by the same pieces from elsewhere,
+    /// or by any other way if it may come so.
+    fn rescue(
+        &self,
+        delivery: &Delivery<'_>,
+        assembly: &Assembly,
+        mut damaged: Vec<(PackId, u32)>,
+        cause: &Error,
+    ) -> Result<()> {
+        if !assembly.end() {
+            return Ok(());
         }
+        let item = &assembly.item;
+        let mut found = self.read_pieces(item, &assembly.splice, &mut damaged);
+        if found.is_none() && !assembly.is_exclusive {
+            found = self.read_undamaged(item, &mut damaged);
+        }
+        let Some(found) = found else {
+            if !assembly.is_exclusive {
+                return Err(again(cause));
+            }
+            lock(delivery.refused).push((item.id, again(cause)));
+            return Ok(());
+        };
+        (delivery.sink)(item.offset, &found)?;
+        self.monitor.advance(u64::from(item.bytes));
         Ok(())
     }
 
     /// A chunk from any segment but the damaged ones, by its bytes or as pieces of others.
-    fn read_undamaged(
-        &self,
-        id: ChunkId,
-        bytes: u32,
-        damaged: &mut Vec<(PackId, u32)>,
-    ) -> Option<Vec<u8>> {
-        if let Some(chunk) =
-            self.read_stored(id, damaged).filter(|chunk| chunk.len() == bytes as usize)
-        {
+    fn read_undamaged(&self, item: &Wanted, damaged: &mut Vec<(PackId, u32)>) -> Option<Vec<u8>> {
+        let stored = self.read_stored(item.id, damaged);
+        if let Some(chunk) = stored.filter(|chunk| chunk.len() == item.bytes as usize) {
             return Some(chunk);
         }
-        let places = places_of(self.locator.index(), &id.0).ok()?;
+        let places = places_of(self.locator.index(), &item.id.0).ok()?;
         places.iter().filter(|place| place.is_splice).find_map(|place| {
-            let splice = self.locator.splices().read(id, place).ok()?;
-            let mut chunk = Vec::with_capacity(bytes as usize);
-            for piece in splice.pieces() {
-                let stored = self.read_stored(piece.chunk, damaged)?;
-                chunk.extend_from_slice(piece.of(&stored).ok()?);
-            }
-            let fits =
-                chunk.len() == bytes as usize && self.repository.keys().chunk_id(&chunk) == id;
-            fits.then_some(chunk)
+            let splice = self.locator.splices().read(item.id, place).ok()?;
+            self.read_pieces(item, &splice, damaged)
         })
+    }
+
+    /// A chunk put together by this splice, out of any segments but the damaged ones.
+    fn read_pieces(
+        &self,
+        item: &Wanted,
+        splice: &Splice,
+        damaged: &mut Vec<(PackId, u32)>,
+    ) -> Option<Vec<u8>> {
+        let mut chunk = Vec::new();
+        for piece in splice.pieces() {
+            let stored = self.read_stored(piece.chunk, damaged)?;
+            chunk.extend_from_slice(piece.of(&stored).ok()?);
+        }
+        let fits = chunk.len() == item.bytes as usize
+            && self.repository.keys().chunk_id(&chunk) == item.id;
+        fits.then_some(chunk)
     }
 
     /// A chunk that is stored by its bytes, from any segment but the damaged ones.
@@ -342,4 +428,19 @@ impl Fetcher<'_> {
         }
         None
     }
+}
+
+fn again(error: &Error) -> Error {
+    Error::new(error.kind(), error.full_text())
+}
+
+/// The bytes that a piece takes of its chunk.
+fn take<'a>(
+    pack: PackId,
+    assembly: &Assembly,
+    piece: &Piece,
+    chunk: Option<&'a [u8]>,
+) -> Result<&'a [u8]> {
+    let why = "a piece ends behind its chunk (rule S-12)";
+    piece.of(chunk.unwrap_or_default()).map_err(|_| refuse_chunk(pack, &assembly.item, why))
 }

@@ -12,7 +12,7 @@ use crate::repository::locate::{Found, Locator};
 use crate::repository::lock;
 use crate::repository::pack_reader::{OpenPack, PackSegments};
 use diskvault_format::id::{ChunkId, PackId};
-use diskvault_format::splice::Splice;
+use diskvault_format::splice::{Piece, Splice};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
@@ -24,13 +24,37 @@ const READ_BYTES_MAX: u64 = 4 << 20;
 /// are displaced by the same distance one in 128 is, at the default sizes.
 const SPREAD_BYTES_MAX: usize = 16 << 20;
 
+/// A chunk to be got.
+pub(super) struct Request {
+    /// Which, and where to.
+    pub item: Wanted,
+    /// The splice to put it together by, and by nothing else; any way will do if `None`.
+    pub splice: Option<Splice>,
+    /// A round before left it, because it is spread over segments.
+    waited: bool,
+}
+
+impl Request {
+    /// For a chunk by whatever way there is, or by this splice alone.
+    pub fn new(item: Wanted, splice: Option<Splice>) -> Request {
+        Request { item, splice, waited: false }
+    }
+}
+
 /// What is to be done with an entry of a segment.
 pub(super) enum Goal {
     /// It is wanted.
     Whole(Wanted),
-    /// A piece of it is.
+    /// It and others of the same segment have the pieces of a chunk.
+    Local {
+        /// The chunk.
+        assembly: Arc<Assembly>,
+        /// The entry of each piece.
+        slots: Vec<u32>,
+    },
+    /// A piece of it is of a chunk that is spread over segments.
     Piece {
-        /// The chunk that the piece belongs to.
+        /// The chunk.
         assembly: Arc<Assembly>,
         /// Which piece.
         number: usize,
@@ -43,24 +67,39 @@ pub(super) struct Assembly {
     pub item: Wanted,
     /// What it consists of.
     pub splice: Splice,
+    /// True if it may come by this splice alone.
+    pub is_exclusive: bool,
     state: Mutex<Unfinished>,
 }
 
 struct Unfinished {
     bytes: Vec<u8>,
     missing: usize,
+    is_over: bool,
 }
 
 impl Assembly {
-    fn new(item: Wanted, splice: Splice) -> Assembly {
+    fn new(item: Wanted, splice: Splice, is_exclusive: bool) -> Assembly {
         let missing = splice.pieces().len();
-        let state = Mutex::new(Unfinished { bytes: Vec::new(), missing });
-        Assembly { item, splice, state }
+        let state = Mutex::new(Unfinished { bytes: Vec::new(), missing, is_over: false });
+        Assembly { item, splice, is_exclusive, state }
     }
 
-    /// True once all pieces are in.
-    pub fn is_done(&self) -> bool {
-        lock(&self.state).missing == 0
+    /// Nothing more is done about it; true for the first who says so.
+    pub fn end(&self) -> bool {
+        let mut state = lock(&self.state);
+        state.bytes = Vec::new();
+        !std::mem::replace(&mut state.is_over, true)
+    }
+
+    /// Takes back that it was over with its last piece: what it was, was refused.
+    pub fn begin_again(&self) {
+        lock(&self.state).is_over = false;
+    }
+
+    /// True if nothing more is to be done about it.
+    pub fn is_over(&self) -> bool {
+        lock(&self.state).is_over
     }
 
     /// Puts piece `number` in; the chunk if that was the last.
@@ -68,11 +107,15 @@ impl Assembly {
         let before = &self.splice.pieces()[..number];
         let start = before.iter().map(|piece| piece.bytes as usize).sum::<usize>();
         let mut state = lock(&self.state);
+        if state.is_over {
+            return None;
+        }
         // Taken with the first piece and given away with the last.
         state.bytes.resize(self.splice.chunk_bytes() as usize, 0);
         state.bytes[start..start + piece.len()].copy_from_slice(piece);
         state.missing -= 1;
-        (state.missing == 0).then(|| std::mem::take(&mut state.bytes))
+        state.is_over = state.missing == 0;
+        state.is_over.then(|| std::mem::take(&mut state.bytes))
     }
 }
 
@@ -107,102 +150,151 @@ pub(super) struct ReadRun {
 pub(super) struct Plan {
     /// The reads.
     pub runs: Vec<ReadRun>,
+    /// Put together by these reads.
+    pub assemblies: Vec<Arc<Assembly>>,
+    /// What no pack holds where the index says, and what is to be said then.
+    pub failed: Vec<(Goal, Error)>,
     /// Wanted and not planned.
-    pub deferred: Vec<(Wanted, Option<Splice>)>,
+    pub deferred: Vec<Request>,
 }
 
 struct Planner<'a> {
     repository: &'a Repository,
     locator: &'a Locator,
     by_pack: HashMap<PackId, Vec<(Place, Goal)>>,
-    deferred: Vec<(Wanted, Option<Splice>)>,
+    assemblies: Vec<Arc<Assembly>>,
+    failed: Vec<(Goal, Error)>,
+    deferred: Vec<Request>,
     spread_bytes: usize,
 }
 
 /// Finds every chunk and groups them into reads.
 ///
 /// # Errors
-/// `Damage` for a chunk that no pack holds.
+/// `Damage` for a chunk that no pack holds in any way.
 pub(super) fn plan_reads(
     repository: &Repository,
     locator: &Locator,
-    wanted: Vec<(Wanted, Option<Splice>)>,
+    wanted: Vec<Request>,
 ) -> Result<Plan> {
     let mut planner = Planner {
         repository,
         locator,
         by_pack: HashMap::new(),
+        assemblies: Vec::new(),
+        failed: Vec::new(),
         deferred: Vec::new(),
         spread_bytes: 0,
     };
-    for (item, splice) in wanted {
-        match splice {
-            Some(splice) => planner.add_splice(item, splice)?,
-            None => planner.add(item)?,
+    for request in wanted {
+        // Without a look-up, or each round would look up all that are left.
+        if request.waited && planner.spread_bytes >= SPREAD_BYTES_MAX {
+            planner.deferred.push(request);
+        } else {
+            planner.add(request)?;
         }
     }
     planner.group()
 }
 
 impl Planner<'_> {
-    fn add(&mut self, item: Wanted) -> Result<()> {
-        let places = places_of(self.locator.index(), &item.id.0)?;
-        let Some(first) = places.first() else { return Err(missing(item.id, &item)) };
-        if !first.is_splice {
-            self.by_pack.entry(first.pack).or_default().push((*first, Goal::Whole(item)));
+    fn add(&mut self, request: Request) -> Result<()> {
+        let item = request.item;
+        if let Some(splice) = request.splice {
+            match self.places_of_pieces(&item, &splice) {
+                Ok(places) => self.add_splice(item, splice, places, true),
+                Err(error) if is_finding(&error) => {
+                    let assembly = Arc::new(Assembly::new(item, splice, true));
+                    self.failed.push((Goal::Piece { assembly, number: 0 }, error));
+                }
+                Err(error) => return Err(error),
+            }
             return Ok(());
         }
-        let mut first_error = None;
-        for place in &places {
-            match self.locator.splices().read(item.id, place) {
-                Ok(splice) => return self.add_splice(item, splice),
-                Err(error) => {
-                    self.locator.met_damaged(place.pack);
-                    first_error.get_or_insert(error);
-                }
+        let places = places_of(self.locator.index(), &item.id.0)?;
+        match places.first() {
+            Some(first) if !first.is_splice => {
+                self.by_pack.entry(first.pack).or_default().push((*first, Goal::Whole(item)));
+                Ok(())
             }
+            _ => self.add_by_splice(item, &places),
         }
-        Err(first_error.unwrap_or_else(|| missing(item.id, &item)))
     }
 
-    fn add_splice(&mut self, item: Wanted, splice: Splice) -> Result<()> {
+    /// The first splice whose pieces are all there: another copy may have lost some.
+    fn add_by_splice(&mut self, item: Wanted, places: &[Place]) -> Result<()> {
+        let mut first_error = None;
+        for place in places.iter().filter(|place| place.is_splice) {
+            let read = self.locator.splices().read(item.id, place);
+            if read.is_err() {
+                self.locator.met_damaged(place.pack);
+            }
+            let found =
+                read.and_then(|splice| Ok((self.places_of_pieces(&item, &splice)?, splice)));
+            match found {
+                Ok((pieces, splice)) => {
+                    self.add_splice(item, splice, pieces, false);
+                    return Ok(());
+                }
+                Err(error) if is_finding(&error) => _ = first_error.get_or_insert(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(first_error.unwrap_or_else(|| missing(&item)))
+    }
+
+    /// Where the chunks of a splice's pieces are.
+    fn places_of_pieces(&self, item: &Wanted, splice: &Splice) -> Result<Vec<Place>> {
         if splice.chunk_bytes() != item.bytes {
             let why = "its pieces have another length (rules M-8 and T-7)";
             let text = format!("cannot use chunk {} at offset {}: {why}", item.id, item.offset);
             return Err(Error::new(ErrorKind::Damage, text));
         }
-        let mut places = Vec::with_capacity(splice.pieces().len());
-        for piece in splice.pieces() {
+        let place = |piece: &Piece| {
             let found = places_of(self.locator.index(), &piece.chunk.0)?;
             let stored = found.into_iter().find(|place| !place.is_splice);
-            places.push(stored.ok_or_else(|| missing(piece.chunk, &item))?);
-        }
-        let is_spread = places
-            .windows(2)
-            .any(|two| (two[0].pack, two[0].segment) != (two[1].pack, two[1].segment));
+            stored.ok_or_else(|| missing_piece(piece.chunk, item))
+        };
+        splice.pieces().iter().map(place).collect()
+    }
+
+    fn add_splice(&mut self, item: Wanted, splice: Splice, places: Vec<Place>, is_exclusive: bool) {
+        let segment = |place: &Place| (place.pack, place.segment);
+        let is_spread = places.iter().any(|place| segment(place) != segment(&places[0]));
         if is_spread {
             if self.spread_bytes >= SPREAD_BYTES_MAX {
-                self.deferred.push((item, Some(splice)));
-                return Ok(());
+                let splice = is_exclusive.then_some(splice);
+                self.deferred.push(Request { item, splice, waited: true });
+                return;
             }
             self.spread_bytes += item.bytes as usize;
         }
-        let assembly = Arc::new(Assembly::new(item, splice));
+        let assembly = Arc::new(Assembly::new(item, splice, is_exclusive));
+        self.assemblies.push(assembly.clone());
+        if !is_spread {
+            let slots = places.iter().map(|place| place.slot).collect();
+            let goal = Goal::Local { assembly, slots };
+            self.by_pack.entry(places[0].pack).or_default().push((places[0], goal));
+            return;
+        }
         for (number, place) in places.into_iter().enumerate() {
             let goal = Goal::Piece { assembly: assembly.clone(), number };
             self.by_pack.entry(place.pack).or_default().push((place, goal));
         }
-        Ok(())
     }
 
-    fn group(self) -> Result<Plan> {
-        let mut packs: Vec<_> = self.by_pack.into_iter().collect();
+    fn group(mut self) -> Result<Plan> {
+        let mut packs: Vec<_> = std::mem::take(&mut self.by_pack).into_iter().collect();
         packs.sort_unstable_by_key(|(id, _)| *id);
         let mut grouped: BTreeMap<(PackId, u32), WantedSegment> = BTreeMap::new();
         for (id, items) in packs {
             let pack = self.locator.pack(self.repository, id).ok();
             for (place, goal) in items {
-                let found = verify_place(self.repository, self.locator, &pack, &place, &goal)?;
+                let Some(found) = self.verify(pack.as_ref(), &place, &goal) else {
+                    let error = not_there(&goal);
+                    self.failed.push((goal, error));
+                    continue;
+                };
                 let segment = grouped.entry((found.pack.id, found.segment)).or_insert_with(|| {
                     let described = &found.pack.footer.segments[found.segment as usize];
                     WantedSegment {
@@ -216,30 +308,37 @@ impl Planner<'_> {
                 segment.uses.push((found.slot, goal));
             }
         }
-        Ok(Plan { runs: coalesce(grouped), deferred: self.deferred })
+        let Planner { assemblies, failed, deferred, .. } = self;
+        Ok(Plan { runs: coalesce(grouped), assemblies, failed, deferred })
     }
-}
 
-/// The place if the footer agrees, another one otherwise.
-fn verify_place(
-    repository: &Repository,
-    locator: &Locator,
-    pack: &Option<Arc<OpenPack>>,
-    place: &Place,
-    goal: &Goal,
-) -> Result<Found> {
-    let (id, item) = match goal {
-        Goal::Whole(item) => (item.id, item),
-        Goal::Piece { assembly, number } => {
-            (assembly.splice.pieces()[*number].chunk, &assembly.item)
+    /// The place if the footer agrees; for a single chunk another one otherwise.
+    fn verify(&self, pack: Option<&Arc<OpenPack>>, place: &Place, goal: &Goal) -> Option<Found> {
+        let found = |pack: &Arc<OpenPack>| {
+            let (segment, slot) = (place.segment, place.slot);
+            Some(Found { pack: pack.clone(), segment, slot })
+        };
+        let id = match goal {
+            Goal::Whole(item) => item.id,
+            Goal::Piece { assembly, number } => assembly.splice.pieces()[*number].chunk,
+            Goal::Local { assembly, slots } => {
+                let holds = |(piece, slot): (&Piece, &u32)| {
+                    let place = Place { slot: *slot, ..*place };
+                    pack.is_some_and(|pack| place.is_held_by(pack, &piece.chunk.0))
+                };
+                let is_there = assembly.splice.pieces().iter().zip(slots).all(holds);
+                return pack.filter(|_| is_there).and_then(found);
+            }
+        };
+        if let Some(pack) = pack.filter(|pack| place.is_held_by(pack, &id.0)) {
+            return found(pack);
         }
-    };
-    if let Some(pack) = pack
-        && pack.entry(place.segment, place.slot).is_some_and(|entry| entry.id == id.0)
-    {
-        return Ok(Found { pack: pack.clone(), segment: place.segment, slot: place.slot });
+        let others = places_of(self.locator.index(), &id.0).ok()?;
+        others
+            .iter()
+            .filter(|place| !place.is_splice)
+            .find_map(|place| self.locator.found_at(self.repository, &id.0, place).ok().flatten())
     }
-    locator.find(repository, &id.0)?.ok_or_else(|| missing(id, item))
 }
 
 /// The error for a chunk that cannot be used as it is.
@@ -249,9 +348,34 @@ pub(super) fn refuse_chunk(pack: PackId, item: &Wanted, why: &str) -> Error {
     Error::new(ErrorKind::Damage, text)
 }
 
-fn missing(id: ChunkId, item: &Wanted) -> Error {
-    let text = format!("cannot find chunk {id} at offset {}: no pack holds it", item.offset);
+fn missing(item: &Wanted) -> Error {
+    let text = format!("cannot find chunk {} at offset {}: no pack holds it", item.id, item.offset);
     Error::new(ErrorKind::Damage, text)
+}
+
+/// What is to be said of a goal whose chunk is not where the index says.
+fn not_there(goal: &Goal) -> Error {
+    match goal {
+        Goal::Whole(item) => missing(item),
+        Goal::Local { assembly, .. } => {
+            missing_piece(assembly.splice.pieces()[0].chunk, &assembly.item)
+        }
+        Goal::Piece { assembly, number } => {
+            missing_piece(assembly.splice.pieces()[*number].chunk, &assembly.item)
+        }
+    }
+}
+
+fn missing_piece(piece: ChunkId, item: &Wanted) -> Error {
+    let (id, offset) = (item.id, item.offset);
+    let text = format!("cannot put together chunk {id} at offset {offset}");
+    let why = format!("it has a piece of chunk {piece}, and no pack holds it");
+    Error::new(ErrorKind::Damage, format!("{text}: {why}"))
+}
+
+/// True for what is wrong with a repository, not with the way to it.
+pub(super) fn is_finding(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Damage | ErrorKind::NotFound | ErrorKind::Newer)
 }
 
 fn coalesce(grouped: BTreeMap<(PackId, u32), WantedSegment>) -> Vec<ReadRun> {
@@ -260,7 +384,7 @@ fn coalesce(grouped: BTreeMap<(PackId, u32), WantedSegment>) -> Vec<ReadRun> {
         segment.uses.sort_unstable_by_key(|(slot, goal)| {
             let offset = match goal {
                 Goal::Whole(item) => item.offset,
-                Goal::Piece { assembly, .. } => assembly.item.offset,
+                Goal::Local { assembly, .. } | Goal::Piece { assembly, .. } => assembly.item.offset,
             };
             (*slot, offset)
         });
