@@ -200,11 +200,13 @@ impl SegmentEncoder {
             output.extend_from_slice(data);
             return Ok(());
         }
-        output.resize(start + zstd::zstd_safe::compress_bound(total), 0);
-        let used = self
-            .compressor
-            .compress_to_buffer(data, &mut output[start..])
-            .map_err(|cause| malformed("S-8", format!("cannot compress: {cause}")))?;
+        // Behind the table, without filling the room with zeros first.
+        output.reserve(zstd::zstd_safe::compress_bound(total));
+        let mut behind_table = std::io::Cursor::new(std::mem::take(output));
+        behind_table.set_position(start as u64);
+        let used = self.compressor.compress_to_buffer(data, &mut behind_table);
+        *output = behind_table.into_inner();
+        let used = used.map_err(|cause| malformed("S-8", format!("cannot compress: {cause}")))?;
         if used >= total - total / 32 {
             output[0] = CODEC_RAW;
             output.truncate(start);
@@ -254,10 +256,11 @@ impl SegmentDecoder {
                 if frame != Ok(payload.len()) {
                     return Err(malformed("S-8", "the payload is not one zstd frame"));
                 }
-                data.resize(total, 0);
+                // zstd writes into the room it finds, so that need not be filled with zeros.
+                data.reserve(total);
                 let used = self
                     .decompressor
-                    .decompress_to_buffer(payload, &mut data[..])
+                    .decompress_to_buffer(payload, data)
                     .map_err(|cause| malformed("S-8", format!("cannot decompress: {cause}")))?;
                 if used != total {
                     return Err(malformed("S-8", "the payload decompresses to another length"));
