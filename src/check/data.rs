@@ -118,7 +118,8 @@ pub fn check_packs(
             }
             (*id, result)
         };
-        chosen.par_iter().map(check).collect()
+        // One by one: without it, a thread keeps the last few packs to itself while others idle.
+        chosen.par_iter().with_max_len(1).map(check).collect()
     });
     monitor.finish();
     for (id, result) in results {
