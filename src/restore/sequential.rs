@@ -100,8 +100,14 @@ fn fill(fetcher: &Fetcher<'_>, window: &mut Window) -> Result<()> {
         .collect();
     let wanted = &window.wanted;
     fetcher.fetch(wanted.clone(), &|offset, data| {
-        let number = wanted.partition_point(|wanted| wanted.offset < offset);
-        lock(&places[number]).copy_from_slice(data);
+        let mut rest = data;
+        let first = wanted.partition_point(|wanted| wanted.offset < offset);
+        for place in &places[first..] {
+            let mut place = lock(place);
+            let Some((chunk, behind)) = rest.split_at_checked(place.len()) else { break };
+            place.copy_from_slice(chunk);
+            rest = behind;
+        }
         Ok(())
     })
 }

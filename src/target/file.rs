@@ -51,6 +51,8 @@ impl DiskTarget for NewFile {
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
+        // Before its name appears.
+        self.output.sync(self.temporary.file())?;
         self.temporary.finish()
     }
 }

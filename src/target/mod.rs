@@ -12,6 +12,7 @@ mod stream;
 mod temporary;
 #[cfg(test)]
 mod tests;
+mod write_back;
 
 pub use stream::stream_target;
 

@@ -4,6 +4,7 @@
 //! was said to be zeros reads as zeros, whether or not the file system can punch holes.
 
 use super::failed;
+use super::write_back::WriteBack;
 use crate::error::{Error, ErrorKind, Result};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
@@ -11,6 +12,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Zeros for one write, in bytes: the copy of 64 KiB takes ten times as long as the call.
 const ZEROS_BYTES: usize = 64 << 10;
@@ -38,12 +40,19 @@ pub(super) struct Output {
     is_device: bool,
     /// What the target has said it cannot do; asked once, not once per hole.
     missing: AtomicU8,
+    /// Whose turn it is to write to a file. A file system lets one write at a time into a file
+    /// and has the others spin: 12 % of a restore by two threads. Here they sleep, and another
+    /// one decodes.
+    turn: Mutex<()>,
+    write_back: Mutex<WriteBack>,
 }
 
 impl Output {
     /// An output to `path` of `size` bytes.
     pub(super) fn new(path: &Path, size: u64, is_device: bool) -> Output {
-        Output { path: path.to_owned(), size, is_device, missing: AtomicU8::new(0) }
+        let path = path.to_owned();
+        let (missing, turn, write_back) = (AtomicU8::new(0), Mutex::default(), Mutex::default());
+        Output { path, size, is_device, missing, turn, write_back }
     }
 
     /// The path, as the user gave it.
@@ -54,7 +63,16 @@ impl Output {
     /// Writes `data` at `offset`.
     pub(super) fn write_at(&self, file: &File, offset: u64, data: &[u8]) -> Result<()> {
         self.check_range(offset, data.len() as u64)?;
-        file.write_all_at(data, offset).map_err(|cause| self.write_failed(offset, cause))
+        self.write_all(file, offset, data)
+    }
+
+    fn write_all(&self, file: &File, offset: u64, data: &[u8]) -> Result<()> {
+        let turn = (!self.is_device).then(|| wait_for(&self.turn));
+        file.write_all_at(data, offset).map_err(|cause| self.write_failed(offset, cause))?;
+        drop(turn);
+        wait_for(&self.write_back)
+            .note(file, data.len() as u64)
+            .map_err(|cause| self.write_failed(offset, cause))
     }
 
     /// Makes the range read as zeros, as a hole if that is possible.
@@ -154,8 +172,7 @@ impl Output {
         let mut at = offset;
         while at < end {
             let count = (end - at).min(ZEROS_BYTES as u64);
-            file.write_all_at(&ZEROS[..count as usize], at)
-                .map_err(|cause| self.write_failed(at, cause))?;
+            self.write_all(file, at, &ZEROS[..count as usize])?;
             at += count;
         }
         Ok(())
@@ -180,7 +197,8 @@ impl Output {
 
     /// Brings everything to stable storage.
     pub(super) fn sync(&self, file: &File) -> Result<()> {
-        file.sync_all().map_err(|cause| failed("write", &self.path, cause))
+        let written = wait_for(&self.write_back).finish();
+        written.and_then(|()| file.sync_all()).map_err(|cause| failed("write", &self.path, cause))
     }
 
     /// Pretends that the target has no `fallocate` of any kind.
@@ -188,4 +206,9 @@ impl Output {
     pub(super) fn forget_fallocate(&self) {
         self.missing.store(NO_PUNCH | NO_ZERO_RANGE, Ordering::Relaxed);
     }
+}
+
+/// Nothing behind these locks is half done after a panic.
+fn wait_for<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
