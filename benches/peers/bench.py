@@ -27,6 +27,7 @@ class Bench:
         self.everyone = self.peers = peers
         self.search_path = search_path
         self.run = 1
+        self.restore_limit = None
         self.records = []
         self.head = {}
         with open(os.path.join(series_folder, "manifest.json"), encoding="utf-8") as file:

@@ -169,14 +169,18 @@ class Goals:
         self.at_most(
             "restore", "the oldest within 1.2x of the newest, for each allocated byte", value, 1.2
         )
-        value = self.against_limit("wall", "cp --sparse=always", newest, "restore newest")
-        shown = (
-            "not measured"
-            if value is None
-            else f"not measured; {value:.2f} of `cp --sparse=always`"
+
+        def of_limit(run):
+            limit = self.f.median("wall", "restore limit", "main", newest, self.me, run)
+            return divide(limit, self.f.median("wall", "restore newest", "main", newest, self.me, run))
+
+        value = self.f.median_of_ratios(of_limit)
+        self.at_least(
+            "restore, newest point",
+            "0.85 of the speed of decoding and writing the same segments without a repository",
+            value,
+            0.85,
         )
-        goal = "at least 0.85 of decoding and writing the same segments without a repository"
-        self.rows.append(("restore", goal, shown, "open"))
 
     def checks(self):
         """Verification and pruning."""

@@ -310,8 +310,11 @@ class Diskvault(Peer):
         return [[self.path, "backup", "-q", *options]]
 
     def restore(self, place, point, target):
-        address = f"{point.series}@latest~{place.age(point)}/disk"
-        return [[self.path, "restore", "-q", address, target]]
+        return [[self.path, "restore", "-q", f"{self.address(place, point)}/disk", target]]
+
+    def address(self, place, point):
+        """How a point is named."""
+        return f"{point.series}@latest~{place.age(point)}"
 
     def verify(self, place):
         return [[self.path, "check", "-q", "--read-data"]]

@@ -34,6 +34,11 @@ def arguments():
         "--diskvault", default="target/release/diskvault", help="the release binary"
     )
     parser.add_argument(
+        "--restore-limit",
+        default="target/release/examples/restore_limit",
+        help="the program that restores without a repository; left out if it is not built",
+    )
+    parser.add_argument(
         "--variant",
         action="append",
         default=[],
@@ -229,6 +234,8 @@ def main():
             chosen,
             search_path,
         )
+        if os.access(options.restore_limit, os.X_OK):
+            bench.restore_limit = os.path.abspath(options.restore_limit)
         together = options.together or len(chosen)
         check_room(bench, options.stages, min(together, len(chosen)))
         bench.head = {

@@ -6,9 +6,10 @@ Within a stage the peers take turns, and each run begins with another one.
 import json
 import os
 import shutil
+import subprocess
 
 import measure
-from bench import warm_file
+from bench import warm_file, warm_folder
 
 
 def limits(bench, history, names):
@@ -74,6 +75,28 @@ def restores(bench, history):
         for peer in bench.in_turn(2):
             place = bench.place(peer, history)
             bench.restore(peer, place, stage, history, place.find(name), bench.image(name))
+    for peer in bench.peers:
+        if peer.program == "diskvault" and bench.restore_limit:
+            restore_limit(bench, peer, history, names[-1])
+
+
+def restore_limit(bench, peer, history, name):
+    """The limit of a restore: the same segments decoded and written without a repository."""
+    place = bench.place(peer, history)
+    target = os.path.join(bench.work, "limit.raw")
+    warm_folder(place.repo)
+    done = subprocess.run(
+        [bench.restore_limit, place.repo, peer.address(place, place.find(name)), target],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=bench.environment(peer.environment(place)),
+    )
+    costs = json.loads(done.stdout)
+    # It counts its own time, after the preparations; the rest is not known.
+    costs.update({"cpu": 0.0, "peak_bytes": 0})
+    bench.record("restore limit", history, name, peer.name, costs)
+    os.remove(target)
 
 
 def verify(bench, history):
