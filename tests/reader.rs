@@ -192,63 +192,96 @@ fn the_second_reader_passes_on_no_damage() {
     reading.assert_restores(("grid", "sda"), None, sda);
 }
 
-#[test]
-fn the_second_reader_restores_the_frozen_repository() {
-    let Some(reader) = find_reader() else { return };
-    let vectors = format_folder().join("vectors");
-    let repository = vectors.join("repository");
-    if !repository.is_dir() {
-        eprintln!("skipped: there is no {}", repository.display());
-        return;
-    }
-    let reading = Reading { reader: &reader, repository: &repository, password: VECTOR_PASSWORD };
-    let expected = |name: &str| fs::read(vectors.join("expected").join(name)).unwrap();
-    let mut days = Vec::new();
-    for object in files_below(&repository.join("points")) {
-        let id = object.file_name().unwrap().to_str().unwrap();
-        if id.ends_with(".ok") {
-            continue;
-        }
-        // Which day a point is shows by its disk.
-        let target = tempfile::tempdir().unwrap();
-        let target = target.path().join("disk");
-        assert!(reading.run("tiny", "disk", &target, Some(id)).status.success());
-        let bytes = fs::read(&target).unwrap();
-        let day = if bytes == expected("day-1/disk") { 1 } else { 2 };
-        assert!(bytes == expected(&format!("day-{day}/disk")), "point {id}: other bytes");
-        let xml = expected(&format!("day-{day}/vm.xml"));
-        reading.assert_restores(("tiny", "vm.xml"), Some(id), &xml);
-        if day == 2 {
-            reading.assert_restores(("tiny", "moved"), Some(id), &expected("day-2/moved"));
-        }
-        days.push(day);
-    }
-    days.sort_unstable();
-    assert_eq!(days, [1, 2]);
-    reading.assert_restores(("tiny", "disk"), None, &expected("day-2/disk"));
+/// What [`digest_of`] says of each frozen repository. A format that was released never changes, so
+/// no line here ever does; a new version gets another one.
+const FROZEN: [(&str, &str); 1] =
+    [("v1", "3f8d83b6078ba98dcf9901f515f8eddb9b7ab0d768aa18dac9d7eeef6552f1c7")];
+
+/// Folders with a repository and what its points restore to: as this version makes it, and as each
+/// released version of the format did.
+fn folders_with_a_repository() -> Vec<PathBuf> {
+    let frozen = FROZEN.iter().map(|(version, _)| format_folder().join("frozen").join(version));
+    [format_folder().join("vectors")].into_iter().chain(frozen).collect()
 }
 
-/// The library reads the frozen repository too, with the same result.
+/// BLAKE3 over the names and bytes of all files.
+fn digest_of(folder: &Path) -> String {
+    let mut hasher = blake3::Hasher::new();
+    let mut files = files_below(folder);
+    files.sort();
+    for file in files {
+        let name = file.strip_prefix(folder).unwrap().to_str().unwrap();
+        let bytes = fs::read(&file).unwrap();
+        hasher.update(format!("{name} {}\n", bytes.len()).as_bytes());
+        hasher.update(&bytes);
+    }
+    hasher.finalize().to_string()
+}
+
 #[test]
-fn the_program_restores_the_frozen_repository() {
-    let vectors = format_folder().join("vectors");
-    let folder = tempfile::tempdir().unwrap();
-    for (point, parts) in
-        [("tiny@latest~1", &["disk", "vm.xml"][..]), ("tiny@latest", &["disk", "moved", "vm.xml"])]
-    {
-        let day = if point.ends_with("latest") { "day-2" } else { "day-1" };
-        for part in parts {
+fn frozen_repositories_are_never_changed() {
+    let frozen = format_folder().join("frozen");
+    for (version, digest) in FROZEN {
+        assert_eq!(digest_of(&frozen.join(version)), digest, "{version}");
+    }
+    assert_eq!(fs::read_dir(frozen).unwrap().count(), FROZEN.len());
+    assert_eq!(FROZEN.len(), usize::from(diskvault_format::limits::FORMAT_VERSION));
+}
+
+#[test]
+fn the_second_reader_restores_the_frozen_repositories() {
+    let Some(reader) = find_reader() else { return };
+    for folder in folders_with_a_repository() {
+        let repository = folder.join("repository");
+        let reading =
+            Reading { reader: &reader, repository: &repository, password: VECTOR_PASSWORD };
+        let expected = |name: &str| fs::read(folder.join("expected").join(name)).unwrap();
+        let mut days = Vec::new();
+        for object in files_below(&repository.join("points")) {
+            let id = object.file_name().unwrap().to_str().unwrap();
+            if id.ends_with(".ok") {
+                continue;
+            }
+            // Which day a point is shows by its disk.
+            let target = tempfile::tempdir().unwrap();
+            let target = target.path().join("disk");
+            assert!(reading.run("tiny", "disk", &target, Some(id)).status.success());
+            let bytes = fs::read(&target).unwrap();
+            let day = if bytes == expected("day-1/disk") { 1 } else { 2 };
+            assert!(bytes == expected(&format!("day-{day}/disk")), "point {id}: other bytes");
+            let xml = expected(&format!("day-{day}/vm.xml"));
+            reading.assert_restores(("tiny", "vm.xml"), Some(id), &xml);
+            if day == 2 {
+                reading.assert_restores(("tiny", "moved"), Some(id), &expected("day-2/moved"));
+            }
+            days.push(day);
+        }
+        days.sort_unstable();
+        assert_eq!(days, [1, 2], "{}", folder.display());
+        reading.assert_restores(("tiny", "disk"), None, &expected("day-2/disk"));
+    }
+}
+
+/// The program restores them too, with the same result.
+#[test]
+fn the_program_restores_the_frozen_repositories() {
+    let cache = tempfile::tempdir().unwrap();
+    let parts = [("day-1", "disk"), ("day-1", "vm.xml"), ("day-2", "disk"), ("day-2", "moved")];
+    for folder in folders_with_a_repository() {
+        for (day, part) in parts.into_iter().chain([("day-2", "vm.xml")]) {
+            let point = if day == "day-2" { "tiny@latest" } else { "tiny@latest~1" };
             let output = Command::new(env!("CARGO_BIN_EXE_diskvault"))
                 .args(["dump", &format!("{point}/{part}")])
-                .env("DISKVAULT_REPOSITORY", vectors.join("repository"))
+                .env("DISKVAULT_REPOSITORY", folder.join("repository"))
                 .env("DISKVAULT_PASSWORD", VECTOR_PASSWORD)
-                .env("DISKVAULT_CACHE_DIR", folder.path())
+                .env("DISKVAULT_CACHE_DIR", cache.path())
                 .output()
                 .unwrap();
             let error = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "{point}/{part}: {error}");
-            let expected = fs::read(vectors.join("expected").join(day).join(part)).unwrap();
-            assert!(output.stdout == expected, "{point}/{part}: other bytes");
+            let what = format!("{}: {point}/{part}", folder.display());
+            assert!(output.status.success(), "{what}: {error}");
+            let expected = fs::read(folder.join("expected").join(day).join(part)).unwrap();
+            assert!(output.stdout == expected, "{what}: other bytes");
         }
     }
 }

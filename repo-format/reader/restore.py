@@ -6,7 +6,7 @@ import blake3, nacl.bindings, nacl.exceptions, zstandard  # noqa: E401
 from argon2.low_level import Type, hash_secret_raw
 
 # ------------------------------------------------------------------------------- constants (pages 00, 10, 20)
-FORMAT_VERSION, KIB, MIB, DISK_BYTES_MAX = 0, 1 << 10, 1 << 20, 1 << 60
+FORMAT_VERSION, KIB, MIB, DISK_BYTES_MAX = 1, 1 << 10, 1 << 20, 1 << 60
 CHUNK_BYTES_MIN, CHUNK_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENT_ENTRIES_MAX, SEALED_BYTES_LONG = 4 * KIB, 4 * MIB, 4 * MIB, 4096, 4210712
 PACK_BYTES_MAX, PACK_SEGMENTS_MAX, PACK_PADDING_BYTES, SEGMENT_ALIGNMENT_BYTES = 1 << 30, 1 << 18, 64 * KIB, 64
 SEALED_BYTES_MAX, CONFIG_BYTES_MAX, KEY_SLOT_BYTES_MAX, KEY_SLOTS_MAX = 16 * MIB, 8 * KIB, 4 * KIB, 64
@@ -141,7 +141,7 @@ def read_config(repository, name):
     data = repository.read(name, CONFIG_BYTES_MAX, "C-1")
     check("C-1", len(data) >= 72)
     magic, version, zero, generation, features, *sizes, n = struct.unpack_from("<8sHHI32xQIIII", data)
-    check("C-2", magic == b"DVCONFIG", "C-3!", version <= FORMAT_VERSION)
+    check("C-2", magic == b"DVCONFIG", "C-3!", 0 < version <= FORMAT_VERSION)
     if features: raise Refused("C-4", f"a newer format, feature bits {[b for b in range(64) if features >> b & 1]}")
     check("C-2", zero == 0, "C-6", 1 <= n <= KEY_SLOTS_MAX, "C-1", len(data) == 104 + 32 * n, "C-5", is_grid(sizes[0]),
           "C-5", 1 <= sizes[1] <= SEGMENT_BYTES_MAX and 1 <= sizes[2] <= PACK_BYTES_MAX // 2)
@@ -154,7 +154,7 @@ def read_slot(repository, name, config):
     data = repository.read(name, KEY_SLOT_BYTES_MAX, "K-1")
     check("K-6", name == "keys/" + digest(data).hex(), "K-1", len(data) >= 132)
     magic, version, kind, algorithm, memory, passes, lanes, owner, n = struct.unpack_from("<8sHBBIII16s88xI", data)
-    check("K-2", magic == b"DVKEYSLT", "K-2!", version <= FORMAT_VERSION and kind in (1, 2) and algorithm == 1,
+    check("K-2", magic == b"DVKEYSLT", "K-2!", 0 < version <= FORMAT_VERSION and kind in (1, 2) and algorithm == 1,
           "K-1", len(data) >= 156 + n, "K-4", KDF_MEMORY_KIB_MIN <= memory <= KDF_MEMORY_KIB_MAX,
           "K-4", 1 <= passes <= KDF_PASSES_MAX and 1 <= lanes <= KDF_LANES_MAX,
           "K-4", memory * passes <= KDF_COST_KIB_MAX, "K-10", owner == config[16:32])
@@ -251,7 +251,7 @@ def read_point(repository, point_id):
     data = repository.read("points/" + point_id, SEALED_BYTES_MAX, "O-1")
     check("N-3", digest(data).hex() == point_id, "O-1", len(data) >= 40, "O-2", data[:8] == b"DVSEALED")
     version, kind, algorithm, epoch, nonce = struct.unpack_from("<8xHBBI24s", data)
-    check("O-3", kind == 7, "O-4!", version <= FORMAT_VERSION and algorithm == 1 and epoch == 0)
+    check("O-3", kind == 7, "O-4!", 0 < version <= FORMAT_VERSION and algorithm == 1 and epoch == 0)
     clear = repository.additional(data[8:10], 7, data[:16])
     return Manifest(unseal("O-5", xchacha, data[40:], clear, nonce, repository.key["manifest"])).point(point_id)
 
@@ -304,7 +304,7 @@ class Pack:
         check("P-13", common == trailer)
         return wrap
     def check_common(self, version, kind, zeros, repository_id, fits):
-        check("P-2", fits, "P-3!", int.from_bytes(version, "little") <= FORMAT_VERSION, "P-2", not any(zeros),
+        check("P-2", fits, "P-3!", 0 < int.from_bytes(version, "little") <= FORMAT_VERSION, "P-2", not any(zeros),
               "P-3", kind in (b"\1", b"\2"), "P-7", repository_id == self.repository.id)
     def unwrap(self, wrap):
         check("P-5!", wrap[:2] != b"\1\1", "P-5", wrap[0] == 1 and not any(wrap[1:24]))

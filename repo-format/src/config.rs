@@ -23,7 +23,7 @@
 
 use crate::crypto::{Keys, ObjectKind, additional_data};
 use crate::cursor::Cursor;
-use crate::error::{Result, limit, malformed, newer, unauthentic};
+use crate::error::{Result, check_version, limit, malformed, newer, unauthentic};
 use crate::id::{KeySlotId, RepositoryId};
 use crate::limits::{
     CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CONFIG_BYTES_MAX, FORMAT_VERSION, KEY_SLOTS_MAX,
@@ -102,9 +102,7 @@ impl Config {
             return Err(malformed("C-2", "is no config: the magic is wrong"));
         }
         let version = cursor.u16()?;
-        if version > FORMAT_VERSION {
-            return Err(newer("C-3", format!("has format version {version}")));
-        }
+        check_version("C-3", FORMAT_VERSION, version)?;
         cursor.zeros(2, "C-2")?;
         let mut config = Config {
             generation: cursor.u32()?,

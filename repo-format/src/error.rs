@@ -1,5 +1,6 @@
 //! Why bytes are refused: the class of the fault, the rule of the specification, the detail.
 
+use crate::limits::FORMAT_VERSION_MIN;
 use std::fmt;
 
 /// The class of a fault, which decides what a program does about it.
@@ -50,6 +51,23 @@ pub fn unauthentic(rule: &'static str, detail: impl Into<String>) -> FormatError
 /// A refusal of something from a newer program.
 pub fn newer(rule: &'static str, detail: impl Into<String>) -> FormatError {
     FormatError { fault: Fault::Newer, rule, detail: detail.into() }
+}
+
+/// Refuses a format version that is newer than `newest`, or older than any that was released.
+///
+/// # Errors
+/// A refusal of something newer, or of something malformed, under `rule`.
+pub fn check_version(rule: &'static str, newest: u16, version: u16) -> Result<()> {
+    if version > newest {
+        return Err(newer(rule, format!("has format version {version}")));
+    }
+    if version < FORMAT_VERSION_MIN {
+        return Err(malformed(
+            rule,
+            format!("has format version {version}, which was never released"),
+        ));
+    }
+    Ok(())
 }
 
 /// A refusal of a number beyond its limit.

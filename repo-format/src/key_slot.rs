@@ -24,7 +24,7 @@
 
 use crate::crypto::{Keys, ObjectKind, Secret, additional_data, context, open_x, seal_x};
 use crate::cursor::Cursor;
-use crate::error::{Result, limit, malformed, newer, unauthentic};
+use crate::error::{Result, check_version, limit, malformed, newer, unauthentic};
 use crate::id::{KeySlotId, RepositoryId};
 use crate::limits::{
     FORMAT_VERSION, KDF_COST_KIB_MAX, KDF_LANES_MAX, KDF_MEMORY_KIB_MAX, KDF_MEMORY_KIB_MIN,
@@ -256,9 +256,7 @@ impl KeySlot {
             return Err(malformed("K-2", "is no key slot: the magic is wrong"));
         }
         let version = cursor.u16()?;
-        if version > newest {
-            return Err(newer("K-2", format!("has format version {version}")));
-        }
+        check_version("K-2", newest, version)?;
         let kind = match cursor.u8()? {
             1 => SlotKind::Passphrase,
             2 => SlotKind::Recovery,
@@ -373,7 +371,7 @@ mod tests {
 
     #[test]
     fn opens_under_its_own_version_and_no_other() {
-        for (version, other) in [(0_u16, 1_u16), (1, 0)] {
+        for (version, other) in [(1_u16, 2_u16), (2, 1)] {
             let mut slot = slot(CHEAP).unwrap();
             slot.version = version;
             let (key, _) = derive(b"correct", &slot.salt, CHEAP).unwrap();
@@ -381,13 +379,13 @@ mod tests {
             slot.seal(&key, &Secret::new([9; 32]), &label).unwrap();
             let (id, mut bytes) = slot.encode();
             let keys = Keys::derive(&Secret::new([9; 32]), slot.repository);
-            let read = KeySlot::decode_up_to(1, id, &bytes).unwrap();
+            let read = KeySlot::decode_up_to(2, id, &bytes).unwrap();
             assert_eq!(read, slot);
             assert_eq!(read.open(b"correct").unwrap().unwrap().expose(), &[9; 32]);
             assert_eq!(read.label(&keys).unwrap(), label);
             bytes[8..10].copy_from_slice(&other.to_le_bytes());
             let id = KeySlotId(*blake3::hash(&bytes).as_bytes());
-            let relabelled = KeySlot::decode_up_to(1, id, &bytes).unwrap();
+            let relabelled = KeySlot::decode_up_to(2, id, &bytes).unwrap();
             assert_eq!(relabelled.open(b"correct").unwrap_err().rule, "K-7");
             assert_eq!(relabelled.label(&keys).unwrap_err().rule, "K-9");
         }

@@ -2,8 +2,10 @@
 //!
 //! A reader checks them before it allocates; a writer never exceeds them.
 
-/// Version written into every object. Version 0 may still change; 1 will stay readable for ever.
-pub const FORMAT_VERSION: u16 = 0;
+/// Version written into every object. What has version 1 or more stays readable for ever.
+pub const FORMAT_VERSION: u16 = 1;
+/// Oldest version that is read: 0 changed until the sizes were measured, and was never released.
+pub const FORMAT_VERSION_MIN: u16 = 1;
 
 /// Largest virtual disk or stream, in bytes.
 pub const DISK_BYTES_MAX: u64 = 1 << 60;

@@ -17,7 +17,7 @@ pub use build::{PackBuilder, PackSecrets, PreparedSegment, SealedPack, assemble}
 
 use crate::crypto::{Keys, ObjectKind, PackCipher, Secret, additional_data, context, open_x};
 use crate::cursor::Cursor;
-use crate::error::{Result, limit, malformed, newer, unauthentic};
+use crate::error::{Result, check_version, limit, malformed, newer, unauthentic};
 use crate::footer::Footer;
 use crate::id::{LeaseId, RepositoryId};
 use crate::limits::{FORMAT_VERSION, PACK_BYTES_MAX, PACK_PADDING_BYTES};
@@ -80,9 +80,7 @@ impl PackIdentity {
     /// Reads 24 bytes of a pack of version `newest` at most.
     fn read(newest: u16, cursor: &mut Cursor<'_>) -> Result<PackIdentity> {
         let version = cursor.u16()?;
-        if version > newest {
-            return Err(newer("P-3", format!("has format version {version}")));
-        }
+        check_version("P-3", newest, version)?;
         let kind = PackKind::from_number(cursor.u8()?)?;
         cursor.zeros(5, "P-2")?;
         Ok(PackIdentity { version, kind, repository: RepositoryId(cursor.array()?) })
@@ -387,21 +385,21 @@ mod tests {
     #[test]
     fn a_pack_opens_under_its_own_version_and_no_other() {
         let keys = keys();
-        for (version, other) in [(0_u16, 1_u16), (1, 0)] {
+        for (version, other) in [(1_u16, 2_u16), (2, 1)] {
             let pack = sample_as(version, &keys).bytes;
-            assert_eq!(read_up_to(1, &keys, &pack).unwrap().len(), 2);
+            assert_eq!(read_up_to(2, &keys, &pack).unwrap().len(), 2);
             let trailer = pack.len() - TRAILER_BYTES;
             let mut relabelled = pack.clone();
             relabelled[trailer + 136..trailer + 138].copy_from_slice(&other.to_le_bytes());
             let ends = (
-                decode_header_up_to(1, &relabelled).unwrap(),
-                decode_trailer_up_to(1, &relabelled, pack.len() as u64).unwrap(),
+                decode_header_up_to(2, &relabelled).unwrap(),
+                decode_trailer_up_to(2, &relabelled, pack.len() as u64).unwrap(),
             );
             assert_eq!(verify_ends(&ends.0, &ends.1).unwrap_err().rule, "P-13");
             relabelled[8..10].copy_from_slice(&other.to_le_bytes());
-            assert_eq!(read_up_to(1, &keys, &relabelled).unwrap_err().rule, "P-6");
+            assert_eq!(read_up_to(2, &keys, &relabelled).unwrap_err().rule, "P-6");
             // Not only the wrapped key is bound to the version, but what it opens as well.
-            let trailer = decode_trailer_up_to(1, &pack, pack.len() as u64).unwrap();
+            let trailer = decode_trailer_up_to(2, &pack, pack.len() as u64).unwrap();
             let mut opener = PackOpener::new(&keys, &trailer.identity, &trailer.wrap).unwrap();
             opener.identity.version = other;
             let start = trailer.footer_offset as usize;

@@ -13,7 +13,7 @@
 
 use crate::crypto::{Keys, ObjectKind, TAG_BYTES, additional_data, open_x, seal_x};
 use crate::cursor::Cursor;
-use crate::error::{Result, limit, malformed, newer};
+use crate::error::{Result, check_version, limit, malformed, newer};
 use crate::limits::{FORMAT_VERSION, SEALED_BYTES_MAX};
 use zeroize::Zeroizing;
 
@@ -94,9 +94,7 @@ fn open_up_to(
         return Err(malformed("O-2", "is no sealed object: the magic is wrong"));
     }
     let version = fields.u16()?;
-    if version > newest {
-        return Err(newer("O-4", format!("has format version {version}")));
-    }
+    check_version("O-4", newest, version)?;
     if fields.u8()? != kind as u8 {
         return Err(malformed("O-3", "is an object of another kind"));
     }
@@ -146,15 +144,15 @@ mod tests {
     #[test]
     fn an_object_opens_under_its_own_version_and_no_other() {
         let keys = Keys::derive(&Secret::new([1; 32]), RepositoryId([2; 16]));
-        for (version, other) in [(0_u16, 1_u16), (1, 0)] {
+        for (version, other) in [(1_u16, 2_u16), (2, 1)] {
             let kind = ObjectKind::Manifest;
             let mut object = seal_as(version, &keys, kind, "", &[0; 24], b"record").unwrap();
-            assert_eq!(&open_up_to(1, &keys, kind, "", &object).unwrap()[..], b"record");
+            assert_eq!(&open_up_to(2, &keys, kind, "", &object).unwrap()[..], b"record");
             object[8..10].copy_from_slice(&other.to_le_bytes());
-            assert_eq!(open_up_to(1, &keys, kind, "", &object).unwrap_err().rule, "O-5");
+            assert_eq!(open_up_to(2, &keys, kind, "", &object).unwrap_err().rule, "O-5");
         }
-        let newer = seal_as(1, &keys, ObjectKind::Note, "n", &[0; 24], b"record").unwrap();
-        assert_eq!(open_up_to(0, &keys, ObjectKind::Note, "n", &newer).unwrap_err().rule, "O-4");
+        let newer = seal_as(2, &keys, ObjectKind::Note, "n", &[0; 24], b"record").unwrap();
+        assert_eq!(open_up_to(1, &keys, ObjectKind::Note, "n", &newer).unwrap_err().rule, "O-4");
     }
 
     #[test]

@@ -73,6 +73,7 @@ pub fn add(set: &mut Set) {
     patch("reserved", "C-2", "the reserved bytes are not zero", 10, &[1, 0]);
     let version = (FORMAT_VERSION + 1).to_le_bytes();
     patch("version", "C-3", "the format version is one too new", 8, &version);
+    patch("version-zero", "C-3", "format version 0, which was never released", 8, &[0, 0]);
     patch("feature-read", "C-4", "bit 63 of the features needed to read is set", 55, &[0x80]);
     let number = |number: u32| number.to_le_bytes();
     patch("chunk-odd", "C-5", "the chunk size is no power of two", 56, &number(65537));

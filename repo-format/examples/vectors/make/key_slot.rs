@@ -139,6 +139,7 @@ fn add_layout(set: &mut Set, good: &[u8], sealer: &Sealer) -> Result<()> {
     };
     patch("magic", "the magic ends in X", 7, b"X")?;
     patch("version", "the format version is one too new", 8, &(FORMAT_VERSION + 1).to_le_bytes())?;
+    patch("version-zero", "format version 0, which was never released", 8, &[0, 0])?;
     patch("kind-zero", "slot kind 0", 10, &[0])?;
     patch("kind-unknown", "slot kind 3", 10, &[3])?;
     patch("algorithm", "algorithm 2", 11, &[2])

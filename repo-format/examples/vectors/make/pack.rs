@@ -252,6 +252,8 @@ fn add_kinds(set: &mut Set, pack: &SealedPack) {
     let newer = (FORMAT_VERSION + 1).to_le_bytes();
     refuse(set, "version", "P-3", "the version is one too new", at_ends(pack, 8, 136, &newer));
     refuse_tail(set, "tail-version", "P-3", "the version is one too new", patch(136, &newer));
+    let comment = "format version 0, which was never released";
+    refuse(set, "version-zero", "P-3", comment, at_ends(pack, 8, 136, &[0, 0]));
     let third = changed(&at_ends(pack, 10, 138, &[3]), |bytes| {
         put(bytes, 48, &Wrap::new(3).seal());
         put(bytes, trailer, &Wrap::new(3).seal());

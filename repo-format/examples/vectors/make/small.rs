@@ -177,6 +177,8 @@ fn add_faults(set: &mut Set) -> Result<()> {
     refuse("segment", "segment", "O-3", comment, with(&segment));
     let comment = "the format version is one too new";
     refuse("version", object, "O-4", comment, with(&header(FORMAT_VERSION + 1, kind as u8, 1, 0)));
+    let comment = "format version 0, which was never released";
+    refuse("version-zero", object, "O-4", comment, with(&header(0, kind as u8, 1, 0)));
     refuse(
         "algorithm",
         object,
