@@ -36,6 +36,8 @@ pub enum ErrorKind {
     Newer,
     /// Stored bytes are damaged, missing or not what they claim to be.
     Damage,
+    /// A point is pinned, so it stays.
+    Pinned,
     /// The lease of a running backup was removed by somebody else.
     Fenced,
     /// The user interrupted the work.

@@ -20,6 +20,7 @@ pub mod index;
 pub mod monitor;
 pub mod repository;
 pub mod restore;
+pub mod retention;
 pub mod source;
 pub mod storage;
 pub mod target;

@@ -15,6 +15,8 @@ mod backup;
 mod benchmark;
 #[path = "cli/cache.rs"]
 mod cache;
+#[path = "cli/forget.rs"]
+mod forget;
 #[path = "cli/full.rs"]
 mod full;
 #[path = "cli/init.rs"]

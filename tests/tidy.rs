@@ -41,6 +41,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
         "backup" => &["repository", "source", "chunking"],
         "restore" => &["repository", "target", "chunking"],
         "check" => &["repository", "restore"],
+        "retention" => &["storage", "repository"],
         "digest" => &["repository", "restore", "backup"],
         "benchmark" => {
             &["storage", "source", "target", "chunking", "repository", "backup", "restore"]
@@ -56,6 +57,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
             "restore",
             "check",
             "digest",
+            "retention",
             "benchmark",
         ],
         _ => return None,

@@ -6,7 +6,9 @@ use super::sizes::format_bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::address::{format_time_local, format_time_utc};
+use crate::repository::notes::Notes;
 use crate::repository::points::{Point, PointSet};
+use crate::retention::undo::forgotten;
 use serde_json::{Value, json};
 
 /// Options of `list`.
@@ -14,6 +16,9 @@ use serde_json::{Value, json};
 pub struct Arguments {
     /// Only this series
     series: Option<String>,
+    /// List the forgotten points that can be brought back instead
+    #[arg(long)]
+    forgotten: bool,
 }
 
 /// Runs `list`.
@@ -22,12 +27,20 @@ pub struct Arguments {
 /// `NotFound` for a series that is not there.
 pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let repository = context.open()?;
-    let points = PointSet::load(&repository)?;
-    for doubt in points.doubts(&repository)? {
-        context.monitor().warn(&doubt);
-    }
+    let points = if arguments.forgotten {
+        let (points, damaged) = forgotten(&repository)?;
+        damaged.iter().for_each(|error| context.monitor().warn(&error.full_text()));
+        points
+    } else {
+        let points = PointSet::load(&repository)?;
+        for doubt in points.doubts(&repository)? {
+            context.monitor().warn(&doubt);
+        }
+        points.points
+    };
+    let notes = Notes::load(&repository)?;
     if let Some(series) = &arguments.series
-        && points.latest(series).is_none()
+        && !points.iter().any(|point| point.manifest.series == *series)
     {
         let text = format!("cannot find a series named {}", series.escape_debug());
         return Err(
@@ -37,16 +50,16 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let is_wanted = |point: &&Point| {
         arguments.series.as_ref().is_none_or(|series| *series == point.manifest.series)
     };
-    let wanted = points.points.iter().filter(is_wanted);
+    let wanted = points.iter().filter(is_wanted);
     ignore_broken_pipe(if context.json() {
-        json_line(&wanted.map(describe).collect::<Value>())
+        json_line(&wanted.map(|point| describe(point, &notes)).collect::<Value>())
     } else {
-        print(wanted)
+        print(wanted, &notes)
     })
 }
 
 /// A point as JSON, for `list` and `show`.
-pub fn describe(point: &Point) -> Value {
+pub fn describe(point: &Point, notes: &Notes) -> Value {
     let manifest = &point.manifest;
     let disks: Vec<Value> = manifest
         .disks
@@ -58,8 +71,7 @@ pub fn describe(point: &Point) -> Value {
         .iter()
         .map(|stream| json!({"name": stream.name, "bytes": stream.content.bytes}))
         .collect();
-    let tags: serde_json::Map<String, Value> =
-        manifest.tags.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
+    let pins = notes.pins(point).unwrap_or_default();
     json!({
         "point_id": point.id.to_hex(),
         "short_id": point.id.short(),
@@ -69,21 +81,24 @@ pub fn describe(point: &Point) -> Value {
         "host": manifest.host,
         "disks": disks,
         "streams": streams,
-        "tags": tags,
+        "tags": notes.tags(point),
+        "pins": pins.iter().map(|pin| &pin.reason).collect::<Vec<_>>(),
         "new_bytes": manifest.statistics().new_bytes,
         "stored_bytes": manifest.statistics().stored_bytes,
     })
 }
 
-fn print<'a>(points: impl Iterator<Item = &'a Point>) -> Result<()> {
+fn print<'a>(points: impl Iterator<Item = &'a Point>, notes: &Notes) -> Result<()> {
     let heading = ["POINT", "TIME", "SERIES", "PARTS", "SIZE", "NEW", "STORED", "TAGS"];
     let mut rows = vec![heading.map(String::from).to_vec()];
     for point in points {
         let manifest = &point.manifest;
         let statistics = manifest.statistics();
         let names: Vec<String> = manifest.part_names().map(escape).collect();
-        let tags: Vec<String> =
-            manifest.tags.iter().map(|(key, value)| escape(&format!("{key}={value}"))).collect();
+        let tags = notes.tags(point).into_iter().map(|(key, value)| format!("{key}={value}"));
+        let is_pinned = notes.pins(point).is_ok_and(|pins| !pins.is_empty());
+        let pin = is_pinned.then(|| "(pinned)".to_string());
+        let tags: Vec<String> = pin.into_iter().chain(tags).map(|text| escape(&text)).collect();
         rows.push(vec![
             point.id.short(),
             format_time_local(manifest.time_unix_ns),

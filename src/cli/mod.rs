@@ -13,11 +13,13 @@ mod demo;
 mod demo_image;
 mod digest;
 mod dump;
+mod forget;
 mod init;
 mod key;
 mod list;
 mod output;
 mod password;
+mod pin;
 mod progress;
 mod recovery;
 mod repair;
@@ -115,6 +117,14 @@ enum Command {
     Restore(restore::Arguments),
     /// Write one disk or stream to standard output
     Dump(dump::Arguments),
+    /// Drop points by a policy or by name; they can be brought back
+    Forget(forget::Arguments),
+    /// Keep points from being forgotten
+    Pin(pin::PinArguments),
+    /// End the pins of points
+    Unpin(pin::UnpinArguments),
+    /// Set and remove tags of a point
+    Tag(pin::TagArguments),
     /// Look for damage
     Check(check::Arguments),
     /// Manage passwords and recovery keys
@@ -183,6 +193,10 @@ fn run(cli: Cli) -> Result<usize> {
         Command::Show(arguments) => show::run(&context, &arguments),
         Command::Restore(arguments) => restore::run(&context, &arguments),
         Command::Dump(arguments) => dump::run(&context, &arguments),
+        Command::Forget(arguments) => forget::run(&context, &arguments),
+        Command::Pin(arguments) => pin::pin(&context, &arguments),
+        Command::Unpin(arguments) => pin::unpin(&context, &arguments),
+        Command::Tag(arguments) => pin::tag(&context, &arguments),
         Command::Check(arguments) => check::run(&context, &arguments),
         Command::Key(arguments) => key::run(&context, &arguments),
         Command::Repair(arguments) => repair::run(&context, &arguments),

@@ -6,6 +6,7 @@ use super::output::{escape, ignore_broken_pipe, json_line, line};
 use super::sizes::{format_bytes, format_seconds};
 use crate::error::Result;
 use crate::repository::address::{Address, format_time_local, format_time_utc};
+use crate::repository::notes::Notes;
 use crate::repository::points::Point;
 use diskvault_format::id::to_hex;
 use diskvault_format::manifest::{Chunking, DiskRecord, Statistics, StreamRecord};
@@ -26,14 +27,15 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let repository = context.open()?;
     let address = Address::parse(&arguments.point)?;
     let point = context.find_point(&repository, &address, None)?;
+    let notes = Notes::load(&repository)?;
     if let Some(part) = address.part {
         crate::restore::find_part(&point, part)?;
     }
     let is_wanted = |name: &str| address.part.is_none_or(|part| part == name);
     ignore_broken_pipe(if context.json() {
-        json_line(&as_json(&point, &is_wanted))
+        json_line(&as_json(&point, &notes, &is_wanted))
     } else {
-        print(&point, &is_wanted)
+        print(&point, &notes, &is_wanted)
     })
 }
 
@@ -52,9 +54,9 @@ fn digests_json(digests: &[(String, Vec<u8>)]) -> Value {
     digests.iter().map(|(name, value)| (name.clone(), json!(to_hex(value)))).collect()
 }
 
-fn as_json(point: &Point, is_wanted: &dyn Fn(&str) -> bool) -> Value {
+fn as_json(point: &Point, notes: &Notes, is_wanted: &dyn Fn(&str) -> bool) -> Value {
     let manifest = &point.manifest;
-    let mut value = describe(point);
+    let mut value = describe(point, notes);
     let disk = |disk: &DiskRecord| {
         json!({
             "name": disk.name,
@@ -87,6 +89,7 @@ fn as_json(point: &Point, is_wanted: &dyn Fn(&str) -> bool) -> Value {
     value["disks"] = disks.map(disk).collect();
     value["streams"] = streams.map(stream).collect();
     value["previous"] = manifest.previous.iter().map(|id| id.to_hex()).collect();
+    value["republishes"] = json!(manifest.republishes.map(|id| id.to_hex()));
     value["program"] = json!(manifest.program);
     value["started"] = json!(format_time_utc(manifest.started_unix_ns));
     value["duration_seconds"] = json!(manifest.duration_ms as f64 / 1000.0);
@@ -109,7 +112,7 @@ pub fn statistics_json(statistics: &Statistics) -> Value {
     })
 }
 
-fn print(point: &Point, is_wanted: &dyn Fn(&str) -> bool) -> Result<()> {
+fn print(point: &Point, notes: &Notes, is_wanted: &dyn Fn(&str) -> bool) -> Result<()> {
     let manifest = &point.manifest;
     line(&format!("point     {}", point.id))?;
     line(&format!("series    {}, number {}", escape(&manifest.series), manifest.sequence))?;
@@ -120,7 +123,13 @@ fn print(point: &Point, is_wanted: &dyn Fn(&str) -> bool) -> Result<()> {
     for previous in &manifest.previous {
         line(&format!("follows   {previous}"))?;
     }
-    for (key, value) in &manifest.tags {
+    if let Some(old) = &manifest.republishes {
+        line(&format!("was       {old}, forgotten and brought back"))?;
+    }
+    for pin in notes.pins(point)? {
+        line(format!("pinned    {}", escape(&pin.reason)).trim_end())?;
+    }
+    for (key, value) in &notes.tags(point) {
         line(&format!("tag       {}={}", escape(key), escape(value)))?;
     }
     for disk in manifest.disks.iter().filter(|disk| is_wanted(&disk.name)) {

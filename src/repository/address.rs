@@ -210,7 +210,9 @@ fn nth_back<'a>(
 fn by_id<'a>(points: &'a PointSet, prefix: &str) -> Result<&'a Point> {
     let prefix = prefix.to_ascii_lowercase();
     let fits = |id: PointId| !prefix.is_empty() && id.to_hex().starts_with(&prefix);
-    let mut fitting = points.points.iter().filter(|point| fits(point.id));
+    // One that was forgotten and brought back answers to its old id.
+    let answers = |point: &&Point| fits(point.id) || point.manifest.republishes.is_some_and(fits);
+    let mut fitting = points.points.iter().filter(answers);
     match (fitting.next(), fitting.next()) {
         (Some(point), None) => Ok(point),
         (Some(_), Some(_)) => {

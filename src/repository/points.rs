@@ -4,7 +4,8 @@
 
 use super::Repository;
 use super::host_memory::{Listing, SeriesMemory};
-use super::objects::{get_hashed, get_record, open_record};
+use super::notes::Notes;
+use super::objects::{get_hashed, open_record};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Folder, ObjectName};
 use diskvault_format::crypto::ObjectKind;
@@ -12,7 +13,6 @@ use diskvault_format::id::PointId;
 use diskvault_format::limits::PREVIOUS_MAX;
 use diskvault_format::manifest::Manifest;
 use diskvault_format::names::{self, PointName};
-use diskvault_format::small::{NOTE_REMOVAL, Note};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One visible restore point.
@@ -227,16 +227,7 @@ impl PointSet {
 /// # Errors
 /// Fails only if a folder cannot be listed.
 pub fn removed_points(repository: &Repository) -> Result<BTreeSet<PointId>> {
-    let mut removed = BTreeSet::new();
-    for entry in repository.storage().list(Folder::Notes)? {
-        let Some(point) = names::parse_note(entry.name.leaf()) else { continue };
-        let storage = repository.storage().as_ref();
-        let note: Result<Note> =
-            get_record(storage, repository.keys(), ObjectKind::Note, &entry.name);
-        if note.is_ok_and(|note| note.kind == NOTE_REMOVAL) {
-            removed.insert(point);
-        }
-    }
+    let mut removed = Notes::load(repository)?.removed();
     for entry in repository.storage().list(Folder::Trash)? {
         removed.extend(PointId::from_hex(entry.name.leaf()));
     }

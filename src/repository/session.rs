@@ -9,6 +9,7 @@
 
 use super::entries::{Place, places_of};
 use super::locate::{Locator, loss_epoch, note_loss};
+use super::notes::put_note;
 use super::objects::{get_record, seal_record};
 use super::points::{Point, PointSet, manifest_name};
 use super::splices::SpliceReader;
@@ -22,7 +23,7 @@ use diskvault_format::crypto::ObjectKind;
 use diskvault_format::id::{ChunkId, LeaseId, PackId, PointId};
 use diskvault_format::manifest::Manifest;
 use diskvault_format::names;
-use diskvault_format::small::{Condemned, Heartbeat, Lease, Lost, NOTE_REMOVAL, Note};
+use diskvault_format::small::{Condemned, Heartbeat, Lease, Lost, NOTE_REMOVAL};
 use std::collections::HashSet;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -194,7 +195,8 @@ impl<'a> Session<'a> {
             if let Some(last) = self.heartbeat.take().and_then(HeartbeatThread::stop) {
                 storage.delete(&last)?;
             }
-            put_removal_note(repository, id, &manifest.host, "the writer's lease was removed")?;
+            let reason = vec![("reason".into(), "the writer's lease was removed".into())];
+            put_note(repository, id, NOTE_REMOVAL, &manifest.host, reason)?;
             storage.delete(&name)?;
             return Err(Error::new(ErrorKind::Fenced, "the lease of this backup was removed"));
         }
@@ -302,26 +304,6 @@ fn read_lost(repository: &Repository) -> Result<HashSet<[u8; 32]>> {
         }
     }
     Ok(ids)
-}
-
-fn put_removal_note(
-    repository: &Repository,
-    point: PointId,
-    host: &str,
-    reason: &str,
-) -> Result<()> {
-    let environment = repository.environment().as_ref();
-    let leaf = names::note(point, &random_array(environment)?);
-    let name = ObjectName::new(Folder::Notes, &leaf)?;
-    let note = Note {
-        kind: NOTE_REMOVAL,
-        time_unix_ns: environment.now_unix_ns(),
-        host: host.to_string(),
-        fields: vec![("reason".into(), reason.into())],
-    };
-    let nonce = random_array(environment)?;
-    let object = seal_record(repository.keys(), ObjectKind::Note, Some(&name), &nonce, &note)?;
-    repository.storage().put_new(&name, &object)
 }
 
 /// Remembers the heads of all series, so that a rollback shows on this host. A head that is gone

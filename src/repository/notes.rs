@@ -1,0 +1,179 @@
+//! Notes on points: tags, pins and removals, beside the points and without changing them.
+//!
+//! Invariant: a note that cannot be read may be a pin, so nobody is told that its point has none.
+
+use super::Repository;
+use super::objects::{get_record, refused, seal_record};
+use super::points::Point;
+use crate::environment::random_array;
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::{Folder, ObjectName};
+use diskvault_format::crypto::ObjectKind;
+use diskvault_format::id::PointId;
+use diskvault_format::names;
+use diskvault_format::small::{NOTE_PIN, NOTE_REMOVAL, NOTE_TAG, NOTE_UNPIN, Note};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// One stored note.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredNote {
+    /// The random part of its name.
+    pub random: String,
+    /// What it says.
+    pub note: Note,
+}
+
+/// A pin that holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pin {
+    /// What an unpin names to end it alone.
+    pub random: String,
+    /// Why the point is pinned; may be empty.
+    pub reason: String,
+}
+
+/// The notes of all points.
+#[derive(Debug, Default)]
+pub struct Notes {
+    by_point: BTreeMap<PointId, Vec<StoredNote>>,
+    /// Points with a note that cannot be read, and why.
+    damaged: BTreeMap<PointId, Error>,
+}
+
+impl Notes {
+    /// Reads all notes.
+    ///
+    /// # Errors
+    /// Fails if the notes cannot be listed. One that cannot be read is remembered.
+    pub fn load(repository: &Repository) -> Result<Notes> {
+        let mut notes = Notes::default();
+        for entry in repository.storage().list(Folder::Notes)? {
+            let leaf = entry.name.leaf();
+            let Some(point) = names::parse_note(leaf) else { continue };
+            match read(repository, &entry.name) {
+                Ok(note) => {
+                    let random = leaf.rsplit('-').next().unwrap_or_default().to_string();
+                    notes.by_point.entry(point).or_default().push(StoredNote { random, note });
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => {
+                    notes.damaged.insert(point, error);
+                }
+            }
+        }
+        for stored in notes.by_point.values_mut() {
+            stored.sort_by(|a, b| order_key(a).cmp(&order_key(b)));
+        }
+        Ok(notes)
+    }
+
+    /// The notes under exactly this id, earliest first.
+    pub fn under(&self, id: PointId) -> &[StoredNote] {
+        self.by_point.get(&id).map_or(&[], Vec::as_slice)
+    }
+
+    /// The notes that hold for a point, earliest first: its own, and those of the one it publishes
+    /// anew.
+    pub fn of(&self, point: &Point) -> Vec<&StoredNote> {
+        let old = point.manifest.republishes.map_or(&[][..], |old| self.under(old));
+        let mut found: Vec<&StoredNote> = self.under(point.id).iter().chain(old).collect();
+        found.sort_by(|a, b| order_key(a).cmp(&order_key(b)));
+        found
+    }
+
+    /// The pins of a point that hold, earliest first.
+    ///
+    /// # Errors
+    /// `Damage` or `Newer` if one of its notes cannot be read: it may be a pin.
+    pub fn pins(&self, point: &Point) -> Result<Vec<Pin>> {
+        let ids = [Some(point.id), point.manifest.republishes];
+        if let Some(cause) = ids.iter().flatten().find_map(|id| self.damaged.get(id)) {
+            let id = point.id.short();
+            let text = format!("cannot tell whether point {id} is pinned: {}", cause.full_text());
+            return Err(Error::new(cause.kind(), text));
+        }
+        let mut pins: Vec<Pin> = Vec::new();
+        for stored in self.of(point) {
+            match stored.note.kind {
+                NOTE_PIN => {
+                    let reason = field(&stored.note, "reason").unwrap_or_default().to_string();
+                    pins.push(Pin { random: stored.random.clone(), reason });
+                }
+                NOTE_UNPIN => match field(&stored.note, "pin") {
+                    Some(random) => pins.retain(|pin| pin.random != random),
+                    None => pins.clear(),
+                },
+                _ => {}
+            }
+        }
+        Ok(pins)
+    }
+
+    /// The tags of a point: those it was made with, changed by its notes.
+    pub fn tags(&self, point: &Point) -> BTreeMap<String, String> {
+        let mut tags: BTreeMap<String, String> = point.manifest.tags.iter().cloned().collect();
+        for stored in self.of(point).iter().filter(|stored| stored.note.kind == NOTE_TAG) {
+            for (key, value) in &stored.note.fields {
+                if value.is_empty() {
+                    tags.remove(key);
+                } else {
+                    tags.insert(key.clone(), value.clone());
+                }
+            }
+        }
+        tags
+    }
+
+    /// Points that a removal note explains the absence of.
+    pub fn removed(&self) -> BTreeSet<PointId> {
+        let is_removal = |stored: &StoredNote| stored.note.kind == NOTE_REMOVAL;
+        let removed = self.by_point.iter().filter(|(_, stored)| stored.iter().any(is_removal));
+        removed.map(|(id, _)| *id).collect()
+    }
+}
+
+fn order_key(stored: &StoredNote) -> (i64, &str) {
+    (stored.note.time_unix_ns, &stored.random)
+}
+
+fn field<'n>(note: &'n Note, key: &str) -> Option<&'n str> {
+    note.fields.iter().find(|(found, _)| found == key).map(|(_, value)| value.as_str())
+}
+
+fn read(repository: &Repository, name: &ObjectName) -> Result<Note> {
+    let storage = repository.storage().as_ref();
+    let note: Note = get_record(storage, repository.keys(), ObjectKind::Note, name)?;
+    note.validate().map_err(|cause| refused(name, cause))?;
+    Ok(note)
+}
+
+/// Puts a note of now on a point.
+///
+/// # Errors
+/// `Usage` for a text that is too long; what the storage says.
+pub fn put_note(
+    repository: &Repository,
+    point: PointId,
+    kind: u8,
+    host: &str,
+    fields: Vec<(String, String)>,
+) -> Result<()> {
+    let time_unix_ns = repository.environment().now_unix_ns();
+    store_note(repository, point, &Note { kind, time_unix_ns, host: host.to_string(), fields })
+}
+
+/// Puts a note that somebody else wrote on another point.
+///
+/// # Errors
+/// As [`put_note`].
+pub fn store_note(repository: &Repository, point: PointId, note: &Note) -> Result<()> {
+    note.validate().map_err(|cause| {
+        Error::new(ErrorKind::Usage, format!("cannot note that on point {}", point.short()))
+            .because(cause)
+    })?;
+    let environment = repository.environment().as_ref();
+    let name = ObjectName::new(Folder::Notes, &names::note(point, &random_array(environment)?))?;
+    let nonce = random_array(environment)?;
+    let object = seal_record(repository.keys(), ObjectKind::Note, Some(&name), &nonce, note)?;
+    repository.storage().put_new(&name, &object)
+}

@@ -1,0 +1,137 @@
+//! Publishing a forgotten point anew (spec/40-protocol.md, "Undo").
+//!
+//! Invariants: it is published as a writer publishes, and only if every page and chunk it needs is
+//! present by the writer's rules; time, sequence and previous points are the old ones, so that it
+//! stands in its series where it stood.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::monitor::Monitor;
+use crate::repository::Repository;
+use crate::repository::map_reader::MapReader;
+use crate::repository::notes::{Notes, store_note};
+use crate::repository::points::{Point, PointSet, read_manifest};
+use crate::repository::reach::{Visitor, visit};
+use crate::repository::session::{Presence, Session};
+use crate::storage::{Folder, ObjectName};
+use diskvault_format::id::{ChunkId, PageId, PointId};
+use diskvault_format::small::{NOTE_PIN, NOTE_TAG, NOTE_UNPIN};
+use std::collections::HashSet;
+
+/// The forgotten points that are still in the trash, by series and age, and what cannot be read.
+///
+/// # Errors
+/// Fails if the trash cannot be listed.
+pub fn forgotten(repository: &Repository) -> Result<(Vec<Point>, Vec<Error>)> {
+    let (mut points, mut damaged) = (Vec::new(), Vec::new());
+    for entry in repository.storage().list(Folder::Trash)? {
+        let Some(id) = PointId::from_hex(entry.name.leaf()) else { continue };
+        match read_manifest(repository, Folder::Trash, id) {
+            Ok(manifest) => points.push(Point { id, manifest }),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => damaged.push(error),
+        }
+    }
+    points.sort_by_key(|point| {
+        let manifest = &point.manifest;
+        (manifest.series.clone(), manifest.sequence, manifest.time_unix_ns, point.id)
+    });
+    Ok((points, damaged))
+}
+
+/// Publishes the forgotten point whose id starts with `prefix`; the id of the new point.
+///
+/// # Errors
+/// `NotFound` if there is none in the trash, or if something that it needs is stored no more;
+/// `Usage` if several fit; `Fenced` as a backup; what the storage says.
+pub fn undo(
+    repository: &Repository,
+    prefix: &str,
+    host: &str,
+    monitor: &dyn Monitor,
+) -> Result<PointId> {
+    let session = Session::begin(repository, host, monitor)?;
+    let old = find(repository, session.points(), prefix)?;
+    let reader = MapReader::new(repository, session.locator());
+    let mut complete =
+        Complete { presence: session.presence(), monitor, pages: HashSet::new(), point: old.id };
+    monitor.start("looking for what the point needs", None);
+    visit(&reader, &old.manifest, &mut complete)?;
+    monitor.finish();
+    drop(reader);
+    let notes = Notes::load(repository)?;
+    let mut manifest = old.manifest.clone();
+    manifest.lease = session.lease();
+    manifest.republishes = Some(old.id);
+    let new = session.publish(&manifest)?;
+    // What holds for the old point through the one before it would be two steps away now.
+    for stored in old.manifest.republishes.map_or(&[][..], |older| notes.under(older)) {
+        if matches!(stored.note.kind, NOTE_TAG | NOTE_PIN | NOTE_UNPIN) {
+            store_note(repository, new, &stored.note)?;
+        }
+    }
+    repository.storage().delete(&ObjectName::new(Folder::Trash, &old.id.to_hex())?)?;
+    crate::repository::session::remember_heads(repository, &PointSet::load(repository)?)?;
+    Ok(new)
+}
+
+fn find(repository: &Repository, points: &PointSet, prefix: &str) -> Result<Point> {
+    let digits = prefix.strip_prefix("id:").unwrap_or(prefix).to_ascii_lowercase();
+    let is_id = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let fits = |id: PointId| is_id && id.to_hex().starts_with(&digits);
+    let (trash, damaged) = forgotten(repository)?;
+    let mut fitting = trash.into_iter().filter(|point| fits(point.id));
+    match (fitting.next(), fitting.next()) {
+        (Some(point), None) => Ok(point),
+        (Some(_), Some(_)) => {
+            let text = format!("cannot choose a forgotten point: several ids start with {digits}");
+            Err(Error::new(ErrorKind::Usage, text))
+        }
+        (None, _) => {
+            if points.points.iter().any(|point| fits(point.id)) {
+                let text = format!("cannot bring back point {digits}: it is not forgotten");
+                return Err(Error::new(ErrorKind::Usage, text));
+            }
+            if let Some(error) = damaged.into_iter().next() {
+                return Err(error);
+            }
+            let text = format!("cannot find a forgotten point with id {}", prefix.escape_debug());
+            let error = Error::new(ErrorKind::NotFound, text);
+            Err(error.hint("`diskvault list --forgotten` shows what can be brought back"))
+        }
+    }
+}
+
+/// Refuses what is not present.
+struct Complete<'a> {
+    presence: &'a Presence,
+    monitor: &'a dyn Monitor,
+    pages: HashSet<PageId>,
+    point: PointId,
+}
+
+impl Complete<'_> {
+    fn look_up(&self, what: &str, id: &[u8; 32]) -> Result<()> {
+        if self.presence.contains(id)? {
+            return Ok(());
+        }
+        let hex = diskvault_format::id::to_hex(id);
+        let point = self.point.short();
+        let text = format!("cannot bring back point {point}: {what} {hex} is stored no more");
+        Err(Error::new(ErrorKind::NotFound, text))
+    }
+}
+
+impl Visitor for Complete<'_> {
+    fn page(&mut self, id: PageId) -> Result<bool> {
+        if !self.pages.insert(id) {
+            return Ok(false);
+        }
+        self.monitor.check_cancelled()?;
+        self.look_up("map page", &id.0)?;
+        Ok(true)
+    }
+
+    fn chunk(&mut self, id: ChunkId) -> Result<()> {
+        self.look_up("chunk", &id.0)
+    }
+}
