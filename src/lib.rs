@@ -18,6 +18,7 @@ pub mod environment;
 pub mod error;
 pub mod index;
 pub mod monitor;
+pub mod prune;
 pub mod repository;
 pub mod restore;
 pub mod retention;

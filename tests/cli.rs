@@ -33,6 +33,8 @@ mod no_cache;
 mod output;
 #[path = "cli/password.rs"]
 mod password;
+#[path = "cli/prune.rs"]
+mod prune;
 #[path = "cli/restore.rs"]
 mod restore;
 #[path = "cli/sources.rs"]

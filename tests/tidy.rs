@@ -42,6 +42,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
         "restore" => &["repository", "target", "chunking"],
         "check" => &["repository", "restore"],
         "retention" => &["storage", "repository"],
+        "prune" => &["storage", "repository", "restore"],
         "digest" => &["repository", "restore", "backup"],
         "benchmark" => {
             &["storage", "source", "target", "chunking", "repository", "backup", "restore"]
@@ -58,6 +59,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
             "check",
             "digest",
             "retention",
+            "prune",
             "benchmark",
         ],
         _ => return None,

@@ -2,6 +2,7 @@
 
 use super::context::{Context, host_name};
 use super::output::{escape, json_line, line, table};
+use super::prune::prune;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
@@ -41,8 +42,11 @@ pub struct Arguments {
     /// Forget named points also if they are pinned or the newest of their series
     #[arg(long, requires = "points")]
     force: bool,
+    /// Prune afterwards, as `prune` does without options
+    #[arg(long, conflicts_with = "dry_run")]
+    prune: bool,
     /// Bring a forgotten point back, by its id
-    #[arg(long, value_name = "POINT", conflicts_with_all = ["points", "series", "dry_run"])]
+    #[arg(long, value_name = "POINT", conflicts_with_all = ["points", "series", "dry_run", "prune"])]
     undo: Option<String>,
 }
 
@@ -193,7 +197,11 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let host = host_name();
     let options = ForgetOptions { host: &host, reason, ends_pins: arguments.force };
     forget(&repository, &going, &options, context.monitor())?;
-    delete_lonely_oks(&repository, &points)
+    delete_lonely_oks(&repository, &points)?;
+    if arguments.prune {
+        prune(context, &repository, &super::prune::Arguments::standard())?;
+    }
+    Ok(())
 }
 
 fn check_request(arguments: &Arguments, has_policy: bool) -> Result<()> {

@@ -21,6 +21,7 @@ mod output;
 mod password;
 mod pin;
 mod progress;
+mod prune;
 mod recovery;
 mod repair;
 mod restore;
@@ -119,6 +120,8 @@ enum Command {
     Dump(dump::Arguments),
     /// Drop points by a policy or by name; they can be brought back
     Forget(forget::Arguments),
+    /// Give the room of what no point needs back
+    Prune(prune::Arguments),
     /// Keep points from being forgotten
     Pin(pin::PinArguments),
     /// End the pins of points
@@ -194,6 +197,7 @@ fn run(cli: Cli) -> Result<usize> {
         Command::Restore(arguments) => restore::run(&context, &arguments),
         Command::Dump(arguments) => dump::run(&context, &arguments),
         Command::Forget(arguments) => forget::run(&context, &arguments),
+        Command::Prune(arguments) => prune::run(&context, &arguments),
         Command::Pin(arguments) => pin::pin(&context, &arguments),
         Command::Unpin(arguments) => pin::unpin(&context, &arguments),
         Command::Tag(arguments) => pin::tag(&context, &arguments),

@@ -54,6 +54,18 @@ pub struct HostMemory {
     /// What it saw of each series.
     #[serde(default)]
     pub series: BTreeMap<String, SeriesMemory>,
+    /// Condemned lists of this host that it is still waiting to act on.
+    #[serde(default)]
+    pub condemned: Vec<CondemnedMemory>,
+}
+
+/// A condemned list of this host, and what it waits for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CondemnedMemory {
+    /// Leaf name of the list.
+    pub list: String,
+    /// The leases there were when it had been put, in hexadecimal.
+    pub leases: Vec<String>,
 }
 
 impl HostMemory {

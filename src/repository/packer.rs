@@ -261,6 +261,27 @@ impl ChunkWriter {
         if self.is_present(&id)? {
             return Ok(false);
         }
+        self.append(pack, kind, id, data, anchor)?;
+        Ok(true)
+    }
+
+    /// True if the entry was pushed and is not yet told to the index.
+    pub fn is_on_its_way(&self, id: &[u8; 32]) -> bool {
+        lock(&self.shared.state).in_flight.contains(&prefix(id))
+    }
+
+    /// Stores an entry whether or not it is present, such as one whose pack is to go.
+    ///
+    /// # Errors
+    /// The first failure of the writer.
+    pub fn append(
+        &mut self,
+        pack: PackKind,
+        kind: EntryKind,
+        id: [u8; 32],
+        data: &[u8],
+        anchor: Option<u64>,
+    ) -> Result<()> {
         let lane = match pack {
             PackKind::Data => &mut self.data,
             PackKind::Map => &mut self.map,
@@ -278,7 +299,7 @@ impl ChunkWriter {
         if lane.data.len() >= lane.segment_bytes {
             dispatch(&self.shared, lane, self.sealed.as_ref())?;
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Fails once storing has failed, for who waits for something else meanwhile.

@@ -43,6 +43,12 @@ pub struct Presence {
 }
 
 impl Presence {
+    /// What counts as stored once the packs in `leaving` are gone.
+    pub fn without(locator: &Locator, leaving: HashSet<PackId>) -> Presence {
+        let (index, splices) = (locator.index().clone(), locator.splices().clone());
+        Presence { index, condemned: leaving, lost: HashSet::new(), splices }
+    }
+
     /// The index that is asked.
     pub fn index(&self) -> &Arc<ChunkIndex> {
         &self.index

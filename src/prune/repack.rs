@@ -1,0 +1,158 @@
+//! Copying what is needed out of packs that are to go.
+//!
+//! Invariants: nothing is held that was not read back and verified by its id; chunks are copied in
+//! the order of the newest map that names them, so that what is read together lies together; no
+//! lease is needed, because a pack that nobody refers to yet does no harm.
+
+use super::roots::{Needs, Root, Stored, find_stored, find_whole, walk};
+use crate::environment::random_array;
+use crate::error::{Error, ErrorKind, Result};
+use crate::monitor::{Monitor, Silent};
+use crate::repository::Repository;
+use crate::repository::entries::Place;
+use crate::repository::locate::Locator;
+use crate::repository::map_reader::MapReader;
+use crate::repository::packer::{ChunkWriter, Compression};
+use crate::repository::session::Presence;
+use crate::restore::fetch::{Fetcher, Wanted};
+use diskvault_format::id::{ChunkId, LeaseId, PackId, PageId};
+use diskvault_format::pack::PackKind;
+use diskvault_format::segment::EntryKind;
+use rayon::ThreadPool;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+
+/// Bytes of chunks that are read and written together: each segment is read once for them.
+const WINDOW_BYTES: u64 = 32 << 20;
+
+/// Copies everything that the roots need and that only packs in `leaving` hold; bytes stored.
+///
+/// # Errors
+/// `NoSpace`, or what reading and storing say.
+pub(super) fn copy_out(
+    repository: &Repository,
+    locator: &Locator,
+    roots: &[Root],
+    leaving: &HashSet<PackId>,
+    pool: &Arc<ThreadPool>,
+    monitor: &dyn Monitor,
+) -> Result<u64> {
+    let presence = Arc::new(Presence::without(locator, leaving.clone()));
+    let writer_id = LeaseId(random_array(repository.environment().as_ref())?);
+    let writer =
+        ChunkWriter::new(repository, writer_id, presence, pool.clone(), Compression::default());
+    let threads = pool.current_num_threads();
+    let mut copier = Copier {
+        reader: MapReader::new(repository, locator),
+        fetcher: Fetcher { repository, locator, threads, monitor: &Silent },
+        leaving,
+        writer,
+        window: Vec::new(),
+        window_bytes: 0,
+        queued: HashSet::new(),
+    };
+    walk(repository, locator, roots, "copying what is needed", &mut copier, monitor)?;
+    copier.flush()?;
+    Ok(copier.writer.finish()?.pack_bytes)
+}
+
+struct Copier<'a> {
+    reader: MapReader<'a>,
+    fetcher: Fetcher<'a>,
+    leaving: &'a HashSet<PackId>,
+    writer: ChunkWriter,
+    /// Chunks that wait to be read, in the order in which they are to be stored.
+    /// With the anchor each one has.
+    window: Vec<(Wanted, Option<u64>)>,
+    window_bytes: u64,
+    queued: HashSet<ChunkId>,
+}
+
+impl Copier<'_> {
+    /// Sees to it that a chunk will be there by its bytes.
+    fn need_whole(&mut self, id: ChunkId, place: &Place) -> Result<()> {
+        let leaving = self.leaving;
+        let stays = |place: &Place| !leaving.contains(&place.pack);
+        if find_whole(self.reader.locator(), id, &stays)?.is_some() {
+            return Ok(());
+        }
+        if self.writer.is_on_its_way(&id.0) || !self.queued.insert(id) {
+            return Ok(());
+        }
+        let found = self.reader.locator().found_at(self.reader.repository(), &id.0, place)?;
+        let Some(found) = found else {
+            let text = format!("cannot copy chunk {id}: its pack does not hold it");
+            return Err(Error::new(ErrorKind::Damage, text));
+        };
+        let segment = &found.pack.footer.segments[found.segment as usize];
+        let bytes = segment.entries[found.slot as usize].bytes;
+        let anchor = segment.anchors.iter().find(|anchor| anchor.slot == found.slot);
+        // The offset is the place in the window.
+        let wanted = Wanted { offset: self.window_bytes, bytes, id };
+        self.window.push((wanted, anchor.map(|anchor| anchor.value)));
+        self.window_bytes += u64::from(bytes);
+        if self.window_bytes >= WINDOW_BYTES {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Reads the chunks of the window and stores them in their order.
+    fn flush(&mut self) -> Result<()> {
+        let window = std::mem::take(&mut self.window);
+        let bytes = usize::try_from(std::mem::take(&mut self.window_bytes)).unwrap_or(usize::MAX);
+        self.queued.clear();
+        let data = Mutex::new(vec![0; bytes]);
+        let wanted = window.iter().map(|(wanted, _)| *wanted).collect();
+        self.fetcher.fetch(wanted, &|offset, read| {
+            let start = offset as usize;
+            crate::repository::lock(&data)[start..start + read.len()].copy_from_slice(read);
+            Ok(())
+        })?;
+        let data = crate::repository::lock(&data);
+        for (wanted, anchor) in window {
+            let start = wanted.offset as usize;
+            let chunk = &data[start..start + wanted.bytes as usize];
+            self.writer.append(PackKind::Data, EntryKind::Chunk, wanted.id.0, chunk, anchor)?;
+        }
+        Ok(())
+    }
+}
+
+impl Needs for Copier<'_> {
+    fn page(&mut self, id: PageId) -> Result<()> {
+        let leaving = self.leaving;
+        let stays = |place: &Place| !leaving.contains(&place.pack);
+        let chunk = ChunkId(id.0);
+        let locator = self.reader.locator();
+        if self.writer.is_on_its_way(&id.0) || find_whole(locator, chunk, &stays)?.is_some() {
+            return Ok(());
+        }
+        let bytes = self.reader.page(id)?;
+        self.writer.append(PackKind::Map, EntryKind::Page, id.0, &bytes, None)
+    }
+
+    fn chunk(&mut self, id: ChunkId) -> Result<()> {
+        let leaving = self.leaving;
+        let stays = |place: &Place| !leaving.contains(&place.pack);
+        let locator = self.reader.locator();
+        if find_stored(locator, id, &stays)?.is_some() || self.queued.contains(&id) {
+            return Ok(());
+        }
+        match find_stored(locator, id, &|_| true)? {
+            Some(Stored::Whole(place)) => self.need_whole(id, &place),
+            Some(Stored::Spliced { place, splice, pieces }) => {
+                for (piece, place) in splice.pieces().iter().zip(&pieces) {
+                    self.need_whole(piece.chunk, place)?;
+                }
+                if !leaving.contains(&place.pack) || self.writer.is_on_its_way(&id.0) {
+                    return Ok(());
+                }
+                let bytes = splice.encode();
+                self.writer.append(PackKind::Map, EntryKind::Splice, id.0, &bytes, None)
+            }
+            // Lost already.
+            None => Ok(()),
+        }
+    }
+}

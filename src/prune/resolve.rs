@@ -1,0 +1,150 @@
+//! Manifests without `ok` whose writer is gone (spec/40-protocol.md, "Resolver"), and what else
+//! stopped runs leave behind.
+//!
+//! Order, which must not change without the model check: see the manifest; see its lease gone; read
+//! the lists; list the packs.
+
+use super::condemn::read_lists;
+use super::roots::{Needs, Root, find_stored, find_whole, forgotten_at, walk};
+use crate::error::{ErrorKind, Result};
+use crate::monitor::{Monitor, Silent};
+use crate::repository::Repository;
+use crate::repository::entries::Place;
+use crate::repository::locate::Locator;
+use crate::repository::notes::Notes;
+use crate::repository::points::{PointSet, manifest_name, read_manifest};
+use crate::storage::{Folder, ObjectName};
+use diskvault_format::id::{ChunkId, PackId, PageId, PointId};
+use diskvault_format::names;
+use std::collections::HashSet;
+
+/// What became of manifests without `ok`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resolved {
+    /// Points that were complete and count now.
+    pub finished: u64,
+    /// Manifests that were deleted, because something they name is stored nowhere.
+    pub deleted: u64,
+}
+
+/// Finishes or deletes manifests without `ok` whose lease is gone; leaves what it cannot tell.
+///
+/// # Errors
+/// What the storage says.
+pub(super) fn resolve(repository: &Repository, monitor: &dyn Monitor) -> Result<Resolved> {
+    let storage = repository.storage();
+    let mut resolved = Resolved::default();
+    let mut waiting: Vec<Root> = Vec::new();
+    for id in PointSet::load(repository)?.unfinished {
+        // One that cannot be read stops the mark, which says so.
+        let Ok(manifest) = read_manifest(repository, Folder::Points, id) else { continue };
+        let lease = ObjectName::new(Folder::Leases, &manifest.lease.to_hex())?;
+        if storage.size(&lease)?.is_none() {
+            waiting.push((id, manifest));
+        }
+    }
+    if waiting.is_empty() {
+        return Ok(resolved);
+    }
+    let lists = read_lists(repository)?;
+    let listed: HashSet<PackId> = lists.into_iter().flat_map(|list| list.packs).collect();
+    let locator = Locator::open_fresh(repository, monitor)?;
+    for (id, manifest) in waiting {
+        let mut found = Found { locator: &locator, listed: &listed, state: State::Complete };
+        let root = [(id, manifest)];
+        match walk(repository, &locator, &root, "", &mut found, &Silent) {
+            Ok(()) => {}
+            // A page that is in no pack was noted; another fault of it is for a check to tell.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::Damage | ErrorKind::NotFound | ErrorKind::Newer
+                ) =>
+            {
+                found.at_most(State::Unclear);
+            }
+            Err(error) => return Err(error),
+        }
+        match found.state {
+            State::Complete => {
+                let ok = ObjectName::new(Folder::Points, &names::point_ok(id))?;
+                match storage.put_new(&ok, &[]) {
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                    other => other?,
+                }
+                resolved.finished += 1;
+            }
+            State::Incomplete => {
+                storage.delete(&manifest_name(id)?)?;
+                resolved.deleted += 1;
+            }
+            State::Unclear => {}
+        }
+    }
+    Ok(resolved)
+}
+
+/// From good to bad.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum State {
+    /// All is in unlisted packs.
+    Complete,
+    /// Some is in listed packs only.
+    Unclear,
+    /// Some is in no pack at all.
+    Incomplete,
+}
+
+struct Found<'a> {
+    locator: &'a Locator,
+    listed: &'a HashSet<PackId>,
+    state: State,
+}
+
+impl Found<'_> {
+    fn at_most(&mut self, state: State) {
+        self.state = self.state.max(state);
+    }
+}
+
+impl Needs for Found<'_> {
+    fn page(&mut self, id: PageId) -> Result<()> {
+        let (locator, listed) = (self.locator, self.listed);
+        let unlisted = |place: &Place| !listed.contains(&place.pack);
+        let chunk = ChunkId(id.0);
+        if find_whole(locator, chunk, &unlisted)?.is_none() {
+            let is_anywhere = find_whole(locator, chunk, &|_| true)?.is_some();
+            self.at_most(if is_anywhere { State::Unclear } else { State::Incomplete });
+        }
+        Ok(())
+    }
+
+    fn chunk(&mut self, id: ChunkId) -> Result<()> {
+        let (locator, listed) = (self.locator, self.listed);
+        let unlisted = |place: &Place| !listed.contains(&place.pack);
+        if find_stored(locator, id, &unlisted)?.is_none() {
+            let is_anywhere = find_stored(locator, id, &|_| true)?.is_some();
+            self.at_most(if is_anywhere { State::Unclear } else { State::Incomplete });
+        }
+        Ok(())
+    }
+}
+
+/// Deletes forgotten manifests that are no longer kept: what they need may be gone.
+///
+/// # Errors
+/// What the storage says.
+pub(super) fn empty_trash(repository: &Repository, kept_since: Option<i64>) -> Result<u64> {
+    let notes = Notes::load(repository)?;
+    let mut deleted = 0;
+    for entry in repository.storage().list(Folder::Trash)? {
+        let Some(id) = PointId::from_hex(entry.name.leaf()) else { continue };
+        let is_kept = kept_since
+            .is_some_and(|since| forgotten_at(&notes, id).is_none_or(|time| time >= since));
+        if !is_kept {
+            repository.storage().delete(&entry.name)?;
+            deleted += 1;
+        }
+    }
+    Ok(deleted)
+}

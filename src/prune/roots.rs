@@ -1,0 +1,198 @@
+//! What has to stay: the manifests that every mark begins with, and the walk over all they need.
+//!
+//! Invariant: every manifest in `points/` counts, with or without `ok`, and one that cannot be read
+//! stops the prune: nobody knows what it needs.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::monitor::Monitor;
+use crate::repository::Repository;
+use crate::repository::entries::{Place, places_of};
+use crate::repository::locate::Locator;
+use crate::repository::map_reader::MapReader;
+use crate::repository::notes::Notes;
+use crate::repository::points::read_manifest;
+use crate::repository::reach::{Visitor, visit};
+use crate::storage::Folder;
+use diskvault_format::id::{ChunkId, PageId, PointId};
+use diskvault_format::manifest::Manifest;
+use diskvault_format::names::{self, PointName};
+use diskvault_format::small::NOTE_REMOVAL;
+use diskvault_format::splice::Splice;
+use std::collections::{BTreeMap, HashSet};
+
+/// A manifest, and the point it is of.
+pub(super) type Root = (PointId, Manifest);
+
+/// All manifests, newest first; and those forgotten at or after `kept_since`, if that is given.
+///
+/// # Errors
+/// `Damage` or `Newer` for one that cannot be read; what the storage says.
+pub(super) fn read_roots(repository: &Repository, kept_since: Option<i64>) -> Result<Vec<Root>> {
+    let mut roots = BTreeMap::new();
+    let mut read = |folder, id| match read_manifest(repository, folder, id) {
+        Ok(manifest) => {
+            roots.insert(id, manifest);
+            Ok(())
+        }
+        // Forgotten since the listing, or brought back.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(cannot_prune(&error)),
+    };
+    for entry in repository.storage().list(Folder::Points)? {
+        if let Some(PointName::Manifest(id)) = names::parse_point(entry.name.leaf()) {
+            read(Folder::Points, id)?;
+        }
+    }
+    if let Some(since) = kept_since {
+        let notes = Notes::load(repository)?;
+        for entry in repository.storage().list(Folder::Trash)? {
+            let Some(id) = PointId::from_hex(entry.name.leaf()) else { continue };
+            if forgotten_at(&notes, id).is_none_or(|time| time >= since) {
+                read(Folder::Trash, id)?;
+            }
+        }
+    }
+    let mut roots: Vec<Root> = roots.into_iter().collect();
+    roots.sort_by_key(|(id, manifest)| std::cmp::Reverse((manifest.time_unix_ns, *id)));
+    Ok(roots)
+}
+
+/// When a point was forgotten, by the latest note about it.
+pub(super) fn forgotten_at(notes: &Notes, id: PointId) -> Option<i64> {
+    let removals = notes.under(id).iter().filter(|stored| stored.note.kind == NOTE_REMOVAL);
+    removals.map(|stored| stored.note.time_unix_ns).max()
+}
+
+fn cannot_prune(cause: &Error) -> Error {
+    let text = format!("cannot tell what has to stay: {}", cause.full_text());
+    Error::new(cause.kind(), text).hint("`diskvault check` shows the damage")
+}
+
+/// Is told each page once, and each chunk as often as a new page names it.
+pub(super) trait Needs {
+    /// A page.
+    ///
+    /// # Errors
+    /// Ends the walk.
+    fn page(&mut self, id: PageId) -> Result<()>;
+
+    /// A chunk.
+    ///
+    /// # Errors
+    /// Ends the walk.
+    fn chunk(&mut self, id: ChunkId) -> Result<()>;
+}
+
+/// Tells `needs` all that the roots need, in their order.
+///
+/// # Errors
+/// `Damage` for a map that cannot be read in full; what `needs` says; `Cancelled`.
+pub(super) fn walk(
+    repository: &Repository,
+    locator: &Locator,
+    roots: &[Root],
+    stage: &str,
+    needs: &mut dyn Needs,
+    monitor: &dyn Monitor,
+) -> Result<()> {
+    let reader = MapReader::new(repository, locator);
+    let mut once = Once { seen: HashSet::new(), needs, monitor };
+    monitor.start(stage, Some(roots.len() as u64));
+    for (id, manifest) in roots {
+        visit(&reader, manifest, &mut once).map_err(|error| match error.kind() {
+            ErrorKind::Damage | ErrorKind::NotFound | ErrorKind::Newer => {
+                let text = format!("point {}: {}", id.short(), error.full_text());
+                cannot_prune(&Error::new(error.kind(), text))
+            }
+            _ => error,
+        })?;
+        monitor.advance(1);
+    }
+    monitor.finish();
+    Ok(())
+}
+
+struct Once<'a> {
+    /// The first half of each page's id decides, as in the index: 16 bytes for 64 chunks.
+    seen: HashSet<[u8; 16]>,
+    needs: &'a mut dyn Needs,
+    monitor: &'a dyn Monitor,
+}
+
+impl Visitor for Once<'_> {
+    fn page(&mut self, id: PageId) -> Result<bool> {
+        if !self.seen.insert(crate::repository::entries::prefix(&id.0)) {
+            return Ok(false);
+        }
+        self.monitor.check_cancelled()?;
+        self.needs.page(id)?;
+        Ok(true)
+    }
+
+    fn chunk(&mut self, id: ChunkId) -> Result<()> {
+        self.needs.chunk(id)
+    }
+}
+
+/// How a chunk is stored in packs that count.
+pub(super) enum Stored {
+    /// By its bytes.
+    Whole(Place),
+    /// As a splice, and where the chunk of each of its pieces is by its bytes.
+    Spliced {
+        /// Where the splice is.
+        place: Place,
+        /// What it says.
+        splice: Splice,
+        /// Where each piece's chunk is.
+        pieces: Vec<Place>,
+    },
+}
+
+/// How a chunk is stored in packs for which `counts` holds; nothing if it is not. By its bytes if
+/// there is a choice.
+///
+/// # Errors
+/// What the index or the storage say; a splice that is damaged is none.
+pub(super) fn find_stored(
+    locator: &Locator,
+    id: ChunkId,
+    counts: &dyn Fn(&Place) -> bool,
+) -> Result<Option<Stored>> {
+    let places = places_of(locator.index(), &id.0)?;
+    if let Some(place) = places.iter().find(|place| !place.is_splice && counts(place)) {
+        return Ok(Some(Stored::Whole(*place)));
+    }
+    for place in places.iter().filter(|place| place.is_splice && counts(place)) {
+        let splice = match locator.splices().read(id, place) {
+            Ok(splice) => splice,
+            Err(error) if is_finding(&error) => continue,
+            Err(error) => return Err(error),
+        };
+        let mut pieces = Vec::new();
+        for piece in splice.pieces() {
+            pieces.extend(find_whole(locator, piece.chunk, counts)?);
+        }
+        if pieces.len() == splice.pieces().len() {
+            return Ok(Some(Stored::Spliced { place: *place, splice, pieces }));
+        }
+    }
+    Ok(None)
+}
+
+/// Where a chunk is by its bytes, or a page, in packs for which `counts` holds.
+///
+/// # Errors
+/// What the index says.
+pub(super) fn find_whole(
+    locator: &Locator,
+    id: ChunkId,
+    counts: &dyn Fn(&Place) -> bool,
+) -> Result<Option<Place>> {
+    let places = places_of(locator.index(), &id.0)?;
+    Ok(places.into_iter().find(|place| !place.is_splice && counts(place)))
+}
+
+fn is_finding(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Damage | ErrorKind::NotFound | ErrorKind::Newer)
+}
