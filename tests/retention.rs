@@ -10,20 +10,24 @@ mod support;
 mod rig;
 
 use diskvault::error::{ErrorKind, Result};
-use diskvault::monitor::Silent;
+use diskvault::monitor::{Monitor, Silent};
 use diskvault::repository::Repository;
+use diskvault::repository::entries::places_of;
 use diskvault::repository::locate::Locator;
+use diskvault::repository::map_reader::MapReader;
 use diskvault::repository::notes::{Notes, put_note};
 use diskvault::repository::objects::seal_record;
 use diskvault::repository::points::{Point, PointSet};
+use diskvault::repository::reach::{Visitor, visit};
 use diskvault::retention::forget::{ForgetOptions, delete_lonely_oks, forget};
 use diskvault::retention::undo::{forgotten, undo};
 use diskvault::storage::memory::Operation;
 use diskvault::storage::{Folder, ObjectName, Storage};
 use diskvault_format::crypto::ObjectKind;
-use diskvault_format::id::{PackId, PointId};
+use diskvault_format::id::{ChunkId, PackId, PageId, PointId};
 use diskvault_format::small::{Condemned, NOTE_PIN, NOTE_TAG, NOTE_UNPIN};
 use rig::{FAULTS, assert_whole, count, machine, recover, set};
+use std::collections::BTreeSet;
 use support::vault::{Vault, damage_of};
 
 const OPTIONS: ForgetOptions<'static> =
@@ -137,43 +141,141 @@ fn what_was_forgotten_comes_back_where_it_stood() {
     assert_eq!(Notes::load(&repository).unwrap().tags(&back)["state"], "good");
 }
 
-/// The packs that only this day's point has chunks in.
-fn packs_of_day(vault: &Vault, repository: &Repository, day: u64) -> Vec<PackId> {
-    let locator = Locator::open(repository, &Silent).unwrap();
-    let disk = &machine(day)["vda"];
-    let from = (day as usize * 48) << 10;
-    let id = repository.keys().chunk_id(&disk[from..from + 4096]);
-    assert!(!vault.names(Folder::Packs).is_empty());
-    vec![locator.find(repository, &id.0).unwrap().unwrap().pack.id]
+#[test]
+fn a_point_does_not_come_back_without_all_it_needs() {
+    let (base, ids) = with_three_points();
+    let repository = base.open("host").unwrap();
+    forget_id(&repository, ids[1]).unwrap();
+    let before: BTreeSet<String> = base.names(Folder::Packs).into_iter().collect();
+    // Each pack in turn, of chunks and of map pages: some are of this point alone.
+    let mut refused = 0;
+    for pack in &before {
+        for is_condemned in [true, false] {
+            let vault = base.copy(77);
+            let repository = vault.open("host").unwrap();
+            if is_condemned {
+                let packs = vec![PackId::from_hex(pack.rsplit('/').next().unwrap()).unwrap()];
+                let name = ObjectName::new(Folder::Condemned, &"ab".repeat(16)).unwrap();
+                let list = Condemned { packs, host: "other".into(), time_unix_ns: 1 };
+                let keys = repository.keys();
+                let object =
+                    seal_record(keys, ObjectKind::Condemned, Some(&name), &[3; 24], &list).unwrap();
+                vault.storage.put_new(&name, &object).unwrap();
+            } else {
+                assert!(vault.storage.remove(pack));
+            }
+            let Err(error) = undo(&repository, &ids[1].to_hex(), "host", &Silent) else { continue };
+            let kinds = [ErrorKind::NotFound, ErrorKind::Damage];
+            assert!(kinds.contains(&error.kind()), "{error:?}");
+            assert!(point(&repository, ids[1]).is_none());
+            assert_eq!(PointSet::load(&repository).unwrap().points.len(), 2);
+            assert_eq!(forgotten(&repository).unwrap().0.len(), 1, "it stays in the trash");
+            assert!(vault.names(Folder::Leases).is_empty());
+            refused += 1;
+        }
+    }
+    // Of the point's own and the shared ones, by what the point needs.
+    let locator = Locator::open(&repository, &Silent).unwrap();
+    let mut needed = Needed { locator: &locator, packs: BTreeSet::new() };
+    let old = forgotten(&repository).unwrap().0.remove(0);
+    visit(&MapReader::new(&repository, &locator), &old.manifest, &mut needed).unwrap();
+    assert_eq!(refused, 2 * needed.packs.len());
+}
+
+/// The packs of all that is visited.
+struct Needed<'a> {
+    locator: &'a Locator,
+    packs: BTreeSet<PackId>,
+}
+
+impl Visitor for Needed<'_> {
+    fn page(&mut self, id: PageId) -> Result<bool> {
+        self.packs.extend(places_of(self.locator.index(), &id.0)?.iter().map(|place| place.pack));
+        Ok(true)
+    }
+
+    fn chunk(&mut self, id: ChunkId) -> Result<()> {
+        self.packs.extend(places_of(self.locator.index(), &id.0)?.iter().map(|place| place.pack));
+        Ok(())
+    }
 }
 
 #[test]
-fn a_point_does_not_come_back_without_all_it_needs() {
-    for is_condemned in [true, false] {
-        let (vault, ids) = with_three_points();
+fn bringing_back_survives_every_fault_and_happens_once() {
+    let (mut base, ids) = with_three_points();
+    let repository = base.open("host").unwrap();
+    forget_id(&repository, ids[1]).unwrap();
+    let contents = base.known.remove(&ids[1]).unwrap();
+    drop(repository);
+    let operations = count(&base, |vault| {
+        undo(&vault.open("host").unwrap(), &ids[1].to_hex(), "host", &Silent).unwrap();
+    });
+    for n in 0..operations {
+        let (kind, once) = FAULTS[n as usize % FAULTS.len()];
+        let what = format!("{kind:?} at {n}, once {once}");
+        let mut vault = base.copy(800 + n);
         let repository = vault.open("host").unwrap();
-        forget_id(&repository, ids[1]).unwrap();
-        let packs = packs_of_day(&vault, &repository, 2);
-        if is_condemned {
-            let name = ObjectName::new(Folder::Condemned, &"ab".repeat(16)).unwrap();
-            let list = Condemned { packs, host: "other".into(), time_unix_ns: 1 };
-            let keys = repository.keys();
-            let object =
-                seal_record(keys, ObjectKind::Condemned, Some(&name), &[3; 24], &list).unwrap();
-            vault.storage.put_new(&name, &object).unwrap();
-        } else {
-            for id in packs {
-                let hex = id.to_hex();
-                assert!(vault.storage.remove(format!("packs/{}/{hex}", &hex[..2])));
-            }
+        set(&vault.storage, n, kind, once);
+        let _ = undo(&repository, &ids[1].to_hex(), "host", &Silent);
+        recover(&vault.storage);
+        drop(repository);
+        let repository = vault.open("host").unwrap();
+        let again = undo(&repository, &ids[1].to_hex(), "host", &Silent);
+        if let Err(error) = &again {
+            assert_eq!(error.kind(), ErrorKind::NotFound, "{what}: {error:?}");
         }
-        let error = undo(&repository, &ids[1].to_hex(), "host", &Silent).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
-        assert!(error.full_text().contains("is stored no more"), "{error:?}");
-        assert!(point(&repository, ids[1]).is_none());
-        assert_eq!(forgotten(&repository).unwrap().0.len(), 1, "it stays in the trash");
-        assert!(vault.names(Folder::Leases).is_empty());
+        let points = PointSet::load(&repository).unwrap();
+        let back: Vec<PointId> = points
+            .points
+            .iter()
+            .filter(|point| point.manifest.republishes == Some(ids[1]))
+            .map(|point| point.id)
+            .collect();
+        assert_eq!(back.len(), 1, "{what}: once");
+        vault.known.insert(back[0], contents.clone());
+        assert_whole(&vault, "host", &what);
+        assert!(forgotten(&repository).unwrap().0.is_empty(), "{what}");
     }
+}
+
+#[test]
+fn a_point_that_is_still_there_is_not_brought_back() {
+    let (vault, ids) = with_three_points();
+    let repository = vault.open("host").unwrap();
+    // As a forget that was stopped behind its third step leaves it.
+    let manifest = vault.storage.snapshot()[&format!("points/{}", ids[0])].clone();
+    vault.storage.insert(format!("trash/{}", ids[0]), manifest);
+    let error = undo(&repository, &ids[0].to_hex(), "host", &Silent).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Usage);
+    assert!(forgotten(&repository).unwrap().0.is_empty());
+    // A copy in the trash that is no copy is made anew before the point goes.
+    let trash = format!("trash/{}", ids[0]);
+    vault.storage.corrupt(&trash, |bytes| *bytes.last_mut().unwrap() ^= 1);
+    forget_id(&repository, ids[0]).unwrap();
+    undo(&repository, &ids[0].to_hex(), "host", &Silent).unwrap();
+}
+
+/// Pins a point when somebody begins to forget points.
+struct PinMeanwhile<'a>(&'a Repository, PointId);
+
+impl Monitor for PinMeanwhile<'_> {
+    fn start(&self, _stage: &str, _total: Option<u64>) {
+        put_note(self.0, self.1, NOTE_PIN, "other", Vec::new()).unwrap();
+    }
+}
+
+#[test]
+fn a_pin_that_comes_meanwhile_is_respected() {
+    let (vault, ids) = with_three_points();
+    let repository = vault.open("host").unwrap();
+    let found = point(&repository, ids[0]).unwrap();
+    let monitor = PinMeanwhile(&repository, ids[0]);
+    let error = forget(&repository, &[&found], &OPTIONS, &monitor).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Pinned);
+    assert!(point(&repository, ids[0]).is_some());
+    let forced = ForgetOptions { ends_pins: true, ..OPTIONS };
+    forget(&repository, &[&found], &forced, &Silent).unwrap();
+    assert!(point(&repository, ids[0]).is_none());
 }
 
 #[test]
@@ -189,7 +291,7 @@ fn a_pinned_point_stays_whoever_pinned_it() {
     assert_eq!((error.kind(), error.kind().exit_code()), (ErrorKind::Pinned, 1));
     assert!(error.full_text().ends_with("it is pinned (mounted)"), "{error:?}");
     assert_eq!(PointSet::load(&repository).unwrap().points.len(), 3, "none is gone");
-    // One of the two pins ends.
+    // One of the two pins ends, whatever the clocks say.
     let notes = Notes::load(&repository).unwrap();
     let pins = notes.pins(&found[2]).unwrap();
     assert_eq!(pins.len(), 2);
@@ -210,6 +312,9 @@ fn a_note_that_cannot_be_read_may_be_a_pin() {
     let error = forget_id(&repository, ids[0]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damage);
     assert!(error.full_text().contains("cannot tell whether point"), "{error:?}");
+    let forced = ForgetOptions { ends_pins: true, ..OPTIONS };
+    let found = point(&repository, ids[2]).unwrap();
+    forget(&repository, &[&found], &forced, &Silent).unwrap();
     forget_id(&repository, ids[1]).unwrap();
     assert!(point(&repository, ids[0]).is_some());
 }

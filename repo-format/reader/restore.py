@@ -141,7 +141,7 @@ def read_config(repository, name):
     data = repository.read(name, CONFIG_BYTES_MAX, "C-1")
     check("C-1", len(data) >= 72)
     magic, version, zero, generation, features, *sizes, n = struct.unpack_from("<8sHHI32xQIIII", data)
-    check("C-2", magic == b"DVCONFIG", "C-3!", 0 < version <= FORMAT_VERSION)
+    check("C-2", magic == b"DVCONFIG", "C-3!", version <= FORMAT_VERSION, "C-3", version > 0)
     if features: raise Refused("C-4", f"a newer format, feature bits {[b for b in range(64) if features >> b & 1]}")
     check("C-2", zero == 0, "C-6", 1 <= n <= KEY_SLOTS_MAX, "C-1", len(data) == 104 + 32 * n, "C-5", is_grid(sizes[0]),
           "C-5", 1 <= sizes[1] <= SEGMENT_BYTES_MAX and 1 <= sizes[2] <= PACK_BYTES_MAX // 2)

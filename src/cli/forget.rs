@@ -9,7 +9,7 @@ use crate::repository::Repository;
 use crate::repository::address::{Address, format_time_local, format_time_utc};
 use crate::repository::notes::Notes;
 use crate::repository::points::{Point, PointSet};
-use crate::retention::forget::{ForgetOptions, delete_lonely_oks, forget};
+use crate::retention::forget::{ForgetOptions, delete_lonely_oks, forget, refuse_pinned};
 use crate::retention::policy::{Period, Policy, Reach, Reasons, Rule};
 use crate::retention::{candidate, undo::undo};
 use diskvault_format::id::PointId;
@@ -126,20 +126,39 @@ impl Keep {
         Ok(rules)
     }
 
-    fn tags(&self) -> Vec<(String, Option<String>)> {
-        let split = |tag: &String| match tag.split_once('=') {
-            Some((key, value)) => (key.to_string(), Some(value.to_string())),
-            None => (tag.clone(), None),
+    fn tags(&self) -> Result<Vec<(String, Option<String>)>> {
+        let split = |tag: &String| {
+            let (key, value) = match tag.split_once('=') {
+                Some((key, value)) => (key, Some(value.to_string())),
+                None => (tag.as_str(), None),
+            };
+            if key.is_empty() {
+                let text = format!("cannot read the tag {tag:?}: expected KEY or KEY=VALUE");
+                return Err(Error::new(ErrorKind::Usage, text));
+            }
+            Ok((key.to_string(), value))
         };
         self.keep_tag.iter().map(split).collect()
     }
 }
 
 fn parse_duration(text: &str) -> Result<Span> {
-    text.parse::<Span>().map_err(|_| {
-        let text = format!("cannot read the duration {text:?}: expected such as 36h, 14d or 6mo");
+    let usage = |why| {
+        let text = format!("cannot read the duration {text:?}: {why}");
         Error::new(ErrorKind::Usage, text)
-    })
+    };
+    let expected = "expected such as 36h, 14d or 6mo";
+    let span = text.parse::<Span>().map_err(|_| usage(expected))?;
+    // Elsewhere "m" is a month; here it would be a minute, and nearly every point would go.
+    let is_short = span.get_minutes() != 0
+        || span.get_seconds() != 0
+        || span.get_milliseconds() != 0
+        || span.get_microseconds() != 0
+        || span.get_nanoseconds() != 0;
+    if is_short {
+        return Err(usage("an hour is the shortest unit, and a month is 1mo"));
+    }
+    Ok(span)
 }
 
 fn parse_zone(name: &str) -> Result<TimeZone> {
@@ -160,6 +179,8 @@ fn parse_zone(name: &str) -> Result<TimeZone> {
 struct Decided<'a> {
     point: &'a Point,
     kept: Reasons,
+    /// Why it goes, if it does.
+    dropped: &'static str,
 }
 
 /// Runs `forget`.
@@ -168,7 +189,7 @@ struct Decided<'a> {
 /// `Usage` for a policy that makes no sense, `NotFound`, `Pinned`, or as the repository.
 pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let rules = arguments.keep.rules()?;
-    let tags = arguments.keep.tags();
+    let tags = arguments.keep.tags()?;
     let has_policy = !rules.is_empty() || !tags.is_empty();
     check_request(arguments, has_policy)?;
     let zone = parse_zone(&arguments.timezone)?;
@@ -177,6 +198,8 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     if let Some(id) = &arguments.undo {
         return bring_back(context, &repository, id);
     }
+    // Before the points are listed: what a name means now is in that listing.
+    let named = named_ids(context, &repository, arguments)?;
     let points = PointSet::load(&repository)?;
     for doubt in points.doubts(&repository)? {
         context.monitor().warn(&doubt);
@@ -185,18 +208,19 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         let policy = Policy { rules, tags, zone };
         by_policy(&repository, &points, arguments, &policy, &group_of)?
     } else {
-        by_name(context, &repository, &points, arguments)?
+        by_name(&repository, &points, &named, arguments.force)?
     };
     let going: Vec<&Point> =
         decided.iter().filter(|one| one.kept.is_empty()).map(|one| one.point).collect();
-    print(context, &decided, arguments.dry_run)?;
+    print(context, &decided)?;
     if arguments.dry_run {
-        return Ok(());
+        return summarise(context, decided.len() - going.len(), going.len(), true);
     }
     let reason = if has_policy { "policy" } else { "named by a user" };
     let host = host_name();
     let options = ForgetOptions { host: &host, reason, ends_pins: arguments.force };
-    forget(&repository, &going, &options, context.monitor())?;
+    let gone = forget(&repository, &going, &options, context.monitor())?;
+    summarise(context, decided.len() - going.len(), gone.len(), false)?;
     delete_lonely_oks(&repository, &points)?;
     if arguments.prune {
         prune(context, &repository, &super::prune::Arguments::standard())?;
@@ -262,34 +286,52 @@ fn by_policy<'a>(
         wanted.iter().map(|point| candidate(point, &notes, group_of(point))).collect();
     let reasons = policy.decide(&candidates, repository.environment().now_unix_ns())?;
     let decided = wanted.into_iter().zip(reasons);
-    Ok(decided.map(|(point, kept)| Decided { point, kept }).collect())
+    let dropped = "no rule keeps it";
+    Ok(decided.map(|(point, kept)| Decided { point, kept, dropped }).collect())
 }
 
-fn by_name<'a>(
+/// The ids of the points that are named.
+fn named_ids(
     context: &Context,
     repository: &Repository,
-    points: &'a PointSet,
     arguments: &Arguments,
-) -> Result<Vec<Decided<'a>>> {
-    let mut ids: BTreeSet<PointId> = BTreeSet::new();
-    for text in &arguments.points {
+) -> Result<BTreeSet<PointId>> {
+    let find = |text: &String| {
         let address = Address::parse(text)?;
         if address.part.is_some() {
             let text = "cannot forget a part of a point: expected a point";
             return Err(Error::new(ErrorKind::Usage, text));
         }
-        ids.insert(context.find_point(repository, &address, None)?.id);
-    }
+        Ok(context.find_point(repository, &address, None)?.id)
+    };
+    arguments.points.iter().map(find).collect()
+}
+
+fn by_name<'a>(
+    repository: &Repository,
+    points: &'a PointSet,
+    ids: &BTreeSet<PointId>,
+    is_forced: bool,
+) -> Result<Vec<Decided<'a>>> {
     let named: Vec<&Point> = points.points.iter().filter(|point| ids.contains(&point.id)).collect();
-    for point in named.iter().filter(|_| !arguments.force) {
-        let series = &point.manifest.series;
-        if points.latest(series).is_some_and(|latest| latest.id == point.id) {
-            let (id, series) = (point.id.short(), series.escape_debug());
-            let text = format!("cannot forget point {id}: it is the newest of {series}");
-            return Err(Error::new(ErrorKind::Usage, text).hint("use --force to forget it"));
+    if let Some(gone) = ids.iter().find(|id| !named.iter().any(|point| point.id == **id)) {
+        let text = format!("cannot find point {}: it was forgotten meanwhile", gone.short());
+        return Err(Error::new(ErrorKind::NotFound, text));
+    }
+    if !is_forced {
+        let notes = Notes::load(repository)?;
+        for point in &named {
+            let series = &point.manifest.series;
+            if points.latest(series).is_some_and(|latest| latest.id == point.id) {
+                let (id, series) = (point.id.short(), series.escape_debug());
+                let text = format!("cannot forget point {id}: it is the newest of {series}");
+                return Err(Error::new(ErrorKind::Usage, text).hint("use --force to forget it"));
+            }
+            refuse_pinned(&notes, point)?;
         }
     }
-    Ok(named.into_iter().map(|point| Decided { point, kept: Vec::new() }).collect())
+    let dropped = "it is named";
+    Ok(named.into_iter().map(|point| Decided { point, kept: Vec::new(), dropped }).collect())
 }
 
 fn bring_back(context: &Context, repository: &Repository, id: &str) -> Result<()> {
@@ -303,20 +345,45 @@ fn bring_back(context: &Context, repository: &Repository, id: &str) -> Result<()
     line(&format!("brought back as point {}; it answers to its old id, too", new.short()))
 }
 
-fn print(context: &Context, decided: &[Decided<'_>], is_dry_run: bool) -> Result<()> {
-    let forgotten = decided.iter().filter(|one| one.kept.is_empty()).count();
-    let kept = decided.len() - forgotten;
+fn print(context: &Context, decided: &[Decided<'_>]) -> Result<()> {
+    let reasons = |one: &Decided<'_>| match &one.kept[..] {
+        [] => one.dropped.to_string(),
+        kept => kept.join(", "),
+    };
+    let word = |one: &Decided<'_>| if one.kept.is_empty() { "forget" } else { "keep" };
     if context.json() {
-        for one in decided {
+        return decided.iter().try_for_each(|one| {
             let manifest = &one.point.manifest;
             json_line(&json!({
-                "message_type": if one.kept.is_empty() { "forget" } else { "keep" },
+                "message_type": word(one),
                 "point_id": one.point.id.to_hex(),
                 "series": manifest.series,
                 "time": format_time_utc(manifest.time_unix_ns),
-                "reasons": one.kept,
-            }))?;
-        }
+                "because": reasons(one),
+            }))
+        });
+    }
+    if context.quiet() {
+        return Ok(());
+    }
+    let heading = ["", "POINT", "TIME", "SERIES", "BECAUSE"];
+    let mut rows = vec![heading.map(String::from).to_vec()];
+    for one in decided {
+        let manifest = &one.point.manifest;
+        rows.push(vec![
+            word(one).to_string(),
+            one.point.id.short(),
+            format_time_local(manifest.time_unix_ns),
+            escape(&manifest.series),
+            escape(&reasons(one)),
+        ]);
+    }
+    table(&rows)
+}
+
+/// What was done, or would be.
+fn summarise(context: &Context, kept: usize, forgotten: usize, is_dry_run: bool) -> Result<()> {
+    if context.json() {
         return json_line(&json!({
             "message_type": "summary",
             "kept": kept,
@@ -327,21 +394,7 @@ fn print(context: &Context, decided: &[Decided<'_>], is_dry_run: bool) -> Result
     if context.quiet() {
         return Ok(());
     }
-    let heading = ["", "POINT", "TIME", "SERIES", "BECAUSE"];
-    let mut rows = vec![heading.map(String::from).to_vec()];
-    for one in decided {
-        let manifest = &one.point.manifest;
-        rows.push(vec![
-            if one.kept.is_empty() { "forget" } else { "keep" }.to_string(),
-            one.point.id.short(),
-            format_time_local(manifest.time_unix_ns),
-            escape(&manifest.series),
-            escape(&one.kept.join(", ")),
-        ]);
-    }
-    table(&rows)?;
-    let verb = if is_dry_run { "would keep" } else { "keeping" };
-    let other = if is_dry_run { "forget" } else { "forgetting" };
+    let (verb, other) = if is_dry_run { ("would keep", "forget") } else { ("kept", "forgot") };
     let points = if forgotten == 1 { "point" } else { "points" };
     line(&format!("{verb} {kept}, {other} {forgotten} {points}"))
 }

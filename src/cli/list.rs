@@ -29,7 +29,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let repository = context.open()?;
     let points = if arguments.forgotten {
         let (points, damaged) = forgotten(&repository)?;
-        damaged.iter().for_each(|error| context.monitor().warn(&error.full_text()));
+        damaged.iter().for_each(|(_, error)| context.monitor().warn(&error.full_text()));
         points
     } else {
         let points = PointSet::load(&repository)?;
@@ -71,7 +71,11 @@ pub fn describe(point: &Point, notes: &Notes) -> Value {
         .iter()
         .map(|stream| json!({"name": stream.name, "bytes": stream.content.bytes}))
         .collect();
-    let pins = notes.pins(point).unwrap_or_default();
+    // Null if it cannot be told.
+    let pins = notes
+        .pins(point)
+        .ok()
+        .map(|pins| pins.into_iter().map(|pin| pin.reason).collect::<Vec<_>>());
     json!({
         "point_id": point.id.to_hex(),
         "short_id": point.id.short(),
@@ -82,7 +86,7 @@ pub fn describe(point: &Point, notes: &Notes) -> Value {
         "disks": disks,
         "streams": streams,
         "tags": notes.tags(point),
-        "pins": pins.iter().map(|pin| &pin.reason).collect::<Vec<_>>(),
+        "pins": pins,
         "new_bytes": manifest.statistics().new_bytes,
         "stored_bytes": manifest.statistics().stored_bytes,
     })
@@ -96,8 +100,11 @@ fn print<'a>(points: impl Iterator<Item = &'a Point>, notes: &Notes) -> Result<(
         let statistics = manifest.statistics();
         let names: Vec<String> = manifest.part_names().map(escape).collect();
         let tags = notes.tags(point).into_iter().map(|(key, value)| format!("{key}={value}"));
-        let is_pinned = notes.pins(point).is_ok_and(|pins| !pins.is_empty());
-        let pin = is_pinned.then(|| "(pinned)".to_string());
+        let pin = match notes.pins(point) {
+            Ok(pins) if pins.is_empty() => None,
+            Ok(_) => Some("(pinned)".to_string()),
+            Err(_) => Some("(pins unknown)".to_string()),
+        };
         let tags: Vec<String> = pin.into_iter().chain(tags).map(|text| escape(&text)).collect();
         rows.push(vec![
             point.id.short(),

@@ -3,10 +3,12 @@
 use super::context::{Context, host_name};
 use super::output::{escape, json_line, line};
 use crate::error::{Error, ErrorKind, Result};
+use crate::repository::Repository;
 use crate::repository::address::Address;
-use crate::repository::notes::put_note;
-use crate::repository::points::Point;
-use diskvault_format::small::{NOTE_PIN, NOTE_TAG, NOTE_UNPIN};
+use crate::repository::notes::{end_pins, put_note};
+use crate::repository::points::{Point, manifest_name};
+use crate::storage::{Folder, ObjectName};
+use diskvault_format::small::{NOTE_PIN, NOTE_TAG};
 use serde_json::json;
 
 /// Options of `pin`.
@@ -44,7 +46,22 @@ pub struct TagArguments {
 /// As `show`.
 pub fn pin(context: &Context, arguments: &PinArguments) -> Result<()> {
     let reason = vec![("reason".to_string(), arguments.reason.clone())];
-    note_all(context, &arguments.points, NOTE_PIN, &reason, "pinned")
+    each_point(context, &arguments.points, "pinned", &|repository, point| {
+        put_note(repository, point.id, NOTE_PIN, &host_name(), reason.clone())?;
+        // A forget that did not see the pin has put the point into the trash before it looked.
+        refuse_going(repository, point)
+    })
+}
+
+/// Fails if the point is being forgotten.
+fn refuse_going(repository: &Repository, point: &Point) -> Result<()> {
+    let storage = repository.storage();
+    let trash = ObjectName::new(Folder::Trash, &point.id.to_hex())?;
+    if storage.size(&trash)?.is_none() && storage.size(&manifest_name(point.id)?)?.is_some() {
+        return Ok(());
+    }
+    let text = format!("cannot pin point {}: it is being forgotten", point.id.short());
+    Err(Error::new(ErrorKind::NotFound, text))
 }
 
 /// Runs `unpin`.
@@ -52,7 +69,9 @@ pub fn pin(context: &Context, arguments: &PinArguments) -> Result<()> {
 /// # Errors
 /// As `show`.
 pub fn unpin(context: &Context, arguments: &UnpinArguments) -> Result<()> {
-    note_all(context, &arguments.points, NOTE_UNPIN, &[], "unpinned")
+    each_point(context, &arguments.points, "unpinned", &|repository, point| {
+        end_pins(repository, point, &host_name(), false)
+    })
 }
 
 /// Runs `tag`.
@@ -61,7 +80,9 @@ pub fn unpin(context: &Context, arguments: &UnpinArguments) -> Result<()> {
 /// `Usage` for what is no tag, or as `show`.
 pub fn tag(context: &Context, arguments: &TagArguments) -> Result<()> {
     let fields = arguments.tags.iter().map(|tag| parse_tag(tag)).collect::<Result<Vec<_>>>()?;
-    note_all(context, std::slice::from_ref(&arguments.point), NOTE_TAG, &fields, "tagged")
+    each_point(context, std::slice::from_ref(&arguments.point), "tagged", &|repository, point| {
+        put_note(repository, point.id, NOTE_TAG, &host_name(), fields.clone())
+    })
 }
 
 fn parse_tag(text: &str) -> Result<(String, String)> {
@@ -74,13 +95,12 @@ fn parse_tag(text: &str) -> Result<(String, String)> {
     }
 }
 
-/// Finds all points, then puts the note on each.
-fn note_all(
+/// Finds all points, then notes something on each.
+fn each_point(
     context: &Context,
     points: &[String],
-    kind: u8,
-    fields: &[(String, String)],
     done: &str,
+    note: &dyn Fn(&Repository, &Point) -> Result<()>,
 ) -> Result<()> {
     let repository = context.open()?;
     repository.check_may_write()?;
@@ -96,7 +116,7 @@ fn note_all(
     };
     let found: Vec<Point> = points.iter().map(find).collect::<Result<_>>()?;
     for point in found {
-        put_note(&repository, point.id, kind, &host_name(), fields.to_vec())?;
+        note(&repository, &point)?;
         if context.json() {
             json_line(&json!({"message_type": done, "point_id": point.id.to_hex()}))?;
         } else if !context.quiet() {

@@ -126,8 +126,11 @@ fn print(point: &Point, notes: &Notes, is_wanted: &dyn Fn(&str) -> bool) -> Resu
     if let Some(old) = &manifest.republishes {
         line(&format!("was       {old}, forgotten and brought back"))?;
     }
-    for pin in notes.pins(point)? {
-        line(format!("pinned    {}", escape(&pin.reason)).trim_end())?;
+    match notes.pins(point) {
+        Ok(pins) => pins
+            .iter()
+            .try_for_each(|pin| line(format!("pinned    {}", escape(&pin.reason)).trim_end()))?,
+        Err(error) => line(&format!("pinned    unknown: {}", escape(&error.full_text())))?,
     }
     for (key, value) in &notes.tags(point) {
         line(&format!("tag       {}={}", escape(key), escape(value)))?;

@@ -210,8 +210,12 @@ fn nth_back<'a>(
 fn by_id<'a>(points: &'a PointSet, prefix: &str) -> Result<&'a Point> {
     let prefix = prefix.to_ascii_lowercase();
     let fits = |id: PointId| !prefix.is_empty() && id.to_hex().starts_with(&prefix);
-    // One that was forgotten and brought back answers to its old id.
-    let answers = |point: &&Point| fits(point.id) || point.manifest.republishes.is_some_and(fits);
+    let is_visible = |id: PointId| points.points.iter().any(|point| point.id == id);
+    // One that was forgotten and brought back answers to its old id, too.
+    let answers = |point: &&Point| {
+        fits(point.id)
+            || point.manifest.republishes.is_some_and(|old| fits(old) && !is_visible(old))
+    };
     let mut fitting = points.points.iter().filter(answers);
     match (fitting.next(), fitting.next()) {
         (Some(point), None) => Ok(point),

@@ -46,10 +46,23 @@ impl Notes {
     /// # Errors
     /// Fails if the notes cannot be listed. One that cannot be read is remembered.
     pub fn load(repository: &Repository) -> Result<Notes> {
+        Notes::load_some(repository, &|_| true)
+    }
+
+    /// Reads the notes that hold for one point.
+    ///
+    /// # Errors
+    /// As [`Notes::load`].
+    pub fn load_of(repository: &Repository, point: &Point) -> Result<Notes> {
+        let old = point.manifest.republishes;
+        Notes::load_some(repository, &|id| id == point.id || Some(id) == old)
+    }
+
+    fn load_some(repository: &Repository, is_wanted: &dyn Fn(PointId) -> bool) -> Result<Notes> {
         let mut notes = Notes::default();
         for entry in repository.storage().list(Folder::Notes)? {
             let leaf = entry.name.leaf();
-            let Some(point) = names::parse_note(leaf) else { continue };
+            let Some(point) = names::parse_note(leaf).filter(|id| is_wanted(*id)) else { continue };
             match read(repository, &entry.name) {
                 Ok(note) => {
                     let random = leaf.rsplit('-').next().unwrap_or_default().to_string();
@@ -92,17 +105,21 @@ impl Notes {
             let text = format!("cannot tell whether point {id} is pinned: {}", cause.full_text());
             return Err(Error::new(cause.kind(), text));
         }
+        let found = self.of(point);
+        // One that is named ends whatever the clocks said.
+        let named: BTreeSet<&str> = found
+            .iter()
+            .filter(|stored| stored.note.kind == NOTE_UNPIN)
+            .filter_map(|stored| field(&stored.note, "pin"))
+            .collect();
         let mut pins: Vec<Pin> = Vec::new();
-        for stored in self.of(point) {
+        for stored in found {
             match stored.note.kind {
-                NOTE_PIN => {
+                NOTE_PIN if !named.contains(stored.random.as_str()) => {
                     let reason = field(&stored.note, "reason").unwrap_or_default().to_string();
                     pins.push(Pin { random: stored.random.clone(), reason });
                 }
-                NOTE_UNPIN => match field(&stored.note, "pin") {
-                    Some(random) => pins.retain(|pin| pin.random != random),
-                    None => pins.clear(),
-                },
+                NOTE_UNPIN if field(&stored.note, "pin").is_none() => pins.clear(),
                 _ => {}
             }
         }
@@ -147,6 +164,28 @@ fn read(repository: &Repository, name: &ObjectName) -> Result<Note> {
     Ok(note)
 }
 
+/// Ends all pins of a point that hold, by name and whatever the clocks say; and with `also_unknown`
+/// those that cannot be read.
+///
+/// # Errors
+/// As [`Notes::pins`], unless `also_unknown`; as [`put_note`].
+pub fn end_pins(
+    repository: &Repository,
+    point: &Point,
+    host: &str,
+    also_unknown: bool,
+) -> Result<()> {
+    let pins = match Notes::load_of(repository, point)?.pins(point) {
+        Err(_) if also_unknown => Vec::new(),
+        other => other?,
+    };
+    for pin in pins {
+        let fields = vec![("pin".to_string(), pin.random)];
+        put_note(repository, point.id, NOTE_UNPIN, host, fields)?;
+    }
+    Ok(())
+}
+
 /// Puts a note of now on a point.
 ///
 /// # Errors
@@ -158,22 +197,29 @@ pub fn put_note(
     host: &str,
     fields: Vec<(String, String)>,
 ) -> Result<()> {
-    let time_unix_ns = repository.environment().now_unix_ns();
-    store_note(repository, point, &Note { kind, time_unix_ns, host: host.to_string(), fields })
+    let environment = repository.environment().as_ref();
+    let random: [u8; 16] = random_array(environment)?;
+    let time_unix_ns = environment.now_unix_ns();
+    let note = Note { kind, time_unix_ns, host: host.to_string(), fields };
+    store_note(repository, point, &random, &note)
 }
 
-/// Puts a note that somebody else wrote on another point.
+/// Puts a note that somebody wrote on another point, under the same random part.
 ///
 /// # Errors
 /// As [`put_note`].
-pub fn store_note(repository: &Repository, point: PointId, note: &Note) -> Result<()> {
+pub fn store_note(
+    repository: &Repository,
+    point: PointId,
+    random: &[u8; 16],
+    note: &Note,
+) -> Result<()> {
     note.validate().map_err(|cause| {
         Error::new(ErrorKind::Usage, format!("cannot note that on point {}", point.short()))
             .because(cause)
     })?;
-    let environment = repository.environment().as_ref();
-    let name = ObjectName::new(Folder::Notes, &names::note(point, &random_array(environment)?))?;
-    let nonce = random_array(environment)?;
+    let name = ObjectName::new(Folder::Notes, &names::note(point, random))?;
+    let nonce = random_array(repository.environment().as_ref())?;
     let object = seal_record(repository.keys(), ObjectKind::Note, Some(&name), &nonce, note)?;
     repository.storage().put_new(&name, &object)
 }

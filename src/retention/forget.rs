@@ -1,18 +1,19 @@
 //! Forgetting points (spec/40-protocol.md, "Forget").
 //!
 //! Order, which must not change without the model check: 1. refuse a pinned point; 2. put a removal
-//! note; 3. copy the sealed manifest to the trash; 4. delete the manifest, then its `ok`.
+//! note; 3. copy the sealed manifest to the trash, and look for pins once more; 4. delete the
+//! manifest, then its `ok`.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::repository::notes::{Notes, put_note};
+use crate::repository::notes::{Notes, end_pins, put_note};
+use crate::repository::objects::get_hashed;
 use crate::repository::points::{Point, PointSet, manifest_name};
 use crate::storage::{Folder, ObjectName};
 use diskvault_format::id::PointId;
-use diskvault_format::limits::SEALED_BYTES_MAX;
 use diskvault_format::names;
-use diskvault_format::small::{NOTE_REMOVAL, NOTE_UNPIN};
+use diskvault_format::small::NOTE_REMOVAL;
 
 /// How points are forgotten.
 #[derive(Clone, Copy, Debug)]
@@ -40,16 +41,13 @@ pub fn forget(
     repository.check_may_write()?;
     if !options.ends_pins {
         let notes = Notes::load(repository)?;
-        points.iter().try_for_each(|point| check_pins(repository, &notes, point, options))?;
+        points.iter().try_for_each(|point| refuse_pinned(&notes, point))?;
     }
     let mut gone = Vec::new();
     monitor.start("forgetting points", Some(points.len() as u64));
     for point in points {
         monitor.check_cancelled()?;
-        // Anew for each: a long reader may pin its point meanwhile.
-        let notes = Notes::load(repository)?;
-        check_pins(repository, &notes, point, options)?;
-        forget_one(repository, &notes, point.id, options)?;
+        forget_one(repository, point, options)?;
         gone.push(point.id);
         monitor.advance(1);
     }
@@ -57,55 +55,57 @@ pub fn forget(
     Ok(gone)
 }
 
-fn check_pins(
-    repository: &Repository,
-    notes: &Notes,
-    point: &Point,
-    options: &ForgetOptions<'_>,
-) -> Result<()> {
+/// Refuses a point that is pinned.
+///
+/// # Errors
+/// `Pinned`; `Damage` or `Newer` if it cannot be told.
+pub fn refuse_pinned(notes: &Notes, point: &Point) -> Result<()> {
     let pins = notes.pins(point)?;
     let Some(pin) = pins.first() else { return Ok(()) };
-    if !options.ends_pins {
-        let (id, reason) = (point.id.short(), pin.reason.escape_debug());
-        let why = if pin.reason.is_empty() { String::new() } else { format!(" ({reason})") };
-        let error =
-            Error::new(ErrorKind::Pinned, format!("cannot forget point {id}: it is pinned{why}"));
-        return Err(error.hint("`diskvault unpin` ends its pins"));
-    }
-    put_note(repository, point.id, NOTE_UNPIN, options.host, Vec::new())
+    let (id, reason) = (point.id.short(), pin.reason.escape_debug());
+    let why = if pin.reason.is_empty() { String::new() } else { format!(" ({reason})") };
+    let text = format!("cannot forget point {id}: it is pinned{why}");
+    Err(Error::new(ErrorKind::Pinned, text).hint("`diskvault unpin` ends its pins"))
 }
 
-fn forget_one(
-    repository: &Repository,
-    notes: &Notes,
-    id: PointId,
-    options: &ForgetOptions<'_>,
-) -> Result<()> {
+fn forget_one(repository: &Repository, point: &Point, options: &ForgetOptions<'_>) -> Result<()> {
     let storage = repository.storage();
-    if !notes.removed().contains(&id) {
-        let reason = vec![("reason".into(), options.reason.into())];
-        put_note(repository, id, NOTE_REMOVAL, options.host, reason)?;
-    }
+    let id = point.id;
     let name = manifest_name(id)?;
-    let trash = ObjectName::new(Folder::Trash, &id.to_hex())?;
-    if storage.size(&trash)?.is_none() {
-        let sealed = match storage.get(&name, SEALED_BYTES_MAX) {
-            // Forgotten by somebody else at the same time.
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            other => other?,
-        };
-        put_if_absent(repository, &trash, &sealed)?;
+    let sealed = match get_hashed(storage.as_ref(), &name, &id.0) {
+        // Forgotten by somebody else at the same time, who deletes the rest.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    if options.ends_pins {
+        end_pins(repository, point, options.host, true)?;
+    }
+    // Also if an earlier run has put one: how long a point is kept counts from now.
+    let reason = vec![("reason".into(), options.reason.into())];
+    put_note(repository, id, NOTE_REMOVAL, options.host, reason)?;
+    put_into_trash(repository, id, &sealed)?;
+    // Whoever pins the point from here on sees the trash and knows that it goes.
+    if !options.ends_pins {
+        refuse_pinned(&Notes::load_of(repository, point)?, point)?;
     }
     storage.delete(&name)?;
     storage.delete(&ok_name(id)?)
 }
 
-/// The bytes are the same whoever puts them.
-fn put_if_absent(repository: &Repository, name: &ObjectName, bytes: &[u8]) -> Result<()> {
-    match repository.storage().put_new(name, bytes) {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-        other => other,
+/// Sees to it that the trash has the manifest, whole.
+fn put_into_trash(repository: &Repository, id: PointId, sealed: &[u8]) -> Result<()> {
+    let storage = repository.storage();
+    let trash = ObjectName::new(Folder::Trash, &id.to_hex())?;
+    match storage.put_new(&trash, sealed) {
+        // From a run that was stopped, or one at the same time: the bytes have to be the same.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        other => return other,
     }
+    if get_hashed(storage.as_ref(), &trash, &id.0).is_ok() {
+        return Ok(());
+    }
+    storage.delete(&trash)?;
+    storage.put_new(&trash, sealed)
 }
 
 fn ok_name(id: PointId) -> Result<ObjectName> {

@@ -83,7 +83,7 @@ impl Policy {
     /// nanoseconds since 1970.
     ///
     /// # Errors
-    /// `Usage` if the policy keeps nothing by itself, or a rule of 0, or if a time or duration is
+    /// `Usage` if the policy keeps nothing by itself, or only points with tags that none has, or a rule of 0, or if a time or duration is
     /// beyond the calendar.
     pub fn decide(&self, candidates: &[Candidate], now: i64) -> Result<Vec<Reasons>> {
         self.validate()?;
@@ -100,6 +100,10 @@ impl Policy {
                 reasons.push("dated in the future".into());
             }
             reasons.extend(self.kept_tag(candidate));
+        }
+        if self.rules.is_empty() && !candidates.iter().any(|one| self.kept_tag(one).is_some()) {
+            let text = "cannot use a policy that keeps nothing: no point has the tag";
+            return Err(Error::new(ErrorKind::Usage, text));
         }
         for group in groups(candidates, now).values() {
             for rule in &self.rules {

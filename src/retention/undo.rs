@@ -17,18 +17,35 @@ use diskvault_format::id::{ChunkId, PageId, PointId};
 use diskvault_format::small::{NOTE_PIN, NOTE_TAG, NOTE_UNPIN};
 use std::collections::HashSet;
 
-/// The forgotten points that are still in the trash, by series and age, and what cannot be read.
+/// Tries of an undo that is fenced each time.
+const TRIES: u32 = 3;
+
+/// Points in the trash, by series and age; and manifests that cannot be read, with their ids.
+pub type Trash = (Vec<Point>, Vec<(PointId, Error)>);
+
+/// The forgotten points that are still in the trash and were not brought back.
 ///
 /// # Errors
-/// Fails if the trash cannot be listed.
-pub fn forgotten(repository: &Repository) -> Result<(Vec<Point>, Vec<Error>)> {
+/// Fails if a folder cannot be listed.
+pub fn forgotten(repository: &Repository) -> Result<Trash> {
+    let visible = PointSet::load(repository)?;
+    let is_back = |id: PointId| {
+        let mut points = visible.points.iter();
+        points.any(|point| point.id == id || point.manifest.republishes == Some(id))
+    };
+    let (mut points, damaged) = read_trash(repository)?;
+    points.retain(|point| !is_back(point.id));
+    Ok((points, damaged))
+}
+
+fn read_trash(repository: &Repository) -> Result<Trash> {
     let (mut points, mut damaged) = (Vec::new(), Vec::new());
     for entry in repository.storage().list(Folder::Trash)? {
         let Some(id) = PointId::from_hex(entry.name.leaf()) else { continue };
         match read_manifest(repository, Folder::Trash, id) {
             Ok(manifest) => points.push(Point { id, manifest }),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => damaged.push(error),
+            Err(error) => damaged.push((id, error)),
         }
     }
     points.sort_by_key(|point| {
@@ -38,7 +55,8 @@ pub fn forgotten(repository: &Repository) -> Result<(Vec<Point>, Vec<Error>)> {
     Ok((points, damaged))
 }
 
-/// Publishes the forgotten point whose id starts with `prefix`; the id of the new point.
+/// Publishes the forgotten point whose id starts with `prefix`; the id of the new point. One that
+/// an earlier run has published and not cleared up after is only cleared up after.
 ///
 /// # Errors
 /// `NotFound` if there is none in the trash, or if something that it needs is stored no more;
@@ -49,8 +67,32 @@ pub fn undo(
     host: &str,
     monitor: &dyn Monitor,
 ) -> Result<PointId> {
+    let mut tries = 1;
+    let (old, new) = loop {
+        match publish(repository, prefix, host, monitor) {
+            Err(error) if error.kind() == ErrorKind::Fenced && tries < TRIES => tries += 1,
+            other => break other?,
+        }
+    };
+    // The point is back. What fails from here on is done by the next undo, or costs a tag.
+    if let Err(error) = clear_up(repository, &old, new) {
+        monitor.warn(&format!("the point was brought back, but: {}", error.full_text()));
+    }
+    Ok(new)
+}
+
+fn publish(
+    repository: &Repository,
+    prefix: &str,
+    host: &str,
+    monitor: &dyn Monitor,
+) -> Result<(Point, PointId)> {
     let session = Session::begin(repository, host, monitor)?;
     let old = find(repository, session.points(), prefix)?;
+    let mut visible = session.points().points.iter();
+    if let Some(back) = visible.find(|point| point.manifest.republishes == Some(old.id)) {
+        return Ok((old, back.id));
+    }
     let reader = MapReader::new(repository, session.locator());
     let mut complete =
         Complete { presence: session.presence(), monitor, pages: HashSet::new(), point: old.id };
@@ -58,27 +100,39 @@ pub fn undo(
     visit(&reader, &old.manifest, &mut complete)?;
     monitor.finish();
     drop(reader);
-    let notes = Notes::load(repository)?;
     let mut manifest = old.manifest.clone();
     manifest.lease = session.lease();
     manifest.republishes = Some(old.id);
     let new = session.publish(&manifest)?;
+    Ok((old, new))
+}
+
+fn clear_up(repository: &Repository, old: &Point, new: PointId) -> Result<()> {
+    let notes = Notes::load_of(repository, old)?;
     // What holds for the old point through the one before it would be two steps away now.
     for stored in old.manifest.republishes.map_or(&[][..], |older| notes.under(older)) {
-        if matches!(stored.note.kind, NOTE_TAG | NOTE_PIN | NOTE_UNPIN) {
-            store_note(repository, new, &stored.note)?;
+        let is_kept = matches!(stored.note.kind, NOTE_TAG | NOTE_PIN | NOTE_UNPIN);
+        let random = diskvault_format::id::from_hex::<16>(&stored.random);
+        if let (true, Some(random)) = (is_kept, random) {
+            match store_note(repository, new, &random, &stored.note) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                other => other?,
+            }
         }
     }
     repository.storage().delete(&ObjectName::new(Folder::Trash, &old.id.to_hex())?)?;
-    crate::repository::session::remember_heads(repository, &PointSet::load(repository)?)?;
-    Ok(new)
+    crate::repository::session::remember_heads(repository, &PointSet::load(repository)?)
 }
 
 fn find(repository: &Repository, points: &PointSet, prefix: &str) -> Result<Point> {
     let digits = prefix.strip_prefix("id:").unwrap_or(prefix).to_ascii_lowercase();
-    let is_id = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_id = digits.len() >= 4 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
     let fits = |id: PointId| is_id && id.to_hex().starts_with(&digits);
-    let (trash, damaged) = forgotten(repository)?;
+    if points.points.iter().any(|point| fits(point.id)) {
+        let text = format!("cannot bring back point {digits}: it is not forgotten");
+        return Err(Error::new(ErrorKind::Usage, text));
+    }
+    let (trash, damaged) = read_trash(repository)?;
     let mut fitting = trash.into_iter().filter(|point| fits(point.id));
     match (fitting.next(), fitting.next()) {
         (Some(point), None) => Ok(point),
@@ -87,11 +141,7 @@ fn find(repository: &Repository, points: &PointSet, prefix: &str) -> Result<Poin
             Err(Error::new(ErrorKind::Usage, text))
         }
         (None, _) => {
-            if points.points.iter().any(|point| fits(point.id)) {
-                let text = format!("cannot bring back point {digits}: it is not forgotten");
-                return Err(Error::new(ErrorKind::Usage, text));
-            }
-            if let Some(error) = damaged.into_iter().next() {
+            if let Some((_, error)) = damaged.into_iter().find(|(id, _)| fits(*id)) {
                 return Err(error);
             }
             let text = format!("cannot find a forgotten point with id {}", prefix.escape_debug());

@@ -9,12 +9,14 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
 /// Bytes between two rounds. Writing them takes some 0.05 s on the solid state disk it was measured
 /// on, and 1 s on a turning one, where the kernel still puts this much into order.
-const INTERVAL_BYTES: u64 = 128 << 20;
+const INTERVAL_BYTES: u64 = if cfg!(test) { 256 << 10 } else { 128 << 20 };
 
 /// A thread that brings a file or device to stable storage again and again.
 #[derive(Default)]
@@ -25,6 +27,7 @@ pub(super) struct WriteBack {
 
 struct Worker {
     due: SyncSender<()>,
+    is_unwanted: Arc<AtomicBool>,
     thread: JoinHandle<io::Result<()>>,
 }
 
@@ -44,10 +47,12 @@ impl WriteBack {
             Some(worker) => worker,
             None => self.worker.insert(Worker::start(file.try_clone()?)?),
         };
-        // If it is full, the thread is behind and takes these bytes along; if it has failed, that
-        // is told at the end.
-        let _ = worker.due.try_send(());
-        Ok(())
+        match worker.due.try_send(()) {
+            // The thread is behind and takes these bytes along.
+            Ok(()) | Err(TrySendError::Full(())) => Ok(()),
+            // It has failed: said now, not after terabytes more.
+            Err(TrySendError::Disconnected(())) => self.finish(),
+        }
     }
 
     /// Waits for the round under way.
@@ -55,7 +60,7 @@ impl WriteBack {
     /// # Errors
     /// What the kernel said in any round: of writes that failed, it tells only once.
     pub(super) fn finish(&mut self) -> io::Result<()> {
-        let Some(Worker { due, thread }) = self.worker.take() else { return Ok(()) };
+        let Some(Worker { due, thread, .. }) = self.worker.take() else { return Ok(()) };
         drop(due);
         let panicked = || io::Error::other("the thread that writes panicked");
         thread.join().unwrap_or_else(|_| Err(panicked()))
@@ -63,8 +68,12 @@ impl WriteBack {
 }
 
 impl Drop for WriteBack {
-    /// Waits: a device that was closed is one that nobody writes to any more.
+    /// Waits for the round under way, and begins no other: a device that was closed is one that
+    /// nobody writes to any more.
     fn drop(&mut self) {
+        if let Some(worker) = &self.worker {
+            worker.is_unwanted.store(true, Ordering::Relaxed);
+        }
         let _ = self.finish();
     }
 }
@@ -72,14 +81,19 @@ impl Drop for WriteBack {
 impl Worker {
     fn start(file: File) -> io::Result<Worker> {
         let (due, rounds) = sync_channel(1);
+        let is_unwanted = Arc::new(AtomicBool::new(false));
         let builder = std::thread::Builder::new().name("write-back".into());
-        let thread = builder.spawn(move || write_back(&file, &rounds))?;
-        Ok(Worker { due, thread })
+        let seen = is_unwanted.clone();
+        let thread = builder.spawn(move || write_back(&file, &rounds, &seen))?;
+        Ok(Worker { due, is_unwanted, thread })
     }
 }
 
-fn write_back(file: &File, rounds: &Receiver<()>) -> io::Result<()> {
+fn write_back(file: &File, rounds: &Receiver<()>, is_unwanted: &AtomicBool) -> io::Result<()> {
     for () in rounds {
+        if is_unwanted.load(Ordering::Relaxed) {
+            break;
+        }
         file.sync_data()?;
         // Only advice: pages that are needed are read again.
         let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
@@ -102,6 +116,19 @@ mod tests {
         write_back.finish().unwrap();
         write_back.note(&pipe, 1).unwrap();
         assert_eq!(write_back.finish().unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn an_error_of_a_round_stops_the_writing() {
+        let (_reader, writer) = io::pipe().unwrap();
+        let pipe = File::from(std::os::fd::OwnedFd::from(writer));
+        let mut write_back = WriteBack::default();
+        write_back.note(&pipe, INTERVAL_BYTES).unwrap();
+        let began = std::time::Instant::now();
+        while write_back.note(&pipe, INTERVAL_BYTES).is_ok() {
+            assert!(began.elapsed().as_secs() < 60, "it is never told");
+            std::thread::yield_now();
+        }
     }
 
     #[test]

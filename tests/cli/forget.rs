@@ -18,10 +18,9 @@ fn decisions(vault: &Vault, arguments: &[&str]) -> Vec<(String, bool, String)> {
     lines
         .filter(|line| line["message_type"] != "summary")
         .map(|line| {
-            let reasons = line["reasons"].as_array().unwrap().iter();
-            let reasons: Vec<&str> = reasons.map(|reason| reason.as_str().unwrap()).collect();
             let id = line["point_id"].as_str().unwrap().to_string();
-            (id, line["message_type"] == "keep", reasons.join(", "))
+            let because = line["because"].as_str().unwrap().to_string();
+            (id, line["message_type"] == "keep", because)
         })
         .collect()
 }
@@ -38,8 +37,8 @@ fn a_policy_says_why_and_does_what_it_said() {
     assert_eq!(
         planned,
         [
-            (ids[0].clone(), false, String::new()),
-            (ids[1].clone(), false, String::new()),
+            (ids[0].clone(), false, "no rule keeps it".into()),
+            (ids[1].clone(), false, "no rule keeps it".into()),
             (ids[2].clone(), true, "day 2026-11-01".into()),
             (ids[3].clone(), true, "newest of its series, day 2026-11-02".into()),
         ]
@@ -50,7 +49,7 @@ fn a_policy_says_why_and_does_what_it_said() {
         decisions(&vault, &[&rules[..], &["-n", "--timezone", "America/New_York"]].concat());
     assert_eq!(there[3].2, "newest of its series, day 2026-11-01");
     let outcome = vault.ok(&[&["forget"], &rules[..]].concat());
-    outcome.prints("keeping 2, forgetting 2 points").prints("day 2026-11-02");
+    outcome.prints("kept 2, forgot 2 points").prints("day 2026-11-02");
     let left = vault.json(&["list"]);
     let left: Vec<&str> =
         left.as_array().unwrap().iter().map(|point| point["point_id"].as_str().unwrap()).collect();
@@ -89,14 +88,16 @@ fn pins_and_tags_keep_points() {
     let planned = decisions(&vault, &[&keep[..], &["-n"]].concat());
     let reasons: Vec<&str> = planned.iter().map(|(_, _, reasons)| reasons.as_str()).collect();
     let newest = "newest of its series, last 1";
-    assert_eq!(reasons, ["pinned: audit 2026", "tag state=good", "", newest]);
+    assert_eq!(reasons, ["pinned: audit 2026", "tag state=good", "no rule keeps it", newest]);
     vault.ok(&["list"]).prints("(pinned)").prints("state=good");
     vault.ok(&["show", &ids[0]]).prints("pinned    audit 2026");
-    vault.fails(1, &["forget", &ids[0]], "it is pinned (audit 2026)").hints("diskvault unpin");
+    for arguments in [&["forget", &ids[0]][..], &["forget", "-n", &ids[0]]] {
+        vault.fails(1, arguments, "it is pinned (audit 2026)").hints("diskvault unpin");
+    }
     assert_eq!(vault.point_count(), 4);
     vault.ok(&["tag", &ids[1], "state="]);
     vault.ok(&["unpin", &ids[0]]).prints("unpinned point");
-    vault.ok(&[&["forget"], &keep[..]].concat()).prints("forgetting 3 points");
+    vault.ok(&[&["forget"], &keep[..]].concat()).prints("forgot 3 points");
     assert_eq!(vault.point_count(), 1);
     vault.assert_intact();
 }
@@ -129,11 +130,14 @@ fn a_point_from_the_future_costs_nobody_a_place() {
 fn policies_that_make_no_sense_are_refused() {
     let vault = Vault::new();
     let ids = with_points(&vault, "web01", &["2026-11-01T02:00Z", "2026-11-02T02:00Z"]);
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 12] = [
         (&[], "cannot choose what to forget: no point is named and no rule says what to keep"),
         (&["--keep-last", "0"], "cannot use a rule that keeps 0 points"),
         (&["--keep-within=-3d"], "cannot use a duration that is not positive"),
         (&["--keep-within", "soon"], "cannot read the duration"),
+        (&["--keep-within", "6m"], "an hour is the shortest unit, and a month is 1mo"),
+        (&["--keep-tag", ""], "cannot read the tag"),
+        (&["--keep-tag", "nobody=has"], "no point has the tag"),
         (&["--keep-daily", "1", "--timezone", "Mars/Base"], "cannot find the time zone Mars/Base"),
         (&["--keep-daily", "1", "--group-by", "mood"], "cannot group by"),
         (&["--keep-daily", "1", &ids[0]], "cannot forget named points and keep others"),

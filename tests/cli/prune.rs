@@ -40,7 +40,7 @@ fn forget_prunes_when_it_is_told_to() {
     let vault = Vault::new();
     with_three_days(&vault);
     let outcome = vault.ok(&["forget", "--keep-last", "1", "--prune"]);
-    outcome.prints("forgetting 2 points").prints("freed ").prints("packs deleted");
+    outcome.prints("forgot 2 points").prints("freed ").prints("packs deleted");
     vault.ok(&["list", "--forgotten"]).prints("0 points");
     vault.assert_intact();
 }

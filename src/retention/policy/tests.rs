@@ -160,6 +160,10 @@ fn pins_and_tags_keep_and_the_newest_goes_by_sequence() {
     assert_eq!(kept(&wanted, &found), [0, 1, 3, 4]);
     wanted.tags = vec![("state".into(), Some("bad".into()))];
     assert_eq!(kept(&wanted, &found), [0, 3, 4]);
+    let mut only = Policy { rules: Vec::new(), ..wanted.clone() };
+    assert_eq!(only.decide(&found, at(NOW)).unwrap_err().kind(), ErrorKind::Usage);
+    only.tags.clear();
+    assert_eq!(only.decide(&found, at(NOW)).unwrap_err().kind(), ErrorKind::Usage);
     wanted.tags = vec![("state".into(), None)];
     wanted.rules.clear();
     assert_eq!(kept(&wanted, &found), [0, 1, 4]);
