@@ -4,7 +4,7 @@
 `growth.py --diskvault target/release/diskvault --work DIR [--gib 1,4,16] [--points 10,100]
 [--into docs/performance.md] [--chart docs/growth.svg]`. Makes an image of each size in DIR, backs
 it up, again unchanged, again with one byte in a hundred changed in runs of 2 MiB, lists, checks,
-restores and compares; then the smallest again for many points, of which each changes as much. What
+restores and compares, drops all but the newest point, prunes and compares again; then the smallest again for many points, of which each changes as much. What
 is not needed any more is removed on the way: the largest image, its repository and its copy need
 about 2.6 times its size. Half of an image compresses, half does not; nothing is twice in it.
 """
@@ -123,6 +123,11 @@ def measure_size(program, work, gib):
     copy = os.path.join(folder, "copy.raw")
     job("restore", "restore", "a", copy)
     subprocess.run(["cmp", image, copy], check=True)
+    os.remove(copy)
+    vault.run("forget", "--keep-last", "1")
+    found["prune"] = vault.run("prune", "--max-unused", "0%")
+    vault.run("restore", "a", copy)
+    subprocess.run(["cmp", image, copy], check=True)
     shutil.rmtree(folder)
     return found
 
@@ -143,6 +148,7 @@ def measure_points(program, work, gib, counts):
             costs["restore"] = vault.run("restore", "a", copy)
             subprocess.run(["cmp", image, copy], check=True)
             os.remove(copy)
+            costs["prune --dry-run"] = vault.run("prune", "--dry-run")
             costs["repository"], costs["index"] = vault.sizes()
             found[point] = costs
     shutil.rmtree(folder)
@@ -166,7 +172,7 @@ def size_rows(sizes):
     rows = []
     for name in ("first backup", "unchanged", "1 % changed", "check --read-data", "restore"):
         rows.append([name, *(per_gib(found[name], gib) for gib, found in sizes.items())])
-    for name in ("list", "check"):
+    for name in ("list", "check", "prune"):
         rows.append([f"{name} (in all)", *(plain(found[name]) for found in sizes.values())])
     ratios = (found["repository"] / gib / GIB for gib, found in sizes.items())
     rows.append(["repository, of the image", *(f"{ratio:.3f}" for ratio in ratios)])
@@ -178,7 +184,7 @@ def size_rows(sizes):
 def point_rows(points):
     """The table by number of points."""
     rows = []
-    for name in ("1 % changed", "restore", "check", "list"):
+    for name in ("1 % changed", "restore", "check", "prune --dry-run", "list"):
         rows.append([name, *(plain(found[name]) for found in points.values())])
     each = (found["repository"] / 1e6 for found in points.values())
     rows.append(["repository, MB", *(f"{value:.0f}" for value in each)])
