@@ -1,0 +1,183 @@
+//! The protocol of repo-format/spec/40-protocol.md, checked in every order of steps, with crashes
+//! and fences at any moment; and each change of it that must not be made, which has to break it.
+//!
+//! `cargo test --release --test model -- --ignored` checks more actors at once: minutes, and some
+//! GiB of memory.
+
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test may stop where it fails")]
+#![allow(clippy::print_stdout, reason = "the large run tells how much it has seen")]
+
+#[path = "model/steps.rs"]
+mod steps;
+#[path = "model/world.rs"]
+mod world;
+
+use stateright::{Checker, HasDiscoveries, Model, Property};
+use world::{
+    A, ACTORS, Action, Actor, B, Mutation, PACKS, POINTS, Point, Role, SPLICE_B, WHOLE_A, WHOLE_B,
+    World,
+};
+
+/// Points and packs that are there, and who acts.
+#[derive(Clone)]
+struct Protocol {
+    packs: Vec<u8>,
+    points: Vec<u8>,
+    roles: Vec<Role>,
+    mutation: Mutation,
+}
+
+impl Model for Protocol {
+    type State = World;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<World> {
+        let mut world = World {
+            contents: [0; PACKS],
+            existing: 0,
+            next_pack: 0,
+            points: [Point::default(); POINTS],
+            next_point: self.points.len() as u8,
+            leases: 0,
+            next_lease: 0,
+            lists: [None; ACTORS],
+            actors: [Actor::default(); ACTORS],
+        };
+        self.packs.iter().for_each(|content| world.put_pack(*content));
+        for (point, needs) in world.points.iter_mut().zip(&self.points) {
+            *point = Point { needs: *needs, has_manifest: true, has_ok: true, ..Point::default() };
+            point.is_reported = true;
+        }
+        vec![world]
+    }
+
+    fn actions(&self, world: &World, actions: &mut Vec<Action>) {
+        actions.extend(steps::actions(world, &self.roles, self.mutation));
+    }
+
+    fn next_state(&self, world: &World, action: Action) -> Option<World> {
+        let mut next = world.clone();
+        steps::apply(&mut next, &self.roles, self.mutation, action);
+        Some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always(
+                "every visible point is complete",
+                |model: &Protocol, world: &World| world.is_complete(model.mutation),
+            ),
+            Property::always(
+                "what was reported stays until it is forgotten",
+                |_, world: &World| {
+                    let stays = |point: &Point| point.has_manifest && point.has_ok;
+                    let is_owed = |point: &&Point| point.is_reported && !point.is_forgotten;
+                    world.points.iter().filter(is_owed).all(stays)
+                },
+            ),
+            Property::always("garbage can be freed", |model: &Protocol, world: &World| {
+                let mut quiet = world.clone();
+                quiet.quiet_prune();
+                let needed = quiet.needed(Mutation::None);
+                quiet.is_complete(model.mutation) && (needed != 0 || quiet.existing == 0)
+            }),
+        ]
+    }
+}
+
+/// Two points, one of which is forgotten: it names B, and A is there for the splice of it.
+fn world_with(roles: &[Role], mutation: Mutation) -> Protocol {
+    let packs = vec![WHOLE_A, SPLICE_B];
+    Protocol { packs, points: vec![B], roles: roles.to_vec(), mutation }
+}
+
+fn check(model: Protocol) -> usize {
+    let checker = model.checker().threads(2).spawn_bfs().join();
+    checker.assert_properties();
+    checker.unique_state_count()
+}
+
+fn breaks(model: Protocol) -> bool {
+    let checker = model.checker().threads(2).finish_when(HasDiscoveries::Any).spawn_bfs().join();
+    !checker.discoveries().is_empty()
+}
+
+const SMALL: [&[Role]; 3] = [
+    &[Role::Writer(B), Role::Pruner, Role::Forgetter(0)],
+    &[Role::Writer(A | B), Role::Pruner, Role::Resolver],
+    &[Role::Pruner, Role::Pruner, Role::Forgetter(0)],
+];
+
+#[test]
+fn a_writer_beside_a_prune_is_safe_in_every_order() {
+    for roles in SMALL {
+        let states = check(world_with(roles, Mutation::None));
+        assert!(states > 1000, "{roles:?}: only {states} states");
+    }
+}
+
+/// The same with chunks that are held twice, by their bytes.
+#[test]
+fn chunks_that_are_held_twice_are_safe_in_every_order() {
+    for packs in [vec![WHOLE_A | WHOLE_B, WHOLE_B], vec![WHOLE_A, WHOLE_A | SPLICE_B]] {
+        for roles in SMALL {
+            let mut model = world_with(roles, Mutation::None);
+            model.packs.clone_from(&packs);
+            check(model);
+        }
+    }
+}
+
+#[test]
+#[ignore = "minutes"]
+fn more_actors_at_once_are_safe_in_every_order() {
+    let large: [&[Role]; 4] = [
+        &[Role::Writer(B), Role::Writer(A | B), Role::Pruner, Role::Forgetter(0)],
+        &[Role::Writer(B), Role::Pruner, Role::Pruner, Role::Forgetter(0)],
+        &[Role::Writer(B), Role::Pruner, Role::Resolver, Role::Forgetter(0)],
+        &[Role::Writer(B), Role::Pruner, Role::Pruner, Role::Resolver],
+    ];
+    for roles in large {
+        let states = check(world_with(roles, Mutation::None));
+        println!("{roles:?}: {states} states");
+    }
+}
+
+#[test]
+fn each_change_of_the_protocol_breaks_it() {
+    let writer: &[Role] = &[Role::Writer(B), Role::Pruner, Role::Forgetter(0)];
+    let pruners: &[Role] = &[Role::Pruner, Role::Pruner];
+    let both: &[Role] = &[Role::Writer(B), Role::Pruner, Role::Pruner];
+    let cases = [
+        (Mutation::NoSecondMark, writer),
+        (Mutation::PointsBeforeLists, writer),
+        (Mutation::PacksBeforeLists, writer),
+        (Mutation::FootersAfterPoints, writer),
+        (Mutation::LookBeforeManifest, writer),
+        (Mutation::LeasesBeforeList, writer),
+        (Mutation::OwnListHolds, writer),
+        (Mutation::OtherListsHold, pruners),
+        (Mutation::ForeignListDropped, both),
+        (Mutation::ListDroppedFirst, writer),
+        (Mutation::VisibleWithoutOk, writer),
+        (Mutation::FencedPublishes, writer),
+        (Mutation::OnlyVisibleAreRoots, writer),
+        (Mutation::SpliceHoldsAlone, writer),
+        (Mutation::PiecesAreNotKept, writer),
+    ];
+    for (mutation, roles) in cases {
+        let worlds: [(&[u8], &[u8]); 4] = [
+            // Nobody needs them: whoever takes them over has to be waited for.
+            (&[WHOLE_B], &[]),
+            (&[WHOLE_A, SPLICE_B], &[B]),
+            (&[WHOLE_A, WHOLE_B], &[B]),
+            (&[WHOLE_A | WHOLE_B, WHOLE_B], &[B]),
+        ];
+        let is_broken = worlds.into_iter().any(|(packs, points)| {
+            let mut model = world_with(roles, mutation);
+            (model.packs, model.points) = (packs.to_vec(), points.to_vec());
+            breaks(model)
+        });
+        assert!(is_broken, "{mutation:?} goes unnoticed");
+    }
+}
