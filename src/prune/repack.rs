@@ -23,7 +23,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 /// Bytes of chunks that are read and written together: each segment is read once for them.
-const WINDOW_BYTES: u64 = 32 << 20;
+const WINDOW_BYTES: u64 = 8 << 20;
 
 /// Copies everything that the roots need and that only packs in `leaving` hold; bytes stored.
 ///
