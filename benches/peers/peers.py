@@ -329,7 +329,7 @@ class Diskvault(Peer):
             return None
         series = place.points[-1].series
         return [
-            [self.path, "forget", "-q", "--keep-last", "1", series],
+            [self.path, "forget", "-q", "--keep-last", "1", "--series", series],
             [self.path, "prune", "-q"],
         ]
 
