@@ -269,7 +269,7 @@ fn tags_and_times_are_kept() {
     assert_eq!(point["time"], "2020-02-29T12:30:00Z");
     assert_eq!(point["tags"]["os"], "debian");
     assert_eq!(point["tags"]["a"], "b=c");
-    vault.ok(&["list"]).prints("os=debian a=b=c").prints("2020-02-29 12:30:00 +00:00");
+    vault.ok(&["list"]).prints("a=b=c os=debian").prints("2020-02-29 12:30:00 +00:00");
     // A tag may hold anything, but no terminal is driven by it.
     vault.ok(&["backup", "--name", "b", "--tag", "k=\x1b[2J\n", &file]);
     vault.ok(&["list"]).prints("\\u{1b}[2J\\n");
