@@ -45,6 +45,12 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// True for what is wrong with what is stored, not with the way to it: damaged, gone, or newer
+    /// than this program.
+    pub const fn is_finding(self) -> bool {
+        matches!(self, ErrorKind::Damage | ErrorKind::NotFound | ErrorKind::Newer)
+    }
+
     /// The process exit code for this kind; the table is in docs/cli.md.
     pub const fn exit_code(self) -> u8 {
         match self {

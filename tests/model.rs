@@ -1,8 +1,7 @@
 //! The protocol of repo-format/spec/40-protocol.md, checked in every order of steps, with crashes
 //! and fences at any moment; and each change of it that must not be made, which has to break it.
 //!
-//! `cargo test --release --test model -- --ignored` checks more actors at once: minutes, and some
-//! GiB of memory.
+//! With `DISKVAULT_LARGE_MODEL=1` it checks more actors at once: minutes, and some GiB of memory.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test may stop where it fails")]
 #![allow(clippy::print_stdout, reason = "the large run tells how much it has seen")]
@@ -128,9 +127,13 @@ fn chunks_that_are_held_twice_are_safe_in_every_order() {
     }
 }
 
+/// Minutes and some GiB of memory, so only when asked for.
 #[test]
-#[ignore = "minutes"]
 fn more_actors_at_once_are_safe_in_every_order() {
+    if std::env::var_os("DISKVAULT_LARGE_MODEL").is_none() {
+        println!("skipped: DISKVAULT_LARGE_MODEL is not set");
+        return;
+    }
     let large: [&[Role]; 4] = [
         &[Role::Writer(B), Role::Writer(A | B), Role::Pruner, Role::Forgetter(0)],
         &[Role::Writer(B), Role::Pruner, Role::Pruner, Role::Forgetter(0)],

@@ -5,7 +5,7 @@
 //! once and wait for exactly these; mark again (lists, packs, manifests); delete, then drop the
 //! list. A lease stands still by a monotonic clock of this process alone.
 
-use super::roots::{Needs, Root, Stored, find_stored, find_whole, read_roots, walk};
+use super::roots::{Needs, Root, find_stored, find_whole, read_roots, walk};
 use crate::environment::random_array;
 use crate::error::{ErrorKind, Result};
 use crate::monitor::Monitor;
@@ -295,11 +295,6 @@ impl Needs for Keeps<'_> {
         // Every pack that has a part in any way to it.
         let places = crate::repository::entries::places_of(locator.index(), &id.0)?;
         self.kept.extend(places.iter().map(|place| place.pack));
-        if let Some(Stored::Spliced { splice, .. }) = find_stored(locator, id, &|_| true)? {
-            for piece in splice.pieces() {
-                self.keep_whole(piece.chunk)?;
-            }
-        }
         for place in places.iter().filter(|place| place.is_splice) {
             let Ok(splice) = locator.splices().read(id, place) else { continue };
             for piece in splice.pieces() {

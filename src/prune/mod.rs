@@ -23,7 +23,6 @@ use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::repository::host_memory::CondemnedMemory;
 use crate::repository::locate::Locator;
-use crate::storage::{Folder, ObjectName};
 use choose::{Plan, Unused, choose};
 use condemn::{List, Swept};
 use diskvault_format::id::{LeaseId, PackId};
@@ -114,6 +113,7 @@ pub fn run(
     if lock.is_some() {
         resume(repository, options, kept_since, &mut report, monitor)?;
     }
+    let trash = resolve::list_trash(repository)?;
     report.resolved = resolve::resolve(repository, monitor)?;
     let needs_another =
         free(repository, options, kept_since, pool, announce, &mut report, monitor)?;
@@ -122,7 +122,7 @@ pub fn run(
         free(repository, options, kept_since, pool, announce, &mut report, monitor)?;
     }
     if !report.is_waiting {
-        resolve::empty_trash(repository, kept_since)?;
+        resolve::empty_trash(repository, &trash, kept_since)?;
     }
     condemn::delete_orphaned_heartbeats(repository)?;
     condemn::drop_empty_lists(repository)?;
@@ -275,10 +275,9 @@ fn resume(
 
 fn remember(repository: &Repository, list: &List, leases: &BTreeSet<LeaseId>) -> Result<()> {
     let own = CondemnedMemory {
-        list: ObjectName::leaf(&list.name).to_string(),
+        list: list.name.leaf().to_string(),
         leases: leases.iter().map(|lease| lease.to_hex()).collect(),
     };
-    debug_assert_eq!(list.name.folder(), Folder::Condemned);
     repository.remember(|memory| memory.condemned.push(own.clone()))
 }
 

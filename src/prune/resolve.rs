@@ -55,14 +55,7 @@ pub(super) fn resolve(repository: &Repository, monitor: &dyn Monitor) -> Result<
         match walk(repository, &locator, &root, "", &mut found, &Silent) {
             Ok(()) => {}
             // A page that is in no pack was noted; another fault of it is for a check to tell.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::Damage | ErrorKind::NotFound | ErrorKind::Newer
-                ) =>
-            {
-                found.at_most(State::Unclear);
-            }
+            Err(error) if error.kind().is_finding() => found.at_most(State::Unclear),
             Err(error) => return Err(error),
         }
         match found.state {
@@ -130,21 +123,34 @@ impl Needs for Found<'_> {
     }
 }
 
-/// Deletes forgotten manifests that are no longer kept: what they need may be gone.
+/// The points in the trash.
 ///
 /// # Errors
 /// What the storage says.
-pub(super) fn empty_trash(repository: &Repository, kept_since: Option<i64>) -> Result<u64> {
+pub(super) fn list_trash(repository: &Repository) -> Result<Vec<PointId>> {
+    let entries = repository.storage().list(Folder::Trash)?;
+    Ok(entries.iter().filter_map(|entry| PointId::from_hex(entry.name.leaf())).collect())
+}
+
+/// Deletes from the trash what is no longer kept, of what was there before the mark: what these
+/// points need may be gone. What was forgotten since still has all it needs, and so has one that
+/// is on its way into the trash.
+///
+/// # Errors
+/// What the storage says.
+pub(super) fn empty_trash(
+    repository: &Repository,
+    before: &[PointId],
+    kept_since: Option<i64>,
+) -> Result<()> {
+    let storage = repository.storage();
     let notes = Notes::load(repository)?;
-    let mut deleted = 0;
-    for entry in repository.storage().list(Folder::Trash)? {
-        let Some(id) = PointId::from_hex(entry.name.leaf()) else { continue };
+    for id in before.iter().copied() {
         let is_kept = kept_since
             .is_some_and(|since| forgotten_at(&notes, id).is_none_or(|time| time >= since));
-        if !is_kept {
-            repository.storage().delete(&entry.name)?;
-            deleted += 1;
+        if !is_kept && storage.size(&manifest_name(id)?)?.is_none() {
+            storage.delete(&ObjectName::new(Folder::Trash, &id.to_hex())?)?;
         }
     }
-    Ok(deleted)
+    Ok(())
 }

@@ -99,12 +99,12 @@ pub(super) fn walk(
     let mut once = Once { seen: HashSet::new(), needs, monitor };
     monitor.start(stage, Some(roots.len() as u64));
     for (id, manifest) in roots {
-        visit(&reader, manifest, &mut once).map_err(|error| match error.kind() {
-            ErrorKind::Damage | ErrorKind::NotFound | ErrorKind::Newer => {
-                let text = format!("point {}: {}", id.short(), error.full_text());
-                cannot_prune(&Error::new(error.kind(), text))
+        visit(&reader, manifest, &mut once).map_err(|error| {
+            if !error.kind().is_finding() {
+                return error;
             }
-            _ => error,
+            let text = format!("point {}: {}", id.short(), error.full_text());
+            cannot_prune(&Error::new(error.kind(), text))
         })?;
         monitor.advance(1);
     }
@@ -166,7 +166,7 @@ pub(super) fn find_stored(
     for place in places.iter().filter(|place| place.is_splice && counts(place)) {
         let splice = match locator.splices().read(id, place) {
             Ok(splice) => splice,
-            Err(error) if is_finding(&error) => continue,
+            Err(error) if error.kind().is_finding() => continue,
             Err(error) => return Err(error),
         };
         let mut pieces = Vec::new();
@@ -191,8 +191,4 @@ pub(super) fn find_whole(
 ) -> Result<Option<Place>> {
     let places = places_of(locator.index(), &id.0)?;
     Ok(places.into_iter().find(|place| !place.is_splice && counts(place)))
-}
-
-fn is_finding(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Damage | ErrorKind::NotFound | ErrorKind::Newer)
 }

@@ -4,7 +4,7 @@
 //! points.
 
 use super::roots::{Needs, Root, Stored, find_stored, find_whole, walk};
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::repository::entries::Place;
@@ -55,14 +55,7 @@ pub(super) fn measure(
         let pack = match locator.pack(repository, *id) {
             Ok(pack) => pack,
             // Not to be touched: what cannot be read is evidence, not garbage.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::Damage | ErrorKind::Newer | ErrorKind::NotFound
-                ) =>
-            {
-                continue;
-            }
+            Err(error) if error.kind().is_finding() => continue,
             Err(error) => return Err(error),
         };
         let bits = marks.bits.get(id);

@@ -84,7 +84,7 @@ impl SpliceReader {
             match self.read(id, &place) {
                 Ok(splice) if self.has_all_pieces(&splice, counts)? => return Ok(true),
                 Ok(_) => {}
-                Err(error) if is_damage(&error) => {}
+                Err(error) if error.kind().is_finding() => {}
                 Err(error) => return Err(error),
             }
         }
@@ -105,8 +105,4 @@ impl SpliceReader {
         }
         Ok(true)
     }
-}
-
-fn is_damage(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Damage | ErrorKind::NotFound | ErrorKind::Newer)
 }

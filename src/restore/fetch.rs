@@ -5,9 +5,7 @@
 //! stored by its bytes or as pieces of others; memory is bounded by the window, the reads in flight
 //! and the splices under way.
 
-use super::reads::{
-    Assembly, Goal, ReadRun, Request, WantedSegment, is_finding, plan_reads, refuse_chunk,
-};
+use super::reads::{Assembly, Goal, ReadRun, Request, WantedSegment, plan_reads, refuse_chunk};
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
@@ -301,7 +299,7 @@ impl Fetcher<'_> {
                 }
             };
             match made {
-                Err(error) if is_finding(&error) => {
+                Err(error) if error.kind().is_finding() => {
                     self.rescue(delivery, assembly, Vec::new(), &error)?;
                 }
                 other => other?,
@@ -345,7 +343,7 @@ impl Fetcher<'_> {
         segment: &WantedSegment,
         cause: &Error,
     ) -> Result<()> {
-        if !is_finding(cause) {
+        if !cause.kind().is_finding() {
             return Err(again(cause));
         }
         let damaged = (segment.pack.id, segment.ordinal);

@@ -203,7 +203,7 @@ impl Planner<'_> {
         if let Some(splice) = request.splice {
             match self.places_of_pieces(&item, &splice) {
                 Ok(places) => self.add_splice(item, splice, places, true),
-                Err(error) if is_finding(&error) => {
+                Err(error) if error.kind().is_finding() => {
                     let assembly = Arc::new(Assembly::new(item, splice, true));
                     self.failed.push((Goal::Piece { assembly, number: 0 }, error));
                 }
@@ -236,7 +236,7 @@ impl Planner<'_> {
                     self.add_splice(item, splice, pieces, false);
                     return Ok(());
                 }
-                Err(error) if is_finding(&error) => _ = first_error.get_or_insert(error),
+                Err(error) if error.kind().is_finding() => _ = first_error.get_or_insert(error),
                 Err(error) => return Err(error),
             }
         }
@@ -371,11 +371,6 @@ fn missing_piece(piece: ChunkId, item: &Wanted) -> Error {
     let text = format!("cannot put together chunk {id} at offset {offset}");
     let why = format!("it has a piece of chunk {piece}, and no pack holds it");
     Error::new(ErrorKind::Damage, format!("{text}: {why}"))
-}
-
-/// True for what is wrong with a repository, not with the way to it.
-pub(super) fn is_finding(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Damage | ErrorKind::NotFound | ErrorKind::Newer)
 }
 
 fn coalesce(grouped: BTreeMap<(PackId, u32), WantedSegment>) -> Vec<ReadRun> {
