@@ -7,7 +7,7 @@ use diskvault::chunking::{ContentCutter, ContentParameters, Gear, is_zero};
 use diskvault::environment::SystemEnvironment;
 use diskvault::index::ChunkIndex;
 use diskvault::monitor::Silent;
-use diskvault::repository::packer::{Compression, ZSTD_LEVEL};
+use diskvault::repository::compression::{Compression, ZSTD_LEVEL};
 use diskvault::repository::secrets::Passphrase;
 use diskvault::repository::{InitOptions, Repository, initialise};
 use diskvault::source::InputKind;

@@ -21,7 +21,8 @@ pub use plan::{ChunkerChoice, InputRequest, PlannedSource, validate_request as v
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::repository::packer::{ChunkWriter, Compression};
+use crate::repository::compression::Compression;
+use crate::repository::packer::ChunkWriter;
 use crate::repository::points::{Point, PointSet};
 use crate::repository::session::{Session, remember_heads};
 use diskvault_format::id::{BackupId, PointId};

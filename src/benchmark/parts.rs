@@ -191,7 +191,7 @@ impl Sample {
             .map(|piece| {
                 let entries = entries_of(&keys, piece);
                 let mut plaintext = Vec::new();
-                let level = crate::repository::packer::ZSTD_LEVEL;
+                let level = crate::repository::compression::ZSTD_LEVEL;
                 encoder(level)?.encode(&entries, piece, &mut plaintext).map_err(cannot_encode)?;
                 plaintext.shrink_to_fit();
                 Ok((entries, plaintext))

@@ -6,7 +6,7 @@
 
 use super::parts::{Part, PartRate};
 use super::storage::{Operation, StorageReport};
-use crate::repository::packer::ZSTD_LEVEL;
+use crate::repository::compression::ZSTD_LEVEL;
 
 /// What is predicted and measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,8 +8,8 @@ use crate::backup::{BackupOptions, ChunkerChoice, InputRequest, run as run_backu
 use crate::environment::SystemEnvironment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
+use crate::repository::compression::Compression;
 use crate::repository::locate::Locator;
-use crate::repository::packer::Compression;
 use crate::repository::points::read_manifest;
 use crate::repository::secrets::Passphrase;
 use crate::repository::{InitOptions, Repository, initialise};

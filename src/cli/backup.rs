@@ -9,7 +9,7 @@ use crate::backup::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::address::{format_time_utc, parse_time};
-use crate::repository::packer::{Compression, LEVELS};
+use crate::repository::compression::{Compression, LEVELS};
 use crate::source::InputKind;
 use clap::ValueEnum;
 use serde_json::{Value, json};

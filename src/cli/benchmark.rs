@@ -13,7 +13,7 @@ use crate::benchmark::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
-use crate::repository::packer::ZSTD_LEVEL;
+use crate::repository::compression::ZSTD_LEVEL;
 use serde_json::json;
 use std::path::PathBuf;
 

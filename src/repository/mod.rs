@@ -5,6 +5,7 @@
 //! referred to before it is durable.
 
 pub mod address;
+pub mod compression;
 mod describe;
 pub mod entries;
 pub mod host_memory;

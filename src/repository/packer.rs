@@ -9,6 +9,7 @@
 //! known to the index only when its pack is durable; the first failure stops everything and is
 //! what `finish` returns.
 
+use super::compression::{Compression, ZSTD_LEVEL, next_auto_level};
 use super::entries::{add_footer_to_index, prefix};
 use super::objects::cannot_make;
 use super::pack_reader::pack_name;
@@ -23,46 +24,12 @@ use diskvault_format::crypto::{Keys, Secret};
 use diskvault_format::id::LeaseId;
 use diskvault_format::limits::SEGMENT_ENTRIES_MAX;
 use diskvault_format::pack::{PackBuilder, PackKind, PackSecrets, PreparedSegment, SealedPack};
-use diskvault_format::segment::{Anchor, Entry, EntryKind, LEVEL_DEFAULT, SegmentEncoder};
+use diskvault_format::segment::{Anchor, Entry, EntryKind, SegmentEncoder};
 use rayon::ThreadPool;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-/// zstd level of segments unless the user wants another: a higher one gains 2 % for half the speed.
-pub const ZSTD_LEVEL: i32 = LEVEL_DEFAULT;
-/// The highest level that [`Compression::Auto`] takes: level 7 needs 1.5 times the time of 6 for
-/// 0.7 % less.
-const AUTO_LEVEL_MAX: i32 = 6;
-/// The levels a user may choose: those above need hundreds of MiB for each thread.
-pub const LEVELS: std::ops::RangeInclusive<i32> = 1..=19;
-
-/// How hard segments are compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Compression {
-    /// Not at all.
-    Off,
-    /// At this zstd level, one of [`LEVELS`].
-    Level(i32),
-    /// From the default level up to 6, as far as the storage leaves time for it.
-    Auto,
-}
-
-impl Default for Compression {
-    fn default() -> Compression {
-        Compression::Level(ZSTD_LEVEL)
-    }
-}
-
-/// The level that `Auto` has come to: up when segments wait for the storage, down when they wait
-/// for a worker.
-fn next_auto_level(level: i32, waits_for_storage: bool, waits_for_worker: bool) -> i32 {
-    match (waits_for_storage, waits_for_worker) {
-        (true, _) => (level + 1).min(AUTO_LEVEL_MAX),
-        (false, true) => (level - 1).max(ZSTD_LEVEL),
-        (false, false) => level,
-    }
-}
 /// Uncompressed bytes of a segment of map pages: they hardly compress, and who wants one page
 /// reads its segment.
 const MAP_SEGMENT_BYTES: usize = 256 << 10;
@@ -591,30 +558,4 @@ fn store_pack(shared: &Shared, kind: PackKind, pack: &SealedPack) -> Result<()> 
     state.stored.packs += 1;
     state.stored.pack_bytes += pack.bytes.len() as u64;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_level_follows_what_is_waited_for() {
-        let (mut level, mut seen) = (ZSTD_LEVEL, Vec::new());
-        for (storage, worker) in [
-            (false, false),
-            (true, false),
-            (true, true),
-            (true, true),
-            (true, false),
-            (false, false),
-            (false, true),
-            (false, true),
-            (false, true),
-            (false, true),
-        ] {
-            level = next_auto_level(level, storage, worker);
-            seen.push(level);
-        }
-        assert_eq!(seen, [3, 4, 5, 6, 6, 6, 5, 4, 3, 3]);
-    }
 }

@@ -8,7 +8,7 @@ use crate::benchmark::{
 use crate::cli::context::Context;
 use crate::cli::sizes::{format_brief, format_rate};
 use crate::cli::version::{chacha20_backend, has_avx512};
-use crate::repository::packer::ZSTD_LEVEL;
+use crate::repository::compression::ZSTD_LEVEL;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
