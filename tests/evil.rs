@@ -379,6 +379,10 @@ impl Storage for Recorder {
         self.inner.delete(name)
     }
 
+    fn rename(&self, from: &ObjectName, to: &ObjectName) -> diskvault::error::Result<()> {
+        self.inner.rename(from, to)
+    }
+
     fn location(&self) -> String {
         "recorder".into()
     }

@@ -15,7 +15,7 @@ mod folders;
 
 use self::folders::{
     Entry, OpenFolder, Temporary, classify, file_bytes, is_file, make_directories, read_folder,
-    subfolder, sweep_temporaries,
+    rename_new, subfolder, sweep_temporaries,
 };
 use super::{
     FOREIGN_NAMES_MAX, Folder, ObjectEntry, ObjectName, Storage, absent, taken, too_long, too_short,
@@ -370,6 +370,28 @@ impl Storage for LocalStorage {
                 Err(Error::io(ErrorKind::Storage, message, errno.into()))
             }
         }
+    }
+
+    fn rename(&self, from: &ObjectName, to: &ObjectName) -> Result<()> {
+        lock(&self.packs).forget(from);
+        let failed = |errno| {
+            let message = format!("cannot rename {from} to {to}");
+            Error::io(ErrorKind::Storage, message, io::Error::from(errno))
+        };
+        if self.size(from)?.is_none() {
+            return Err(absent(from));
+        }
+        let old = self.folder(from.parent(), false).map_err(failed)?;
+        let new = self.folder(to.parent(), true).map_err(failed)?;
+        new.make_durable().map_err(failed)?;
+        match rename_new(&old, from.leaf(), &new, to.leaf()) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => return Err(taken(to)),
+            Err(Errno::NOENT) => return Err(absent(from)),
+            Err(errno) => return Err(failed(errno)),
+        }
+        // The new name first: a power cut between leaves both or the old one, never none.
+        new.sync().and_then(|()| old.sync()).map_err(failed)
     }
 
     fn location(&self) -> String {

@@ -32,11 +32,13 @@ pub enum Operation {
     List,
     /// [`Storage::delete`].
     Delete,
+    /// [`Storage::rename`], with the old name.
+    Rename,
 }
 
 impl Operation {
     fn changes(self) -> bool {
-        matches!(self, Operation::Put | Operation::Delete)
+        matches!(self, Operation::Put | Operation::Delete | Operation::Rename)
     }
 }
 
@@ -47,6 +49,7 @@ impl fmt::Display for Operation {
             Operation::Get | Operation::Range | Operation::Size => "read",
             Operation::List => "list",
             Operation::Delete => "delete",
+            Operation::Rename => "rename",
         })
     }
 }
@@ -67,7 +70,7 @@ pub enum FaultKind {
     /// A put: it returns as if all were well, but is durable only with the next put or delete
     /// that succeeds honestly. A power cut before that drops it.
     LoseUnsynced,
-    /// A put or delete: it is done and durable, but the answer is lost and the caller is told of
+    /// A put, delete or rename: it is done and durable, but the answer is lost and the caller is told of
     /// an I/O error.
     LostReply,
     /// Any operation: the power goes off before it does anything, and stays off until
@@ -380,6 +383,23 @@ impl Storage for MemoryStorage {
         state.flush();
         match fault {
             Some(_) => Err(failed(Operation::Delete, key, Errno::IO)),
+            None => Ok(()),
+        }
+    }
+
+    fn rename(&self, from: &ObjectName, to: &ObjectName) -> Result<()> {
+        let mut state = self.lock();
+        let fault = state.begin(Operation::Rename, from.as_str())?;
+        let data = state.find(from)?;
+        if state.live.contains_key(to.as_str()) {
+            return Err(taken(to));
+        }
+        state.live.remove(from.as_str());
+        state.live.insert(to.as_str().to_owned(), data);
+        state.unsynced.extend([from, to].map(|name| name.as_str().to_owned()));
+        state.flush();
+        match fault {
+            Some(_) => Err(failed(Operation::Rename, from.as_str(), Errno::IO)),
             None => Ok(()),
         }
     }

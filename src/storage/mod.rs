@@ -64,11 +64,13 @@ pub enum Folder {
     Condemned,
     /// Forgotten manifests that can still be published anew.
     Trash,
+    /// Damaged objects, kept as evidence under `<folder>-<leaf>.<random>`.
+    Aside,
 }
 
 impl Folder {
     /// All folders, in the order of the enumeration.
-    pub const ALL: [Folder; 12] = [
+    pub const ALL: [Folder; 13] = [
         Folder::Config,
         Folder::Instance,
         Folder::Keys,
@@ -81,6 +83,7 @@ impl Folder {
         Folder::Leases,
         Folder::Condemned,
         Folder::Trash,
+        Folder::Aside,
     ];
 
     /// The folder's name in the repository.
@@ -98,6 +101,7 @@ impl Folder {
             Folder::Leases => "leases",
             Folder::Condemned => "condemned",
             Folder::Trash => "trash",
+            Folder::Aside => "aside",
         }
     }
 
@@ -123,7 +127,7 @@ impl ObjectName {
     /// Makes the name of `leaf` in `folder`.
     ///
     /// A leaf has 1 to 160 bytes out of `0-9 a-f . -` and does not start with a dot. A leaf of
-    /// [`Folder::Points`] may end in `.ok`. A leaf of [`Folder::Packs`] starts with two hex
+    /// [`Folder::Points`] may end in `.ok`, one of [`Folder::Aside`] may have all of `a-z`. A leaf of [`Folder::Packs`] starts with two hex
     /// digits, which become its subfolder. The leaf of [`Folder::Instance`] is `instance`.
     ///
     /// # Errors
@@ -213,7 +217,12 @@ fn leaf_fits(folder: Folder, leaf: &str) -> bool {
     };
     let bytes = stem.as_bytes();
     (1..=LEAF_BYTES_MAX).contains(&leaf.len())
-        && bytes.iter().all(|&byte| is_hex(byte) || byte == b'.' || byte == b'-')
+        && bytes.iter().all(|&byte| {
+            is_hex(byte)
+                || byte == b'.'
+                || byte == b'-'
+                || (folder == Folder::Aside && byte.is_ascii_lowercase())
+        })
         && bytes.first().is_some_and(|&first| first != b'.')
         && (folder != Folder::Packs || (bytes.len() >= 2 && bytes[..2].iter().all(|&b| is_hex(b))))
 }
@@ -288,6 +297,16 @@ pub trait Storage: Send + Sync {
     /// Only those of the medium; the object may then exist or not.
     fn delete(&self, name: &ObjectName) -> Result<()>;
 
+    /// Gives an object another name, in another folder as a rule; durable when it returns. A
+    /// storage that cannot do so at once copies first and deletes then. Who has the object open
+    /// may go on reading it under the old name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if there is no such object, [`ErrorKind::AlreadyExists`] if the
+    /// new name is taken; both are untouched then. After any other error the object has the old
+    /// name, the new one, or both.
+    fn rename(&self, from: &ObjectName, to: &ObjectName) -> Result<()>;
+
     /// Where this storage is, for messages: a path or an address.
     fn location(&self) -> String;
 }
@@ -340,6 +359,7 @@ mod tests {
             (Folder::Packs, "0a1b"),
             (Folder::Points, "77.ok"),
             (Folder::Leases, "12.7"),
+            (Folder::Aside, "packs-0a1b.00000001"),
         ] {
             let name = ObjectName::new(folder, leaf).unwrap();
             assert_eq!(ObjectName::parse(name.as_str()).unwrap(), name);

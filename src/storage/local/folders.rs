@@ -149,6 +149,23 @@ impl<'a> Temporary<'a> {
     }
 }
 
+/// Gives `leaf` in `from` the name `new_leaf` in `to`, if that is free; `EXIST` if it is taken.
+pub fn rename_new(
+    from: &OpenFolder,
+    leaf: &str,
+    to: &OpenFolder,
+    new_leaf: &str,
+) -> Result<(), Errno> {
+    match renameat_with(&from.fd, leaf, &to.fd, new_leaf, RenameFlags::NOREPLACE) {
+        // NFS and many FUSE file systems know no NOREPLACE: the second name first.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            linkat(&from.fd, leaf, &to.fd, new_leaf, AtFlags::empty())?;
+            unlinkat(&from.fd, leaf, AtFlags::empty())
+        }
+        other => other,
+    }
+}
+
 impl Drop for Temporary<'_> {
     fn drop(&mut self) {
         if !self.renamed {
