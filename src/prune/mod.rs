@@ -15,16 +15,17 @@ mod resolve;
 mod roots;
 pub mod usage;
 
-pub use condemn::Patience;
+pub use crate::repository::condemned::Patience;
 pub use resolve::Resolved;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
+use crate::repository::condemned::{self, List};
 use crate::repository::host_memory::CondemnedMemory;
 use crate::repository::locate::Locator;
 use choose::{Plan, Unused, choose};
-use condemn::{List, Swept};
+use condemn::Swept;
 use diskvault_format::id::{LeaseId, PackId};
 use rayon::ThreadPool;
 use rustix::fs::{FlockOperation, flock};
@@ -124,8 +125,8 @@ pub fn run(
     if !report.is_waiting {
         resolve::empty_trash(repository, &trash, kept_since)?;
     }
-    condemn::delete_orphaned_heartbeats(repository)?;
-    condemn::drop_empty_lists(repository)?;
+    condemned::delete_orphaned_heartbeats(repository)?;
+    condemned::drop_empty_lists(repository)?;
     Ok(report)
 }
 
@@ -159,7 +160,7 @@ fn look(
     kept_since: Option<i64>,
     monitor: &dyn Monitor,
 ) -> Result<Looked> {
-    let lists = condemn::read_lists(repository)?;
+    let lists = condemned::read_lists(repository)?;
     let listed: HashSet<PackId> = lists.into_iter().flat_map(|list| list.packs).collect();
     let locator = Locator::open_fresh(repository, monitor)?;
     for (_, error) in locator.damaged() {
@@ -216,9 +217,9 @@ fn free(
         return Ok(false);
     }
     packs.sort_unstable();
-    let list = condemn::put_list(repository, &packs, options.host)?;
+    let list = condemned::put_list(repository, &packs, options.host)?;
     // Only now: who registers from here on has read the list.
-    let leases: BTreeSet<LeaseId> = condemn::leases(repository)?.into_keys().collect();
+    let leases: BTreeSet<LeaseId> = condemned::leases(repository)?.into_keys().collect();
     remember(repository, &list, &leases)?;
     finish(repository, options, &list, leases, kept_since, report, monitor)?;
     Ok(needs_another)
@@ -234,7 +235,7 @@ fn finish(
     report: &mut PruneReport,
     monitor: &dyn Monitor,
 ) -> Result<()> {
-    match condemn::wait_for(repository, leases, options.patience, monitor)? {
+    match condemned::wait_for(repository, leases, options.patience, monitor)? {
         None => report.is_waiting = true,
         Some(fenced) => {
             report.fenced_leases += fenced;
@@ -261,7 +262,7 @@ fn resume(
     if remembered.is_empty() {
         return Ok(());
     }
-    let lists = condemn::read_lists(repository)?;
+    let lists = condemned::read_lists(repository)?;
     for own in remembered {
         let Some(list) = lists.iter().find(|list| list.name.leaf() == own.list) else {
             forget_list(repository, &own.list)?;

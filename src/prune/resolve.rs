@@ -4,11 +4,11 @@
 //! Order, which must not change without the model check: see the manifest; see its lease gone; read
 //! the lists; list the packs.
 
-use super::condemn::read_lists;
 use super::roots::{Needs, Root, find_stored, find_whole, forgotten_at, walk};
 use crate::error::{ErrorKind, Result};
 use crate::monitor::{Monitor, Silent};
 use crate::repository::Repository;
+use crate::repository::condemned::read_lists;
 use crate::repository::entries::Place;
 use crate::repository::locate::Locator;
 use crate::repository::notes::Notes;

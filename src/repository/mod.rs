@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod compression;
+pub mod condemned;
 mod describe;
 pub mod entries;
 pub mod host_memory;

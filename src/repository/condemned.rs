@@ -1,0 +1,208 @@
+//! Condemned lists and leases as a pruner sees them (spec/40-protocol.md, "Pruner", step 2): lists of
+//! packs that are about to go, and waiting for the writers that may not have seen them.
+//!
+//! Order, which must not change without the model check: put the own list, *then* list the leases
+//! once and wait for exactly these. A lease stands still by a monotonic clock of this process alone.
+
+use super::Repository;
+use super::objects::{get_record, refused, seal_record};
+use super::pack_reader::pack_name;
+use crate::environment::random_array;
+use crate::error::{ErrorKind, Result};
+use crate::monitor::Monitor;
+use crate::storage::{Folder, ObjectName};
+use diskvault_format::crypto::ObjectKind;
+use diskvault_format::id::{LeaseId, PackId, to_hex};
+use diskvault_format::names;
+use diskvault_format::small::Condemned;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+/// Most packs of one list: 16 MiB of sealed object hold 520,000 ids.
+const LIST_PACKS_MAX: usize = 400_000;
+/// How often leases are looked at while they are waited for.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A list, by the last part of its name.
+#[derive(Clone, Debug)]
+pub struct List {
+    /// Its object.
+    pub name: ObjectName,
+    /// Its packs.
+    pub packs: Vec<PackId>,
+}
+
+/// Reads all lists.
+///
+/// # Errors
+/// `Damage` or `Newer` for one that cannot be read: any pack may be on it.
+pub fn read_lists(repository: &Repository) -> Result<Vec<List>> {
+    let storage = repository.storage().as_ref();
+    let mut lists = Vec::new();
+    for entry in storage.list(Folder::Condemned)? {
+        let name = entry.name;
+        let read: Result<Condemned> =
+            get_record(storage, repository.keys(), ObjectKind::Condemned, &name);
+        match read {
+            Ok(list) => {
+                list.validate().map_err(|cause| refused(&name, cause))?;
+                lists.push(List { name, packs: list.packs });
+            }
+            // Dropped by its owner since the listing.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(lists)
+}
+
+/// Puts a list of `packs` (ascending, at most as many as fit); it counts from then on.
+///
+/// # Errors
+/// `NoSpace`, or what the storage says.
+pub fn put_list(repository: &Repository, packs: &[PackId], host: &str) -> Result<List> {
+    let packs = packs[..packs.len().min(LIST_PACKS_MAX)].to_vec();
+    let environment = repository.environment().as_ref();
+    let random: [u8; 16] = random_array(environment)?;
+    let name = ObjectName::new(Folder::Condemned, &to_hex(&random))?;
+    let time_unix_ns = environment.now_unix_ns();
+    let record = Condemned { packs: packs.clone(), host: host.to_string(), time_unix_ns };
+    let nonce = random_array(environment)?;
+    let keys = repository.keys();
+    let object = seal_record(keys, ObjectKind::Condemned, Some(&name), &nonce, &record)?;
+    repository.storage().put_new(&name, &object)?;
+    Ok(List { name, packs })
+}
+
+/// The leases there are, each with the number of its newest heartbeat; 0 if it has none.
+///
+/// # Errors
+/// What the storage says.
+pub fn leases(repository: &Repository) -> Result<BTreeMap<LeaseId, u64>> {
+    let (mut leases, mut beats) = (BTreeSet::new(), BTreeMap::new());
+    for entry in repository.storage().list(Folder::Leases)? {
+        match names::parse_lease(entry.name.leaf()) {
+            Some((lease, None)) => _ = leases.insert(lease),
+            Some((lease, Some(number))) => {
+                let newest: &mut u64 = beats.entry(lease).or_default();
+                *newest = number.max(*newest);
+            }
+            None => {}
+        }
+    }
+    Ok(leases.into_iter().map(|lease| (lease, beats.get(&lease).copied().unwrap_or(0))).collect())
+}
+
+/// How long to wait for writers.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// A lease whose heartbeat has not grown for so long is fenced.
+    pub stands_still: Duration,
+    /// False to wait for nobody: what is being written keeps its packs for the next run.
+    pub waits: bool,
+}
+
+/// Waits until all of these leases are gone, fencing those that stand still. Tells how many were
+/// fenced; nothing if some are left and nobody is to be waited for.
+///
+/// # Errors
+/// What the storage says; `Cancelled`.
+pub fn wait_for(
+    repository: &Repository,
+    mut waited: BTreeSet<LeaseId>,
+    patience: Patience,
+    monitor: &dyn Monitor,
+) -> Result<Option<u64>> {
+    let mut seen: BTreeMap<LeaseId, (u64, Instant)> = BTreeMap::new();
+    let (mut fenced, mut is_told) = (0, false);
+    loop {
+        let there = leases(repository)?;
+        waited.retain(|lease| there.contains_key(lease));
+        for lease in waited.clone() {
+            let newest = there[&lease];
+            let (known, since) = *seen.entry(lease).or_insert((newest, Instant::now()));
+            if newest > known {
+                seen.insert(lease, (newest, Instant::now()));
+            } else if since.elapsed() >= patience.stands_still {
+                fence(repository, lease, newest, monitor)?;
+                fenced += 1;
+                waited.remove(&lease);
+            }
+        }
+        if waited.is_empty() {
+            return Ok(Some(fenced));
+        }
+        if !patience.waits {
+            return Ok(None);
+        }
+        if !std::mem::replace(&mut is_told, true) {
+            let backups = if waited.len() == 1 { "backup" } else { "backups" };
+            monitor.note(&format!("waiting for {} running {backups} to end", waited.len()));
+        }
+        let until = Instant::now() + LOOK_INTERVAL.min(patience.stands_still);
+        while Instant::now() < until {
+            monitor.check_cancelled()?;
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// Deletes a lease whose writer is taken for dead, and then its heartbeats.
+fn fence(
+    repository: &Repository,
+    lease: LeaseId,
+    newest: u64,
+    monitor: &dyn Monitor,
+) -> Result<()> {
+    let storage = repository.storage();
+    storage.delete(&ObjectName::new(Folder::Leases, &lease.to_hex())?)?;
+    monitor.warn(&format!(
+        "the backup with lease {lease} gave no sign of life and was taken off; \
+         if it still runs it starts over"
+    ));
+    for number in newest.saturating_sub(1)..=newest {
+        if number > 0 {
+            storage.delete(&ObjectName::new(Folder::Leases, &names::heartbeat(lease, number))?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Deletes heartbeats of leases that are gone.
+///
+/// # Errors
+/// What the storage says.
+pub fn delete_orphaned_heartbeats(repository: &Repository) -> Result<()> {
+    let storage = repository.storage();
+    let mut beats = Vec::new();
+    for entry in storage.list(Folder::Leases)? {
+        if let Some((lease, Some(_))) = names::parse_lease(entry.name.leaf()) {
+            beats.push((lease, entry.name));
+        }
+    }
+    // After the beats: a lease is there before its first beat, and goes before its last.
+    let there = leases(repository)?;
+    for (_, name) in beats.iter().filter(|(lease, _)| !there.contains_key(lease)) {
+        storage.delete(name)?;
+    }
+    Ok(())
+}
+
+/// Drops the lists of which no pack exists any more: anybody may.
+///
+/// # Errors
+/// What the storage says.
+pub fn drop_empty_lists(repository: &Repository) -> Result<()> {
+    let lists = read_lists(repository)?;
+    let storage = repository.storage();
+    for list in lists {
+        let mut is_empty = true;
+        for id in &list.packs {
+            is_empty = is_empty && storage.size(&pack_name(*id)?)?.is_none();
+        }
+        if is_empty {
+            storage.delete(&list.name)?;
+        }
+    }
+    Ok(())
+}
