@@ -122,7 +122,7 @@ fn lost_pieces_are_named_and_stored_again() {
             assert!(error.full_text().contains("no pack holds it"), "{error:?}");
         }
         let found = damage_of(&vault.check(&repository, false).unwrap());
-        assert!(found.contains("is in no pack") && found.contains("b "), "{found}");
+        assert!(found.contains(" in no pack") && found.contains("b "), "{found}");
         let found = damage_of(&vault.check(&repository, true).unwrap());
         assert!(found.contains("cannot be put together"), "{found}");
     }

@@ -1,29 +1,29 @@
-//! Reading packs in full and verifying every byte.
+//! Reading packs in full: which, in which order, and what that says about the points.
 //!
-//! Invariant: a pack that is passed has the BLAKE3 of its name, zero padding, equal ends, and
-//! every entry has the id by which it is found.
+//! Invariants: what was not read for longest goes first; a pack that is damaged is looked at once
+//! more, so that what can still be read of it does not count as lost; one that a prune took away
+//! meanwhile is no damage.
 
 use super::CheckReport;
+use super::ledger::Ledger;
+use super::pack::check_pack;
 use super::splices::{Quiet, Splices};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
-use crate::repository::Repository;
+use crate::repository::entries::{known_bytes, places_of, prefix};
 use crate::repository::locate::Locator;
-use crate::repository::objects::refused;
-use crate::repository::pack_reader::{OpenPack, open_pack, pack_name};
+use crate::repository::salvage::Remains;
+use crate::repository::{Repository, lock};
 use crate::restore::fetch::Fetcher;
 use crate::restore::joining::Joining;
-use crate::storage::{ObjectName, Storage};
-use diskvault_format::footer::FooterSegment;
-use diskvault_format::id::PackId;
-use diskvault_format::pack::{HEADER_BYTES, decode_header, verify_ends, verify_gap};
-use diskvault_format::segment::{EntryKind, SegmentDecoder};
-use diskvault_format::splice::Splice;
+use diskvault_format::id::{ChunkId, PackId};
 use rayon::ThreadPool;
-use rayon::prelude::*;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-/// Most bytes read at once of what is no segment.
-const PIECE_BYTES: u64 = 1 << 20;
+const NANOSECONDS: i64 = 1_000_000_000;
 
 /// Which packs to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub enum DataSubset {
         /// 100,000 is everything.
         milli_percent: u32,
     },
+    /// As many as can be begun in this time, those first that this host has not read for longest.
+    Budget(Duration),
 }
 
 impl DataSubset {
@@ -69,12 +71,12 @@ impl DataSubset {
         Ok(DataSubset::Part { number, of })
     }
 
-    fn contains(self, id: PackId, random: u64) -> bool {
+    pub(super) fn contains(self, id: PackId, random: u64) -> bool {
         let mut bytes = [0; 8];
         bytes.copy_from_slice(&id.0[..8]);
         let value = u64::from_le_bytes(bytes);
         match self {
-            DataSubset::All => true,
+            DataSubset::All | DataSubset::Budget(_) => true,
             DataSubset::Part { number, of } => value % u64::from(of) == u64::from(number) - 1,
             DataSubset::Random { milli_percent } => {
                 (value ^ random) % 100_000 < u64::from(milli_percent)
@@ -83,163 +85,224 @@ impl DataSubset {
     }
 }
 
-/// Reads and verifies the packs of the subset, each worker one at a time.
+/// Entries that are damaged though a footer names them.
+#[derive(Debug, Default)]
+pub(super) struct DamagedEntries {
+    stored: HashSet<(PackId, [u8; 16])>,
+    /// Chunks that do not come of the splices that are stored for them.
+    spliced: HashSet<[u8; 16]>,
+}
+
+impl DamagedEntries {
+    /// True if a chunk is there undamaged, as far as it is known.
+    ///
+    /// # Errors
+    /// What the index or the storage say.
+    pub fn leave(&self, locator: &Locator, id: ChunkId) -> Result<bool> {
+        let counts = |id: &ChunkId, pack| !self.stored.contains(&(pack, prefix(&id.0)));
+        if self.spliced.contains(&prefix(&id.0)) {
+            let places = places_of(locator.index(), &id.0)?;
+            return Ok(places.iter().any(|place| !place.is_splice && counts(&id, place.pack)));
+        }
+        locator.splices().is_present(id, &counts)
+    }
+}
+
+/// How long ago what was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Coverage {
+    /// Packs that this host has never read in full, or found damaged.
+    pub unread_packs: u64,
+    /// Bytes of all packs.
+    pub bytes: u64,
+    /// Seconds since the pack was read that was not read for longest, of those that were.
+    pub oldest_seconds: u64,
+}
+
+/// Reads and verifies the packs of the subset, each worker one at a time, and tells what of them
+/// is damaged.
 ///
 /// # Errors
-/// `Cancelled`, or no randomness.
-pub fn check_packs(
+/// `Cancelled`, no randomness, or what the index says.
+pub(super) fn check_packs(
     repository: &Repository,
     locator: &Locator,
     subset: &DataSubset,
     pool: &ThreadPool,
     report: &mut CheckReport,
     monitor: &dyn Monitor,
-) -> Result<()> {
-    let random = crate::environment::random_array(repository.environment().as_ref())?;
-    let random = u64::from_le_bytes(random);
-    let chosen: Vec<PackId> =
-        locator.listed().iter().copied().filter(|id| subset.contains(*id, random)).collect();
-    let mut total = 0;
-    for id in &chosen {
-        total += repository.storage().size(&pack_name(*id)?)?.unwrap_or(0);
-    }
-    monitor.start("reading packs", Some(total));
+) -> Result<DamagedEntries> {
+    let mut ledger = Ledger::load(repository.cache());
+    let now = repository.environment().now_unix_ns() / NANOSECONDS;
+    let chosen = choose(repository, locator, subset, &ledger, now)?;
+    let deadline = match subset {
+        DataSubset::Budget(time) => Instant::now().checked_add(*time),
+        _ => None,
+    };
     let quiet = Quiet(monitor);
     let threads = pool.current_num_threads();
     let fetcher = Fetcher { repository, locator, threads, monitor: &quiet };
-    let mut splices = Splices::new(&fetcher, &chosen);
+    // With a budget nobody knows which packs will be read.
+    let mut splices = Splices::new(&fetcher, if deadline.is_some() { &[] } else { &chosen });
     let joining = splices.join()?;
-    let results: Vec<(PackId, Result<u64>)> = pool.install(|| {
-        let check = |id: &PackId| {
-            let result =
-                monitor.check_cancelled().and_then(|()| check_pack(repository, *id, &joining));
-            if let Ok(bytes) = &result {
-                monitor.advance(*bytes);
-            }
-            (*id, result)
-        };
-        // One by one: without it, a thread keeps the last few packs to itself while others idle.
-        chosen.par_iter().with_max_len(1).map(check).collect()
-    });
-    monitor.finish();
+    let results = read_all(repository, locator, &chosen, deadline, &joining, pool, monitor)?;
+    let mut damaged = DamagedEntries::default();
+    let (mut whole, mut bad) = (Vec::new(), Vec::new());
     for (id, result) in results {
         match result {
             Ok(bytes) => {
                 report.packs_read += 1;
                 report.bytes_read += bytes;
+                whole.push(id);
             }
             Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
+            Err(error) if error.kind() == ErrorKind::NotFound => report.packs_gone += 1,
             Err(error) => {
                 report.packs_read += 1;
-                report.damage(format!("pack {id} is damaged: {}", error.full_text()));
+                bad.push(id);
+                name_damage(repository, id, &error, &mut damaged, report)?;
             }
         }
     }
-    splices.finish(joining, report)
+    let mut refused = splices.finish(joining)?;
+    if deadline.is_some() {
+        let mut splices = Splices::new(&fetcher, &whole);
+        let joining = splices.join()?;
+        refused.extend(splices.finish(joining)?);
+    }
+    for (id, error) in refused {
+        damaged.spliced.insert(prefix(&id.0));
+        report.damage(format!("chunk {id} cannot be put together: {}", error.full_text()));
+    }
+    report.damaged_packs.clone_from(&bad);
+    if let Err(error) = ledger.store(&whole, &bad, &mut locator.listed().iter().copied(), now) {
+        monitor.warn(&format!("{}; the next check begins anew", error.full_text()));
+    }
+    report.coverage = Some(coverage(locator, &ledger, now)?);
+    Ok(damaged)
 }
 
-/// Verifies one pack and returns its size. It is read once, from front to back, a segment at a
-/// time, so a thread needs the memory of a segment and not that of a pack.
-fn check_pack(repository: &Repository, id: PackId, joining: &Joining<'_>) -> Result<u64> {
+/// The packs to read, in their order.
+fn choose(
+    repository: &Repository,
+    locator: &Locator,
+    subset: &DataSubset,
+    ledger: &Ledger,
+    now: i64,
+) -> Result<Vec<PackId>> {
+    let random = crate::environment::random_array(repository.environment().as_ref())?;
+    let random = u64::from_le_bytes(random);
+    let listed = locator.listed().iter().copied();
+    let mut chosen: Vec<PackId> = listed.filter(|id| subset.contains(*id, random)).collect();
+    if matches!(subset, DataSubset::Budget(_)) {
+        chosen.sort_by_key(|id| ledger.read_at(*id, now));
+    }
+    Ok(chosen)
+}
+
+type ReadResults = Vec<(PackId, Result<u64>)>;
+
+/// Reads packs in order until the deadline; a pack that was begun is read to its end.
+fn read_all(
+    repository: &Repository,
+    locator: &Locator,
+    chosen: &[PackId],
+    deadline: Option<Instant>,
+    joining: &Joining<'_>,
+    pool: &ThreadPool,
+    monitor: &dyn Monitor,
+) -> Result<ReadResults> {
+    let mut total = 0;
+    for id in chosen {
+        total += known_bytes(locator.index(), *id)?.unwrap_or(0);
+    }
+    monitor.start("reading packs", Some(total));
+    let results = in_order(pool, chosen, &|id: &PackId| {
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return None;
+        }
+        let result = monitor.check_cancelled().and_then(|()| check_pack(repository, *id, joining));
+        if let Ok(bytes) = &result {
+            monitor.advance(*bytes);
+        }
+        Some((*id, result))
+    });
+    monitor.finish();
+    Ok(results)
+}
+
+/// Does `each` for all items on all threads, until it gives nothing. Items are begun in their
+/// order, one by one: handed out in blocks, a thread keeps the last few to itself while others
+/// idle. The results come in the order of the items.
+pub(super) fn in_order<T: Sync, R: Send>(
+    pool: &ThreadPool,
+    items: &[T],
+    each: &(dyn Fn(&T) -> Option<R> + Sync),
+) -> Vec<R> {
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(Vec::new());
+    pool.broadcast(|_| {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(result) = items.get(number).and_then(each) else { return };
+            lock(&results).push((number, result));
+        }
+    });
+    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    results.sort_by_key(|(number, _)| *number);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+/// Reports a damaged pack, and remembers what of it cannot be read.
+fn name_damage(
+    repository: &Repository,
+    id: PackId,
+    error: &Error,
+    damaged: &mut DamagedEntries,
+    report: &mut CheckReport,
+) -> Result<()> {
+    let why = format!("pack {id} is damaged: {}", error.full_text());
     let storage = repository.storage().as_ref();
-    let pack = open_pack(storage, repository.keys(), id);
-    let name = pack_name(id)?;
-    let gone = || Error::new(ErrorKind::NotFound, format!("cannot find {name}"));
-    let bytes = storage.size(&name)?.ok_or_else(gone)?;
-    let hasher = blake3::Hasher::new();
-    let mut reading = Reading { storage, name: &name, position: 0, buffer: Vec::new(), hasher };
-    let checked = pack.and_then(|pack| check_parts(repository, &pack, &mut reading, joining));
-    reading.take_rest(bytes)?;
-    // Whatever else is wrong follows from this, if it is.
-    if *reading.hasher.finalize().as_bytes() != id.0 {
-        let text = "its bytes do not hash to its name (rule N-3)";
-        return Err(Error::new(ErrorKind::Damage, text));
-    }
-    checked.map(|()| bytes)
-}
-
-/// A pack on its way from front to back, hashed as it passes.
-struct Reading<'a> {
-    storage: &'a dyn Storage,
-    name: &'a ObjectName,
-    position: u64,
-    buffer: Vec<u8>,
-    hasher: blake3::Hasher,
-}
-
-impl Reading<'_> {
-    /// The next bytes.
-    fn take(&mut self, bytes: usize) -> Result<&mut [u8]> {
-        self.buffer.resize(bytes, 0);
-        self.storage.get_range(self.name, self.position, &mut self.buffer)?;
-        self.hasher.update(&self.buffer);
-        self.position += bytes as u64;
-        Ok(&mut self.buffer)
-    }
-
-    /// The bytes up to `end`, in pieces, each with the position behind it.
-    fn take_up_to(&mut self, end: u64, each: &dyn Fn(&[u8], u64) -> Result<()>) -> Result<()> {
-        while self.position < end {
-            let bytes = (end - self.position).min(PIECE_BYTES);
-            let behind = self.position + bytes;
-            each(self.take(bytes as usize)?, behind)?;
+    let remains = match Remains::of_pack(storage, repository.keys(), id) {
+        Ok(remains) => remains,
+        Err(error) => {
+            report.damage(format!("{why}; nothing of it can be read: {}", error.full_text()));
+            return Ok(());
+        }
+    };
+    let mut lost: HashSet<[u8; 16]> = HashSet::new();
+    let segments = remains.footer().map_or(&[][..], |footer| &footer.segments);
+    lost.extend(
+        segments.iter().flat_map(|segment| &segment.entries).map(|entry| prefix(&entry.id)),
+    );
+    let extent = remains.read(&mut |segment| {
+        for entry in segment.entries {
+            lost.remove(&entry.id.map_or([0; 16], |id| prefix(&id)));
         }
         Ok(())
-    }
-
-    fn take_rest(&mut self, end: u64) -> Result<()> {
-        self.take_up_to(end, &|_, _| Ok(()))
-    }
+    })?;
+    report.damage(if remains.footer().is_some() {
+        format!("{why}; {} of its {} segments can be read", extent.readable, extent.segments)
+    } else {
+        format!("{why}; its footer is gone, {} segments can be read", extent.readable)
+    });
+    damaged.stored.extend(lost.into_iter().map(|prefix| (id, prefix)));
+    Ok(())
 }
 
-/// Verifies header, segments and what lies between them.
-fn check_parts(
-    repository: &Repository,
-    pack: &OpenPack,
-    reading: &mut Reading<'_>,
-    joining: &Joining<'_>,
-) -> Result<()> {
-    let refuse = |cause| refused(format!("pack {}", pack.id), cause);
-    let gap = |gap: &[u8], end| verify_gap(gap, end).map_err(refuse);
-    let header = decode_header(reading.take(HEADER_BYTES)?).map_err(refuse)?;
-    verify_ends(&header, &pack.trailer).map_err(refuse)?;
-    let mut decoder = SegmentDecoder::new().map_err(refuse)?;
-    let mut data = Vec::new();
-    for (ordinal, segment) in pack.footer.segments.iter().enumerate() {
-        reading.take_up_to(segment.offset.into(), &gap)?;
-        let stored = reading.take(segment.stored_bytes() as usize)?;
-        let table = pack.segments.decode(ordinal as u32, stored, &mut decoder, &mut data)?;
-        let refuse = |cause| refused(format!("segment {ordinal} of pack {}", pack.id), cause);
-        segment.verify_table(&table).map_err(refuse)?;
-        check_ids(repository, segment, &data)?;
-        joining.take(pack.id, ordinal as u32, &segment.entries, &data)?;
-    }
-    reading.take_up_to(pack.trailer.footer_offset.into(), &gap)
-}
-
-/// The ids stand in the footer alone; what they promise is computed from the bytes.
-fn check_ids(repository: &Repository, segment: &FooterSegment, data: &[u8]) -> Result<()> {
-    let mut start = 0;
-    for entry in &segment.entries {
-        let content = &data[start..start + entry.bytes as usize];
-        start += entry.bytes as usize;
-        let found = match entry.kind {
-            EntryKind::Chunk => repository.keys().chunk_id(content).0,
-            EntryKind::Page => repository.keys().page_id(content).0,
-            // Put together and hashed as its pieces come by, or afterwards by `splices`.
-            EntryKind::Splice => {
-                let id = diskvault_format::id::to_hex(&entry.id);
-                Splice::decode(content).map_err(|cause| refused(format!("splice {id}"), cause))?;
-                continue;
+fn coverage(locator: &Locator, ledger: &Ledger, now: i64) -> Result<Coverage> {
+    let mut coverage = Coverage::default();
+    for id in locator.listed() {
+        coverage.bytes += known_bytes(locator.index(), *id)?.unwrap_or(0);
+        match ledger.read_at(*id, now) {
+            Some(time) => {
+                let seconds = now.saturating_sub(time).unsigned_abs();
+                coverage.oldest_seconds = coverage.oldest_seconds.max(seconds);
             }
-        };
-        if found != entry.id {
-            let id = diskvault_format::id::to_hex(&entry.id);
-            let text = format!("entry {id} has bytes of another id (rule S-9)");
-            return Err(Error::new(ErrorKind::Damage, text));
+            None => coverage.unread_packs += 1,
         }
     }
-    Ok(())
+    Ok(coverage)
 }
 
 #[cfg(test)]

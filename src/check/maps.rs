@@ -4,23 +4,25 @@
 //! where something else is asked of it; a finding names the point, the disk and the bytes that are
 //! affected.
 
-use super::CheckReport;
+use super::data::DamagedEntries;
+use super::{Affected, Finding};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::repository::locate::Locator;
 use crate::repository::map_reader::{MapReader, StreamPlace, stream_level};
-use crate::repository::points::{Point, PointSet};
+use crate::repository::points::Point;
 use crate::restore::fetch::Fetcher;
 use crate::restore::sequential::read_bytes;
 use diskvault_format::allocation::AllocationReader;
 use diskvault_format::digest::Chaining;
-use diskvault_format::id::{ChunkId, PageId};
+use diskvault_format::id::{ChunkId, PageId, PointId};
 use diskvault_format::limits::{ALLOCATION_BYTES_MAX, INNER_SLOTS, LEAF_SLOTS};
 use diskvault_format::manifest::{DiskRecord, StreamReference};
 use diskvault_format::map::{InnerSlot, LeafSlot, MapShape, map_root};
 use diskvault_format::stream_map::{StreamEntry, StreamPage};
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// Findings about one disk after which the rest is only counted.
 const FINDINGS_PER_PART_MAX: u64 = 20;
@@ -45,84 +47,161 @@ impl DiskPlace {
 struct Checker<'a> {
     reader: MapReader<'a>,
     locator: &'a Locator,
+    damaged: &'a DamagedEntries,
     monitor: &'a dyn Monitor,
-    report: &'a mut CheckReport,
+    findings: Vec<Finding>,
+    pages: u64,
     /// Pages found whole, with all below them, and their chaining value.
     seen: HashMap<DiskPlace, Option<Chaining>>,
     /// Pages of stream maps found whole, with all below them, by the bytes they cover; and their
     /// level.
     seen_streams: HashMap<(PageId, u64), u8>,
-    context: String,
+    /// The part that is being looked at: series, point, name.
+    part: (String, PointId, String),
+    /// Findings about the part.
     found_here: u64,
+    /// Grows with every chunk and page that is not as it should be, also where they are told as one
+    /// finding.
+    trouble: u64,
+    gap: Option<Gap>,
 }
 
-/// Checks the maps of all points.
+/// Bytes whose chunks are gone, before it is told.
+struct Gap {
+    bytes: Range<u64>,
+    first: ChunkId,
+    chunks: u64,
+    is_damaged: bool,
+}
+
+/// What a walk over maps met.
+pub(super) struct MapFindings {
+    /// Damage, each with what it touches.
+    pub findings: Vec<Finding>,
+    /// Pages that were looked at.
+    pub pages: u64,
+}
+
+/// Checks the maps of points. Chunks in `damaged` count as gone.
 ///
 /// # Errors
 /// `Cancelled`, or what the index says.
-pub fn check_maps(
+pub(super) fn check_maps(
     repository: &Repository,
     locator: &Locator,
-    points: &PointSet,
-    report: &mut CheckReport,
+    points: &[&Point],
+    damaged: &DamagedEntries,
     monitor: &dyn Monitor,
-) -> Result<()> {
+) -> Result<MapFindings> {
     let mut checker = Checker {
         reader: MapReader::new(repository, locator),
         locator,
+        damaged,
         monitor,
-        report,
+        findings: Vec::new(),
+        pages: 0,
         seen: HashMap::new(),
         seen_streams: HashMap::new(),
-        context: String::new(),
+        part: (String::new(), PointId([0; 32]), String::new()),
         found_here: 0,
+        trouble: 0,
+        gap: None,
     };
-    monitor.start("checking maps", Some(points.points.len() as u64));
-    for point in &points.points {
+    monitor.start("checking maps", Some(points.len() as u64));
+    for point in points {
         checker.check_point(point)?;
         monitor.advance(1);
     }
     monitor.finish();
-    Ok(())
+    Ok(MapFindings { findings: checker.findings, pages: checker.pages })
 }
 
 impl Checker<'_> {
     fn check_point(&mut self, point: &Point) -> Result<()> {
-        let series = point.manifest.series.escape_debug().to_string();
         for disk in &point.manifest.disks {
-            self.enter(format!("{series} {}/{}", point.id.short(), disk.name.escape_debug()));
+            self.enter(point, &disk.name);
             self.check_disk(disk)?;
             self.leave();
         }
         for stream in &point.manifest.streams {
-            self.enter(format!("{series} {}/{}", point.id.short(), stream.name.escape_debug()));
+            self.enter(point, &stream.name);
             self.check_stream(&stream.content)?;
             self.leave();
         }
         Ok(())
     }
 
-    fn enter(&mut self, context: String) {
-        self.context = context;
+    fn enter(&mut self, point: &Point, part: &str) {
+        self.part = (point.manifest.series.clone(), point.id, part.to_string());
         self.found_here = 0;
     }
 
     fn leave(&mut self) {
+        self.tell_gap();
         if self.found_here > FINDINGS_PER_PART_MAX {
             let more = self.found_here - FINDINGS_PER_PART_MAX;
-            self.report.damage(format!("{}: {more} more findings", self.context));
+            self.push(None, &format!("{more} more findings"));
         }
     }
 
-    fn damage(&mut self, text: &str) {
+    fn push(&mut self, bytes: Option<Range<u64>>, text: &str) {
+        let (series, point, part) = &self.part;
+        let (series_text, part_text) = (series.escape_debug(), part.escape_debug());
+        let text = format!("{series_text} {}/{part_text}: {text}", point.short());
+        let affected =
+            Affected { series: series.clone(), point: *point, part: part.clone(), bytes };
+        self.findings.push(Finding { is_damage: true, text, affected: Some(affected) });
+    }
+
+    fn damage(&mut self, bytes: Option<Range<u64>>, text: &str) {
+        self.tell_gap();
+        self.count(bytes, text);
+    }
+
+    fn count(&mut self, bytes: Option<Range<u64>>, text: &str) {
         self.found_here += 1;
+        self.trouble += 1;
         if self.found_here <= FINDINGS_PER_PART_MAX {
-            self.report.damage(format!("{}: {text}", self.context));
+            self.push(bytes, text);
         }
+    }
+
+    /// A chunk that is gone; those that follow each other are told together.
+    fn gone(&mut self, bytes: Range<u64>, id: ChunkId) -> Result<()> {
+        let is_damaged = self.locator.splices().is_present(id, &|_, _| true)?;
+        self.trouble += 1;
+        if let Some(gap) = &mut self.gap
+            && gap.bytes.end == bytes.start
+            && gap.is_damaged == is_damaged
+        {
+            gap.bytes.end = bytes.end;
+            gap.chunks += 1;
+            return Ok(());
+        }
+        self.tell_gap();
+        self.gap = Some(Gap { bytes, first: id, chunks: 1, is_damaged });
+        Ok(())
+    }
+
+    fn tell_gap(&mut self) {
+        let Some(Gap { bytes, first, chunks, is_damaged }) = self.gap.take() else { return };
+        let (start, end) = (bytes.start, bytes.end);
+        let what = match (chunks, is_damaged) {
+            (1, false) => format!("chunk {first} is in no pack"),
+            (1, true) => format!("chunk {first} is damaged"),
+            (_, false) => format!("{chunks} chunks, the first {first}, are in no pack"),
+            (_, true) => format!("{chunks} chunks, the first {first}, are damaged"),
+        };
+        self.count(Some(bytes), &format!("bytes {start} to {end}: {what}"));
     }
 
     /// Turns a damaged page into a finding; other failures end the check.
-    fn tolerate<T>(&mut self, result: Result<T>, where_: &str) -> Result<Option<T>> {
+    fn tolerate<T>(
+        &mut self,
+        result: Result<T>,
+        bytes: Option<Range<u64>>,
+        where_: &str,
+    ) -> Result<Option<T>> {
         match result {
             Ok(value) => Ok(Some(value)),
             Err(error)
@@ -131,7 +210,7 @@ impl Checker<'_> {
                     ErrorKind::Damage | ErrorKind::Newer | ErrorKind::NotFound
                 ) =>
             {
-                self.damage(&format!("{where_}: {}", error.full_text()));
+                self.damage(bytes, &format!("{where_}: {}", error.full_text()));
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -144,7 +223,7 @@ impl Checker<'_> {
         }
         let keys = self.reader.repository().keys();
         if map_root(keys, disk.size, &disk.chunking, disk.top) != disk.root {
-            self.damage("the map root does not fit (rule F-9)");
+            self.damage(None, "the map root does not fit (rule F-9)");
             return Ok(());
         }
         let Some(chunk_bytes) = disk.chunking.grid() else {
@@ -153,7 +232,7 @@ impl Checker<'_> {
         let shape = match MapShape::new(disk.size, chunk_bytes) {
             Ok(shape) => shape,
             Err(cause) => {
-                self.damage(&cause.to_string());
+                self.damage(None, &cause.to_string());
                 return Ok(());
             }
         };
@@ -185,7 +264,7 @@ impl Checker<'_> {
         };
         let result =
             read_bytes(&fetcher, &self.reader, list, ALLOCATION_BYTES_MAX).and_then(decode);
-        self.tolerate(result, "allocation list").map(|_| ())
+        self.tolerate(result, None, "allocation list").map(|_| ())
     }
 
     /// Checks a page and all below it; its chaining value if that is known and the page whole.
@@ -201,15 +280,15 @@ impl Checker<'_> {
             return Ok(*chaining);
         }
         self.monitor.check_cancelled()?;
-        self.report.pages += 1;
-        let findings = self.found_here;
+        self.pages += 1;
+        let trouble = self.trouble;
         let chaining = if level == 0 {
             self.check_leaf(shape, id, number)?
         } else {
             self.check_inner(shape, id, level, number)?
         };
         // A page with findings is looked at again for the next point, so that it is named too.
-        if self.found_here == findings {
+        if self.trouble == trouble {
             self.seen.insert(place, chaining);
         }
         Ok(chaining)
@@ -223,16 +302,22 @@ impl Checker<'_> {
         number: u64,
     ) -> Result<Option<Chaining>> {
         let covered = MapShape::leaves_per_page(level);
-        let where_ = byte_range(shape, number * covered, covered);
+        let bytes = byte_range(shape, number * covered, covered);
+        let where_ = format!("bytes {} to {}", bytes.start, bytes.end);
         let decoded = self.reader.decode_inner(id, shape, level, number);
-        let Some(inner) = self.tolerate(decoded, &where_)? else { return Ok(None) };
+        let Some(inner) = self.tolerate(decoded, Some(bytes.clone()), &where_)? else {
+            return Ok(None);
+        };
         for (slot, child) in inner.slots.iter().enumerate() {
             if let InnerSlot::Child { page, chaining } = child {
                 let below = number * INNER_SLOTS as u64 + slot as u64;
-                let findings = self.found_here;
+                let trouble = self.trouble;
                 let found = self.check_page(shape, *page, level - 1, below)?;
-                if self.found_here == findings && found != *chaining {
-                    self.damage(&format!("{where_}: a chaining value does not fit (rule M-9)"));
+                if self.trouble == trouble && found != *chaining {
+                    self.damage(
+                        Some(bytes.clone()),
+                        &format!("{where_}: a chaining value does not fit (rule M-9)"),
+                    );
                 }
             }
         }
@@ -240,9 +325,12 @@ impl Checker<'_> {
     }
 
     fn check_leaf(&mut self, shape: MapShape, id: PageId, number: u64) -> Result<Option<Chaining>> {
-        let where_ = byte_range(shape, number, 1);
+        let bytes = byte_range(shape, number, 1);
+        let where_ = format!("bytes {} to {}", bytes.start, bytes.end);
         let decoded = self.reader.decode_leaf(id, shape, number);
-        let Some(leaf) = self.tolerate(decoded, &where_)? else { return Ok(None) };
+        let Some(leaf) = self.tolerate(decoded, Some(bytes.clone()), &where_)? else {
+            return Ok(None);
+        };
         for (slot, content) in leaf.slots.iter().enumerate() {
             if let LeafSlot::Chunk { id, .. } = content
                 && !self.is_present(*id)?
@@ -250,7 +338,7 @@ impl Checker<'_> {
                 let slot = number * LEAF_SLOTS as u64 + slot as u64;
                 let start = slot * u64::from(shape.chunk_bytes());
                 let end = start + u64::from(shape.bytes_in_slot(slot));
-                self.damage(&format!("bytes {start} to {end}: chunk {id} is in no pack"));
+                self.gone(start..end, *id)?;
             }
         }
         Ok(leaf.chaining(shape.used_slots(number)))
@@ -258,12 +346,12 @@ impl Checker<'_> {
 
     /// True if the chunk is in some pack, or all is that it is put together of.
     fn is_present(&self, id: ChunkId) -> Result<bool> {
-        self.locator.splices().is_present(id, &|_, _| true)
+        self.damaged.leave(self.locator, id)
     }
 
     fn check_stream(&mut self, stream: &StreamReference) -> Result<()> {
         let verified = self.reader.verify_stream_root(stream);
-        if self.tolerate(verified, "stream")?.is_none() {
+        if self.tolerate(verified, None, "stream")?.is_none() {
             return Ok(());
         }
         self.walk_stream(stream.bytes, stream.top)
@@ -287,11 +375,14 @@ impl Checker<'_> {
             return Ok(());
         }
         self.monitor.check_cancelled()?;
-        self.report.pages += 1;
-        let findings = self.found_here;
-        let where_ = format!("bytes {start} to {}", start.saturating_add(place.bytes));
+        self.pages += 1;
+        let trouble = self.trouble;
+        let range = start..start.saturating_add(place.bytes);
+        let where_ = format!("bytes {} to {}", range.start, range.end);
         let decoded = self.reader.decode_stream_page(id, place);
-        let Some(page) = self.tolerate(decoded, &where_)? else { return Ok(()) };
+        let Some(page) = self.tolerate(decoded, Some(range), &where_)? else {
+            return Ok(());
+        };
         let level = stream_level(&page);
         let mut offset = start;
         match page {
@@ -301,7 +392,7 @@ impl Checker<'_> {
                     if let StreamEntry::Chunk { id, .. } = entry
                         && !self.is_present(id)?
                     {
-                        self.damage(&format!("bytes {offset} to {end}: chunk {id} is in no pack"));
+                        self.gone(offset..end, id)?;
                     }
                     offset = end;
                 }
@@ -315,16 +406,16 @@ impl Checker<'_> {
             }
         }
         // As for disks: one with findings is looked at again, so that the next point is named too.
-        if self.found_here == findings {
+        if self.trouble == trouble {
             self.seen_streams.insert(key, level);
         }
         Ok(())
     }
 }
 
-fn byte_range(shape: MapShape, first_leaf: u64, leaves: u64) -> String {
+fn byte_range(shape: MapShape, first_leaf: u64, leaves: u64) -> Range<u64> {
     let leaf_bytes = u64::from(shape.chunk_bytes()) * LEAF_SLOTS as u64;
     let start = first_leaf.saturating_mul(leaf_bytes);
     let end = first_leaf.saturating_add(leaves).saturating_mul(leaf_bytes).min(shape.size());
-    format!("bytes {start} to {end}")
+    start..end
 }

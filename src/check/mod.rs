@@ -5,27 +5,50 @@
 //! data: every byte of the chosen packs hashes to its name, and every entry to its id.
 //!
 //! Invariants: nothing is believed that the index says; locations are made anew from the footers;
-//! one damaged object never hides another.
+//! one damaged object never hides another; what a forget or a prune took away meanwhile is no
+//! damage.
 
 mod data;
+mod keyless;
+mod ledger;
 mod maps;
 mod objects;
+mod pack;
 mod splices;
 
-pub use data::DataSubset;
+pub use data::{Coverage, DataSubset};
+pub use keyless::check_names;
 
 use crate::error::Result;
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::repository::locate::Locator;
-use crate::repository::points::PointSet;
+use crate::repository::points::{Point, PointSet};
+use crate::storage::Folder;
+use data::DamagedEntries;
+use diskvault_format::id::{PackId, PointId};
 use rayon::ThreadPool;
+use std::collections::BTreeSet;
+use std::ops::Range;
 
 /// How thorough to be.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct CheckOptions {
     /// Which packs to read in full; none if `None`.
     pub data: Option<DataSubset>,
+}
+
+/// What of a point some damage touches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Affected {
+    /// The point's series.
+    pub series: String,
+    /// The point.
+    pub point: PointId,
+    /// The disk or stream.
+    pub part: String,
+    /// Its bytes; none if it is not known which.
+    pub bytes: Option<Range<u64>>,
 }
 
 /// Something that is not as it should be.
@@ -35,6 +58,8 @@ pub struct Finding {
     pub is_damage: bool,
     /// What is wrong, naming the object.
     pub text: String,
+    /// What it touches, if that is known.
+    pub affected: Option<Affected>,
 }
 
 /// What a check found.
@@ -53,8 +78,14 @@ pub struct CheckReport {
     pub pages: u64,
     /// Packs read in full.
     pub packs_read: u64,
-    /// Bytes of them.
+    /// Bytes of them that were found whole.
     pub bytes_read: u64,
+    /// Packs that were taken away before they were read.
+    pub packs_gone: u64,
+    /// Packs that were read and are damaged.
+    pub damaged_packs: Vec<PackId>,
+    /// How long ago what was read; nothing if no packs were.
+    pub coverage: Option<Coverage>,
     /// Newest point of every series: name and id, to be kept elsewhere.
     pub heads: Vec<(String, String)>,
 }
@@ -65,15 +96,21 @@ impl CheckReport {
         self.findings.iter().filter(|finding| finding.is_damage).count()
     }
 
+    /// The points that damage touches, each with its series, sorted.
+    pub fn affected_points(&self) -> BTreeSet<(&str, PointId)> {
+        let affected = self.findings.iter().filter_map(|finding| finding.affected.as_ref());
+        affected.map(|affected| (affected.series.as_str(), affected.point)).collect()
+    }
+
     fn damage(&mut self, text: impl Into<String>) {
         let text = text.into();
         if self.findings.iter().all(|known| known.text != text) {
-            self.findings.push(Finding { is_damage: true, text });
+            self.findings.push(Finding { is_damage: true, text, affected: None });
         }
     }
 
     fn remark(&mut self, text: impl Into<String>) {
-        self.findings.push(Finding { is_damage: false, text: text.into() });
+        self.findings.push(Finding { is_damage: false, text: text.into(), affected: None });
     }
 }
 
@@ -107,13 +144,18 @@ pub fn run(
     let locator = Locator::open_fresh(repository, monitor)?;
     report.packs = locator.listed().len() as u64;
     report.entries = locator.entries_read();
-    for (_, error) in locator.damaged() {
-        report.damage(error.full_text());
+    let damaged = match &options.data {
+        Some(subset) => {
+            data::check_packs(repository, &locator, subset, pool, &mut report, monitor)?
+        }
+        None => DamagedEntries::default(),
+    };
+    for (id, error) in locator.damaged() {
+        if !report.damaged_packs.contains(id) {
+            report.damage(error.full_text());
+        }
     }
-    maps::check_maps(repository, &locator, &points, &mut report, monitor)?;
-    if let Some(subset) = &options.data {
-        data::check_packs(repository, &locator, subset, pool, &mut report, monitor)?;
-    }
+    check_maps(repository, locator, &points, &damaged, &mut report, monitor)?;
     for name in points.series_names() {
         if let Some(latest) = points.latest(name) {
             report.heads.push((name.to_string(), latest.id.to_hex()));
@@ -123,4 +165,42 @@ pub fn run(
         crate::repository::session::remember_heads(repository, &points)?;
     }
     Ok(report)
+}
+
+/// Checks all maps; and those once more that have findings, if a forget or a prune has been at
+/// work meanwhile: pages and chunks may be in other packs now, and points gone.
+fn check_maps(
+    repository: &Repository,
+    locator: Locator,
+    points: &PointSet,
+    damaged: &DamagedEntries,
+    report: &mut CheckReport,
+    monitor: &dyn Monitor,
+) -> Result<()> {
+    let all: Vec<&Point> = points.points.iter().collect();
+    let mut found = maps::check_maps(repository, &locator, &all, damaged, monitor)?;
+    report.pages = found.pages;
+    if !found.findings.is_empty() && is_changed(repository, &locator)? {
+        drop(locator);
+        let touched: BTreeSet<PointId> = found
+            .findings
+            .iter()
+            .filter_map(|found| Some(found.affected.as_ref()?.point))
+            .collect();
+        let points = PointSet::load(repository)?;
+        let again: Vec<&Point> =
+            points.points.iter().filter(|point| touched.contains(&point.id)).collect();
+        let locator = Locator::open_fresh(repository, monitor)?;
+        found = maps::check_maps(repository, &locator, &again, damaged, monitor)?;
+    }
+    report.findings.append(&mut found.findings);
+    Ok(())
+}
+
+/// True if packs that were listed are gone.
+fn is_changed(repository: &Repository, locator: &Locator) -> Result<bool> {
+    let listing = repository.storage().list(Folder::Packs)?;
+    let now: BTreeSet<PackId> =
+        listing.iter().filter_map(|entry| PackId::from_hex(entry.name.leaf())).collect();
+    Ok(!locator.listed().is_subset(&now))
 }

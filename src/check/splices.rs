@@ -4,7 +4,6 @@
 //! Invariant: memory is a window of splices and what a restore of them needs, whatever their
 //! number.
 
-use super::CheckReport;
 use crate::error::Result;
 use crate::monitor::Monitor;
 use crate::repository::objects::refused;
@@ -48,19 +47,18 @@ impl<'a> Splices<'a> {
         Joining::new(self.fetcher, self.window(JOINED_MAX)?)
     }
 
-    /// Puts together what was not, and then all that are left.
+    /// Puts together what was not, and then all that are left. Tells which that did not work for.
     ///
     /// # Errors
     /// As [`Splices::join`].
-    pub fn finish(mut self, joining: Joining<'_>, report: &mut CheckReport) -> Result<()> {
+    pub fn finish(mut self, joining: Joining<'_>) -> Result<Refused> {
         let nothing = |_, _: &[u8]| Ok(());
-        let (refused, mut window) = joining.finish();
-        name(refused, report);
+        let (mut refused, mut window) = joining.finish();
         loop {
-            name(self.fetcher.put_together(window, &nothing)?, report);
+            refused.extend(self.fetcher.put_together(window, &nothing)?);
             window = self.window(WINDOW_SPLICES)?;
             if window.is_empty() {
-                return Ok(());
+                return Ok(refused);
             }
         }
     }
@@ -113,13 +111,6 @@ fn add_splices(segment: &FooterSegment, data: &[u8], window: &mut Window) {
             let (id, bytes) = (ChunkId(entry.id), splice.chunk_bytes());
             window.push((Wanted { offset: 0, bytes, id }, splice));
         }
-    }
-}
-
-fn name(refused: Refused, report: &mut CheckReport) {
-    for (id, error) in refused {
-        let text = error.full_text();
-        report.damage(format!("chunk {id} cannot be put together: {text}"));
     }
 }
 

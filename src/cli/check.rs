@@ -2,20 +2,33 @@
 
 use super::context::Context;
 use super::output::{escape, json_line, line};
+use super::prune::parse_duration;
 use super::sizes::format_bytes;
-use crate::check::{CheckOptions, CheckReport, DataSubset, run as run_check};
+use crate::check::{
+    CheckOptions, CheckReport, Coverage, DataSubset, check_names, run as run_check,
+};
+use crate::environment::SystemEnvironment;
 use crate::error::{Error, ErrorKind, Result};
+use diskvault_format::id::PointId;
 use serde_json::json;
+
+const DAY_SECONDS: u64 = 24 * 3600;
 
 /// Options of `check`.
 #[derive(clap::Args, Debug)]
 pub struct Arguments {
     /// Read and verify every byte of every pack
-    #[arg(long, conflicts_with = "read_data_subset")]
+    #[arg(long, conflicts_with_all = ["read_data_subset", "budget"])]
     read_data: bool,
     /// Read and verify a part of the packs: n/t for part n of t, or x% at random
-    #[arg(long, value_name = "n/t|x%")]
+    #[arg(long, value_name = "n/t|x%", conflicts_with = "budget")]
     read_data_subset: Option<String>,
+    /// Read and verify packs for so long, those first that were not read for longest
+    #[arg(long, value_name = "DURATION")]
+    budget: Option<String>,
+    /// Ask for no password: verify that every object still has the bytes of its name
+    #[arg(long, conflicts_with_all = ["read_data", "budget"])]
+    no_key: bool,
 }
 
 /// Runs `check`.
@@ -23,18 +36,24 @@ pub struct Arguments {
 /// # Errors
 /// `Damage` if there is any.
 pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
-    let data = match (&arguments.read_data_subset, arguments.read_data) {
+    let data = match (&arguments.read_data_subset, &arguments.budget) {
         (Some(text), _) => Some(DataSubset::parse(text)?),
-        (None, true) => Some(DataSubset::All),
-        (None, false) => None,
+        (None, Some(text)) => Some(DataSubset::Budget(parse_duration(text)?)),
+        (None, None) => arguments.read_data.then_some(DataSubset::All),
     };
-    let repository = context.open()?;
     let pool = context.pool()?;
-    let report = run_check(&repository, &CheckOptions { data }, &pool, context.monitor())?;
+    let report = if arguments.no_key {
+        let storage = context.storage()?;
+        let subset = data.unwrap_or(DataSubset::All);
+        check_names(storage.as_ref(), &SystemEnvironment, &subset, &pool, context.monitor())?
+    } else {
+        let repository = context.open()?;
+        run_check(&repository, &CheckOptions { data }, &pool, context.monitor())?
+    };
     if context.json() {
         print_json(&report)?;
     } else {
-        print(&report)?;
+        print(&report, arguments.no_key)?;
     }
     match report.damage_count() {
         0 => Ok(()),
@@ -46,10 +65,21 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
 fn print_json(report: &CheckReport) -> Result<()> {
     for finding in &report.findings {
         let kind = if finding.is_damage { "damage" } else { "remark" };
-        json_line(&json!({"message_type": kind, "message": escape(&finding.text)}))?;
+        let mut object = json!({"message_type": kind, "message": escape(&finding.text)});
+        if let Some(affected) = &finding.affected {
+            object["series"] = json!(affected.series);
+            object["point_id"] = json!(affected.point.to_hex());
+            object["part"] = json!(affected.part);
+            if let Some(bytes) = &affected.bytes {
+                object["start"] = json!(bytes.start);
+                object["end"] = json!(bytes.end);
+            }
+        }
+        json_line(&object)?;
     }
     let heads = report.heads.iter();
-    json_line(&json!({
+    let point = |(series, id): &(&str, PointId)| json!({"series": series, "point_id": id.to_hex()});
+    let mut summary = json!({
         "message_type": "summary",
         "damage_count": report.damage_count(),
         "points": report.points,
@@ -57,30 +87,71 @@ fn print_json(report: &CheckReport) -> Result<()> {
         "entries": report.entries,
         "packs_read": report.packs_read,
         "bytes_read": report.bytes_read,
+        "damaged_packs": report.damaged_packs.iter().map(|id| id.to_hex()).collect::<Vec<_>>(),
+        "damaged_points": report.affected_points().iter().map(point).collect::<Vec<_>>(),
         "heads": heads
             .map(|(series, id)| json!({"series": series, "point_id": id}))
             .collect::<Vec<_>>(),
-    }))
+    });
+    if let Some(coverage) = report.coverage {
+        summary["unread_packs"] = json!(coverage.unread_packs);
+        summary["oldest_read_seconds"] = json!(coverage.oldest_seconds);
+    }
+    json_line(&summary)
 }
 
-fn print(report: &CheckReport) -> Result<()> {
+fn print(report: &CheckReport, is_keyless: bool) -> Result<()> {
     for finding in &report.findings {
         let kind = if finding.is_damage { "damage" } else { "remark" };
         line(&format!("{kind}: {}", escape(&finding.text)))?;
     }
-    line(&format!(
-        "checked {} points, {} packs with {} chunks and pages",
-        report.points, report.packs, report.entries
-    ))?;
+    if is_keyless {
+        let (points, packs) = (report.points, report.packs);
+        line(&format!("compared {points} manifests and {packs} packs with their names"))?;
+    } else {
+        line(&format!(
+            "checked {} points, {} packs with {} chunks and pages",
+            report.points, report.packs, report.entries
+        ))?;
+    }
     if report.packs_read > 0 {
         let bytes = format_bytes(report.bytes_read);
         line(&format!("read and verified {bytes} in {} packs", report.packs_read))?;
+    }
+    if let Some(coverage) = report.coverage.filter(|_| report.packs_read < report.packs) {
+        line(&describe_coverage(coverage, report.packs, report.bytes_read))?;
+    }
+    for (series, point) in report.affected_points() {
+        line(&format!("touched by damage: {} {}", escape(series), point.short()))?;
     }
     for (series, id) in &report.heads {
         line(&format!("newest of {}: {id}", escape(series)))?;
     }
     if report.damage_count() == 0 {
-        line("no damage found")?;
+        line(if is_keyless {
+            "no damage found; what is inside the packs is for a check with the key"
+        } else {
+            "no damage found"
+        })?;
     }
     Ok(())
+}
+
+/// In how many days everything has been read, or will have been.
+fn describe_coverage(coverage: Coverage, packs: u64, bytes_read: u64) -> String {
+    let days = |seconds: u64| match seconds.div_ceil(DAY_SECONDS) {
+        0 | 1 => "1 day".to_string(),
+        days => format!("{days} days"),
+    };
+    let Coverage { unread_packs, bytes, oldest_seconds } = coverage;
+    if unread_packs == 0 {
+        return format!("this host has read every pack within the last {}", days(oldest_seconds));
+    }
+    let mut text = format!("this host has not read {unread_packs} of {packs} packs yet");
+    if bytes_read > 0 {
+        let runs = bytes.div_ceil(bytes_read);
+        let every = days(runs.saturating_mul(DAY_SECONDS));
+        text.push_str(&format!("; a run like this each day reads everything within {every}"));
+    }
+    text
 }

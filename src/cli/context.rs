@@ -161,12 +161,20 @@ impl Context {
         )
     }
 
+    /// The storage of the repository, for what needs no key.
+    ///
+    /// # Errors
+    /// As [`LocalStorage::open`], and `Usage` if no repository is named.
+    pub fn storage(&self) -> Result<Arc<LocalStorage>> {
+        Ok(Arc::new(LocalStorage::open(&self.repository_path()?)?))
+    }
+
     /// Opens the repository.
     ///
     /// # Errors
     /// As [`Repository::open`].
     pub fn open(&self) -> Result<Repository> {
-        let storage = Arc::new(LocalStorage::open(&self.repository_path()?)?);
+        let storage = self.storage()?;
         let cache = match self.cache() {
             Ok(cache) => cache,
             // No reason not to restore: services and rescue systems have no HOME.

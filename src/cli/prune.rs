@@ -67,7 +67,7 @@ fn parse_unused(text: &str) -> Result<Unused> {
     }
 }
 
-fn parse_duration(text: &str) -> Result<Duration> {
+pub(super) fn parse_duration(text: &str) -> Result<Duration> {
     let span = text.parse::<Span>().ok();
     let duration = span.and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()).ok());
     duration.and_then(|duration| Duration::try_from(duration).ok()).ok_or_else(|| {

@@ -20,6 +20,7 @@ pub mod pack_reader;
 pub mod packer;
 pub mod points;
 pub mod reach;
+pub mod salvage;
 pub mod secrets;
 pub mod segment_cache;
 pub mod session;

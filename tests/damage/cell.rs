@@ -186,7 +186,7 @@ impl Cell<'_> {
             || text.contains(sibling)
             // A pack that is gone can only be told by what it held.
             || is_pack && text.contains("no pack holds it")
-            || is_pack && text.contains("is in no pack")
+            || is_pack && text.contains(" in no pack")
     }
 
     fn open(&self, vault: &Vault, cache: &str) -> Result<Repository, String> {
