@@ -60,13 +60,7 @@ pub fn restore_disk(
         return Err(Error::new(ErrorKind::Damage, text));
     }
     let reader = MapReader::new(fetcher.repository, fetcher.locator);
-    let allocation = match (&record.allocation, mode) {
-        (_, SparseMode::Never) | (None, _) => None,
-        (Some(list), _) => {
-            let bytes = read_bytes(fetcher, &reader, list, ALLOCATION_BYTES_MAX)?;
-            Some(Boundaries::decode(&bytes, record.size)?)
-        }
-    };
+    let allocation = read_allocation(fetcher, &reader, record, mode)?;
     let placer =
         Placer { target, mode, allocation, is_new: target.zero_state() == ZeroState::AlreadyZero };
     let mut gatherer = Gatherer {
@@ -205,6 +199,30 @@ impl Placer<'_> {
             }
             _ => self.target.write_at(offset, data),
         }
+    }
+}
+
+/// Where the source had holes. No byte depends on it, so a list that is damaged is a warning.
+fn read_allocation(
+    fetcher: &Fetcher<'_>,
+    reader: &MapReader<'_>,
+    record: &DiskRecord,
+    mode: SparseMode,
+) -> Result<Option<Boundaries>> {
+    let list = match (&record.allocation, mode) {
+        (_, SparseMode::Never) | (None, _) => return Ok(None),
+        (Some(list), _) => list,
+    };
+    let read = read_bytes(fetcher, reader, list, ALLOCATION_BYTES_MAX)
+        .and_then(|bytes| Boundaries::decode(&bytes, record.size));
+    match read {
+        Err(error) if error.kind().is_finding() => {
+            let text = error.full_text();
+            let name = record.name.escape_debug();
+            fetcher.monitor.warn(&format!("{name}: {text}; all zeros become holes"));
+            Ok(None)
+        }
+        read => read.map(Some),
     }
 }
 
