@@ -19,6 +19,7 @@ pub mod error;
 pub mod index;
 pub mod monitor;
 pub mod prune;
+pub mod repair;
 pub mod repository;
 pub mod restore;
 pub mod retention;

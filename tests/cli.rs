@@ -35,6 +35,8 @@ mod output;
 mod password;
 #[path = "cli/prune.rs"]
 mod prune;
+#[path = "cli/repair.rs"]
+mod repair;
 #[path = "cli/restore.rs"]
 mod restore;
 #[path = "cli/sources.rs"]

@@ -6,17 +6,18 @@
 
 use super::CheckReport;
 use super::ledger::Ledger;
-use super::pack::check_pack;
 use super::splices::{Quiet, Splices};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::entries::{known_bytes, places_of, prefix};
 use crate::repository::locate::Locator;
 use crate::repository::salvage::Remains;
+use crate::repository::verify::verify_pack;
 use crate::repository::{Repository, lock};
 use crate::restore::fetch::Fetcher;
 use crate::restore::joining::Joining;
 use diskvault_format::id::{ChunkId, PackId};
+use diskvault_format::segment::Entry;
 use rayon::ThreadPool;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -172,6 +173,11 @@ pub(super) fn check_packs(
     }
     for (id, error) in refused {
         damaged.spliced.insert(prefix(&id.0));
+        // A splice that no point needs may have lost its pieces to a prune; if one does, its map
+        // shows.
+        if !locator.splices().has_whole_splice(id)? {
+            continue;
+        }
         report.damage(format!("chunk {id} cannot be put together: {}", error.full_text()));
     }
     report.damaged_packs.clone_from(&bad);
@@ -217,11 +223,13 @@ fn read_all(
         total += known_bytes(locator.index(), *id)?.unwrap_or(0);
     }
     monitor.start("reading packs", Some(total));
+    let taking =
+        |pack, ordinal, entries: &[Entry], data: &[u8]| joining.take(pack, ordinal, entries, data);
     let results = in_order(pool, chosen, &|id: &PackId| {
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return None;
         }
-        let result = monitor.check_cancelled().and_then(|()| check_pack(repository, *id, joining));
+        let result = monitor.check_cancelled().and_then(|()| verify_pack(repository, *id, &taking));
         if let Ok(bytes) = &result {
             monitor.advance(*bytes);
         }

@@ -13,7 +13,6 @@ mod keyless;
 mod ledger;
 mod maps;
 mod objects;
-mod pack;
 mod splices;
 
 pub use data::{Coverage, DataSubset};

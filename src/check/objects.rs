@@ -43,6 +43,11 @@ pub fn check_small_objects(
         let backups = if leases == 1 { "backup is" } else { "backups are" };
         report.remark(format!("{leases} {backups} running or left behind (leases/)"));
     }
+    match repository.storage().list(Folder::Aside)?.len() {
+        0 => {}
+        1 => report.remark("1 damaged object was set aside (aside/)"),
+        count => report.remark(format!("{count} damaged objects were set aside (aside/)")),
+    }
     Ok(explained)
 }
 

@@ -18,24 +18,18 @@ pub mod usage;
 pub use crate::repository::condemned::Patience;
 pub use resolve::Resolved;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::repository::condemned::{self, List};
-use crate::repository::host_memory::CondemnedMemory;
 use crate::repository::locate::Locator;
 use choose::{Plan, Unused, choose};
 use condemn::Swept;
 use diskvault_format::id::{LeaseId, PackId};
 use rayon::ThreadPool;
-use rustix::fs::{FlockOperation, flock};
 use std::collections::{BTreeSet, HashSet};
-use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Held while a prune of this host runs.
-const LOCK: &str = "prune.lock";
 
 /// What a prune may do.
 #[derive(Clone, Copy, Debug)]
@@ -109,7 +103,7 @@ pub fn run(
         return Ok(PruneReport { outlook, ..PruneReport::default() });
     }
     repository.check_may_write()?;
-    let lock = claim(repository)?;
+    let lock = condemned::claim(repository, "prune")?;
     let mut report = PruneReport::default();
     if lock.is_some() {
         resume(repository, options, kept_since, &mut report, monitor)?;
@@ -134,21 +128,6 @@ fn kept_since(repository: &Repository, options: &PruneOptions<'_>) -> Option<i64
     let keep = options.keep_forgotten?;
     let nanoseconds = i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX);
     Some(repository.environment().now_unix_ns().saturating_sub(nanoseconds))
-}
-
-/// One prune of a host at a time: two would act on the same list. Nothing where the cache has no
-/// locks; lists of earlier runs are left to other hosts then.
-fn claim(repository: &Repository) -> Result<Option<File>> {
-    let path = repository.cache().join(LOCK);
-    let Ok(file) = File::options().create(true).append(true).open(&path) else { return Ok(None) };
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let text = "cannot prune: another prune of this repository runs on this host";
-            Err(Error::new(ErrorKind::Failed, text))
-        }
-        Err(_) => Ok(None),
-    }
 }
 
 type Looked = (Outlook, Locator, Vec<roots::Root>);
@@ -220,7 +199,7 @@ fn free(
     let list = condemned::put_list(repository, &packs, options.host)?;
     // Only now: who registers from here on has read the list.
     let leases: BTreeSet<LeaseId> = condemned::leases(repository)?.into_keys().collect();
-    remember(repository, &list, &leases)?;
+    condemned::remember(repository, &list, &leases, false)?;
     finish(repository, options, &list, leases, kept_since, report, monitor)?;
     Ok(needs_another)
 }
@@ -244,7 +223,7 @@ fn finish(
             report.deleted_packs += packs;
             report.deleted_bytes += bytes;
             report.kept_packs += kept;
-            forget_list(repository, list.name.leaf())?;
+            condemned::forget_list(repository, list.name.leaf())?;
         }
     }
     Ok(())
@@ -265,23 +244,16 @@ fn resume(
     let lists = condemned::read_lists(repository)?;
     for own in remembered {
         let Some(list) = lists.iter().find(|list| list.name.leaf() == own.list) else {
-            forget_list(repository, &own.list)?;
+            condemned::forget_list(repository, &own.list)?;
             continue;
         };
+        if own.is_for_repair {
+            // Nothing is deleted on its account; the next repair looks at its packs anew.
+            condemned::drop_list(repository, list)?;
+            continue;
+        }
         let leases = own.leases.iter().filter_map(|lease| LeaseId::from_hex(lease)).collect();
         finish(repository, options, list, leases, kept_since, report, monitor)?;
     }
     Ok(())
-}
-
-fn remember(repository: &Repository, list: &List, leases: &BTreeSet<LeaseId>) -> Result<()> {
-    let own = CondemnedMemory {
-        list: list.name.leaf().to_string(),
-        leases: leases.iter().map(|lease| lease.to_hex()).collect(),
-    };
-    repository.remember(|memory| memory.condemned.push(own.clone()))
-}
-
-fn forget_list(repository: &Repository, leaf: &str) -> Result<()> {
-    repository.remember(|memory| memory.condemned.retain(|own| own.list != leaf))
 }

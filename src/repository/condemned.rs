@@ -5,19 +5,24 @@
 //! once and wait for exactly these. A lease stands still by a monotonic clock of this process alone.
 
 use super::Repository;
+use super::host_memory::CondemnedMemory;
 use super::objects::{get_record, refused, seal_record};
 use super::pack_reader::pack_name;
 use crate::environment::random_array;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::storage::{Folder, ObjectName};
 use diskvault_format::crypto::ObjectKind;
 use diskvault_format::id::{LeaseId, PackId, to_hex};
 use diskvault_format::names;
 use diskvault_format::small::Condemned;
+use rustix::fs::{FlockOperation, flock};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::time::{Duration, Instant};
 
+/// Held while a prune or repair of this host runs.
+const LOCK: &str = "prune.lock";
 /// Most packs of one list: 16 MiB of sealed object hold 520,000 ids.
 const LIST_PACKS_MAX: usize = 400_000;
 /// How often leases are looked at while they are waited for.
@@ -205,4 +210,57 @@ pub fn drop_empty_lists(repository: &Repository) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// One prune or repair of a host at a time: two would act on the same list. `verb` is what is to be
+/// done. Nothing where the cache has no locks; lists of earlier runs are left to other hosts then.
+///
+/// # Errors
+/// `Failed` if another runs.
+pub fn claim(repository: &Repository, verb: &str) -> Result<Option<File>> {
+    let path = repository.cache().join(LOCK);
+    let Ok(file) = File::options().create(true).append(true).open(&path) else { return Ok(None) };
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let text = "a prune or repair of this repository runs on this host";
+            Err(Error::new(ErrorKind::Failed, format!("cannot {verb}: {text}")))
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+/// Remembers a list of this host and what it waits for, so that a later run goes on.
+///
+/// # Errors
+/// As [`Repository::remember`].
+pub fn remember(
+    repository: &Repository,
+    list: &List,
+    leases: &BTreeSet<LeaseId>,
+    is_for_repair: bool,
+) -> Result<()> {
+    let own = CondemnedMemory {
+        list: list.name.leaf().to_string(),
+        leases: leases.iter().map(|lease| lease.to_hex()).collect(),
+        is_for_repair,
+    };
+    repository.remember(|memory| memory.condemned.push(own.clone()))
+}
+
+/// Forgets a list of this host.
+///
+/// # Errors
+/// As [`Repository::remember`].
+pub fn forget_list(repository: &Repository, leaf: &str) -> Result<()> {
+    repository.remember(|memory| memory.condemned.retain(|own| own.list != leaf))
+}
+
+/// Drops a list of this host on whose account nothing will be deleted any more.
+///
+/// # Errors
+/// What the storage says.
+pub fn drop_list(repository: &Repository, list: &List) -> Result<()> {
+    repository.storage().delete(&list.name)?;
+    forget_list(repository, list.name.leaf())
 }

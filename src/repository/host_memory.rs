@@ -66,6 +66,9 @@ pub struct CondemnedMemory {
     pub list: String,
     /// The leases there were when it had been put, in hexadecimal.
     pub leases: Vec<String>,
+    /// True if its packs were to be set aside by a repair, and not to be deleted.
+    #[serde(default)]
+    pub is_for_repair: bool,
 }
 
 impl HostMemory {

@@ -12,6 +12,7 @@ pub mod entries;
 pub mod host_memory;
 mod key_slots;
 pub mod locate;
+pub mod lost;
 mod make;
 pub mod map_reader;
 pub mod notes;
@@ -25,6 +26,7 @@ pub mod secrets;
 pub mod segment_cache;
 pub mod session;
 pub mod splices;
+pub mod verify;
 
 pub use describe::ConfigProblem;
 pub use key_slots::SlotDescription;

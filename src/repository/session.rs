@@ -9,6 +9,7 @@
 
 use super::entries::{Place, places_of};
 use super::locate::{Locator, loss_epoch, note_loss};
+use super::lost::{LostList, put_lists, read_lists};
 use super::notes::put_note;
 use super::objects::{get_record, seal_record};
 use super::points::{Point, PointSet, manifest_name};
@@ -23,8 +24,8 @@ use diskvault_format::crypto::ObjectKind;
 use diskvault_format::id::{ChunkId, LeaseId, PackId, PointId};
 use diskvault_format::manifest::Manifest;
 use diskvault_format::names;
-use diskvault_format::small::{Condemned, Heartbeat, Lease, Lost, NOTE_REMOVAL};
-use std::collections::HashSet;
+use diskvault_format::small::{Condemned, Heartbeat, Lease, NOTE_REMOVAL};
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -88,6 +89,7 @@ pub struct Session<'a> {
     locator: Locator,
     presence: Arc<Presence>,
     points: PointSet,
+    lost: Vec<LostList>,
     /// Losses counted when it began: what is met later was not looked up by all of the backup.
     loss_epoch: u64,
     heartbeat: Option<HeartbeatThread>,
@@ -119,14 +121,15 @@ impl<'a> Session<'a> {
         let keys = repository.keys();
         let object = seal_record(keys, ObjectKind::Lease, Some(&lease_name), &nonce, &record)?;
         repository.storage().put_new(&lease_name, &object)?;
-        let (locator, presence, points, doubts) = match read_state(repository, monitor) {
-            Ok(read) => read,
-            Err(error) => {
-                // Best effort: a lease that stays behind is fenced by the next prune.
-                let _ = repository.storage().delete(&lease_name);
-                return Err(error);
-            }
-        };
+        let State { locator, presence, points, lost, doubts } =
+            match read_state(repository, monitor) {
+                Ok(read) => read,
+                Err(error) => {
+                    // Best effort: a lease that stays behind is fenced by the next prune.
+                    let _ = repository.storage().delete(&lease_name);
+                    return Err(error);
+                }
+            };
         for (_, error) in locator.damaged() {
             monitor.warn(&format!("{}; its chunks count as absent", error.full_text()));
         }
@@ -143,6 +146,7 @@ impl<'a> Session<'a> {
             locator,
             presence: Arc::new(presence),
             points,
+            lost,
             loss_epoch,
             heartbeat: Some(heartbeat),
             is_closed: false,
@@ -210,6 +214,7 @@ impl<'a> Session<'a> {
         // The point is done. What fails from here on costs time in the next run, not the point:
         // an index that forgets is filled again, a lease that stays is fenced by a prune.
         let _ = self.remember_complete(&manifest.series, id);
+        let _ = self.take_off_what_is_there_again();
         let _ = self.close();
         Ok(id)
     }
@@ -218,6 +223,30 @@ impl<'a> Session<'a> {
         let index = self.locator.index();
         index.set_note(&complete_key(series), &complete_value(id, self.loss_epoch))?;
         index.flush()
+    }
+
+    /// Takes the chunks off the lost lists that this backup has stored: the points that lacked
+    /// them are whole again. The shorter list comes first, so what two backups store at once stays
+    /// named on one of them, and is stored once more.
+    fn take_off_what_is_there_again(&self) -> Result<()> {
+        let mut left = BTreeSet::new();
+        let mut is_changed = false;
+        for id in self.lost.iter().flat_map(|list| &list.ids) {
+            let places = places_of(self.locator.index(), id)?;
+            // This run's index learns of no pack but its own after the listing.
+            if places.iter().any(|place| !self.locator.listed().contains(&place.pack)) {
+                is_changed = true;
+            } else {
+                left.insert(*id);
+            }
+        }
+        if is_changed {
+            put_lists(self.repository, &left)?;
+            for list in &self.lost {
+                self.repository.storage().delete(&list.name)?;
+            }
+        }
+        Ok(())
     }
 
     /// Ends the registration.
@@ -241,22 +270,29 @@ impl Drop for Session<'_> {
     }
 }
 
+/// What a writer has read.
+struct State {
+    locator: Locator,
+    presence: Presence,
+    points: PointSet,
+    lost: Vec<LostList>,
+    doubts: Vec<String>,
+}
+
 /// Step 2 of the protocol, in its order: condemned lists, packs and footers, points.
-fn read_state(
-    repository: &Repository,
-    monitor: &dyn Monitor,
-) -> Result<(Locator, Presence, PointSet, Vec<String>)> {
+fn read_state(repository: &Repository, monitor: &dyn Monitor) -> Result<State> {
     let condemned = read_condemned(repository, monitor)?;
     let locator = Locator::open(repository, monitor)?;
     let points = PointSet::load(repository)?;
-    let lost = read_lost(repository)?;
+    let lost = read_lists(repository)?;
     if !locator.vanished().is_empty() || !locator.damaged().is_empty() {
         note_loss(locator.index())?;
     }
     let (index, splices) = (locator.index().clone(), locator.splices().clone());
-    let presence = Presence { index, condemned, lost, splices };
+    let lost_ids = lost.iter().flat_map(|list| list.ids.iter().copied()).collect();
+    let presence = Presence { index, condemned, lost: lost_ids, splices };
     let doubts = points.doubts(repository)?;
-    Ok((locator, presence, points, doubts))
+    Ok(State { locator, presence, points, lost, doubts })
 }
 
 fn complete_key(series: &str) -> String {
@@ -293,23 +329,6 @@ fn read_condemned(repository: &Repository, monitor: &dyn Monitor) -> Result<Hash
         }
     }
     Ok(packs)
-}
-
-/// Reads all lost lists. A damaged one is passed over here and reported by `check`.
-fn read_lost(repository: &Repository) -> Result<HashSet<[u8; 32]>> {
-    let mut ids = HashSet::new();
-    for entry in repository.storage().list(Folder::Lost)? {
-        let list: Result<Lost> = get_record(
-            repository.storage().as_ref(),
-            repository.keys(),
-            ObjectKind::Lost,
-            &entry.name,
-        );
-        if let Ok(list) = list {
-            ids.extend(list.ids);
-        }
-    }
-    Ok(ids)
 }
 
 /// Remembers the heads of all series, so that a rollback shows on this host. A head that is gone

@@ -5,7 +5,7 @@
 //! by its bytes; one whose pieces went is as absent as one that was never stored.
 
 use super::Repository;
-use super::entries::{Place, prefix};
+use super::entries::{Place, places_of, prefix};
 use super::objects::refused;
 use super::pack_reader::PackCache;
 use super::segment_cache::StoredSegments;
@@ -86,6 +86,22 @@ impl SpliceReader {
                 Ok(_) => {}
                 Err(error) if error.kind().is_finding() => {}
                 Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+
+    /// True if a chunk is stored as a splice of which all pieces are there. One that no point needs
+    /// may have lost some to a prune.
+    ///
+    /// # Errors
+    /// As [`SpliceReader::is_present`].
+    pub fn has_whole_splice(&self, id: ChunkId) -> Result<bool> {
+        for place in places_of(&self.index, &id.0)?.iter().filter(|place| place.is_splice) {
+            match self.read(id, place) {
+                Ok(splice) if !self.has_all_pieces(&splice, &|_, _| true)? => {}
+                Err(error) if !error.kind().is_finding() => return Err(error),
+                _ => return Ok(true),
             }
         }
         Ok(false)

@@ -3,32 +3,30 @@
 //! Invariant: a pack that is passed has the BLAKE3 of its name, zero padding, equal ends, and
 //! every entry has the id by which it is found.
 
+use super::Repository;
+use super::objects::refused;
+use super::pack_reader::{OpenPack, open_pack, pack_name};
 use crate::error::{Error, ErrorKind, Result};
-use crate::repository::Repository;
-use crate::repository::objects::refused;
-use crate::repository::pack_reader::{OpenPack, open_pack, pack_name};
-use crate::restore::joining::Joining;
 use crate::storage::{ObjectName, Storage};
 use diskvault_format::footer::FooterSegment;
 use diskvault_format::id::PackId;
 use diskvault_format::pack::{HEADER_BYTES, decode_header, verify_ends, verify_gap};
-use diskvault_format::segment::{EntryKind, SegmentDecoder};
+use diskvault_format::segment::{Entry, EntryKind, SegmentDecoder};
 use diskvault_format::splice::Splice;
 
 /// Most bytes read at once of what is no segment.
 const PIECE_BYTES: u64 = 1 << 20;
 
-/// Verifies one pack and returns its size. It is read once, from front to back, a segment at a
+/// Takes the entries and the bytes of a segment, by its pack and number.
+pub type SegmentSink<'a> = dyn Fn(PackId, u32, &[Entry], &[u8]) -> Result<()> + Sync + 'a;
+
+/// Verifies one pack and returns its size; `taking` gets each segment that is whole. It is read once, from front to back, a segment at a
 /// time, so a thread needs the memory of a segment and not that of a pack.
 ///
 /// # Errors
 /// `NotFound` if it is gone, `Damage` for the first thing that is wrong with it, or what the
 /// storage says.
-pub(super) fn check_pack(
-    repository: &Repository,
-    id: PackId,
-    joining: &Joining<'_>,
-) -> Result<u64> {
+pub fn verify_pack(repository: &Repository, id: PackId, taking: &SegmentSink<'_>) -> Result<u64> {
     let storage = repository.storage().as_ref();
     let pack = open_pack(storage, repository.keys(), id);
     let name = pack_name(id)?;
@@ -36,7 +34,7 @@ pub(super) fn check_pack(
     let bytes = storage.size(&name)?.ok_or_else(gone)?;
     let hasher = blake3::Hasher::new();
     let mut reading = Reading { storage, name: &name, position: 0, buffer: Vec::new(), hasher };
-    let checked = pack.and_then(|pack| check_parts(repository, &pack, &mut reading, joining));
+    let checked = pack.and_then(|pack| verify_parts(repository, &pack, &mut reading, taking));
     reading.take_rest(bytes)?;
     // Whatever else is wrong follows from this, if it is.
     if *reading.hasher.finalize().as_bytes() != id.0 {
@@ -81,11 +79,11 @@ impl Reading<'_> {
 }
 
 /// Verifies header, segments and what lies between them.
-fn check_parts(
+fn verify_parts(
     repository: &Repository,
     pack: &OpenPack,
     reading: &mut Reading<'_>,
-    joining: &Joining<'_>,
+    taking: &SegmentSink<'_>,
 ) -> Result<()> {
     let refuse = |cause| refused(format!("pack {}", pack.id), cause);
     let gap = |gap: &[u8], end| verify_gap(gap, end).map_err(refuse);
@@ -99,14 +97,14 @@ fn check_parts(
         let table = pack.segments.decode(ordinal as u32, stored, &mut decoder, &mut data)?;
         let refuse = |cause| refused(format!("segment {ordinal} of pack {}", pack.id), cause);
         segment.verify_table(&table).map_err(refuse)?;
-        check_ids(repository, segment, &data)?;
-        joining.take(pack.id, ordinal as u32, &segment.entries, &data)?;
+        verify_ids(repository, segment, &data)?;
+        taking(pack.id, ordinal as u32, &segment.entries, &data)?;
     }
     reading.take_up_to(pack.trailer.footer_offset.into(), &gap)
 }
 
 /// The ids stand in the footer alone; what they promise is computed from the bytes.
-fn check_ids(repository: &Repository, segment: &FooterSegment, data: &[u8]) -> Result<()> {
+fn verify_ids(repository: &Repository, segment: &FooterSegment, data: &[u8]) -> Result<()> {
     let mut start = 0;
     for entry in &segment.entries {
         let content = &data[start..start + entry.bytes as usize];

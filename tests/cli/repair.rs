@@ -1,0 +1,69 @@
+//! `check` and `repair` on a damaged repository, as a user meets them.
+
+use crate::support::{MIB, Vault, random};
+use std::fs;
+use std::path::PathBuf;
+
+fn packs(vault: &Vault) -> Vec<PathBuf> {
+    let folders = fs::read_dir(vault.repo().join("packs")).unwrap();
+    let files = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap());
+    files.map(|file| file.unwrap().path()).collect()
+}
+
+/// The data pack: of two, the larger.
+fn data_pack(vault: &Vault) -> PathBuf {
+    packs(vault).into_iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap()
+}
+
+fn flip(path: &PathBuf, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_flipped_bit_is_named_saved_set_aside_and_healed() {
+    let vault = Vault::new();
+    let disk = random(1, 12 * MIB);
+    let image = vault.write("image", &disk);
+    let point = vault.backup("web01", &[&image]);
+    let pack = data_pack(&vault);
+    let id = pack.file_name().unwrap().to_str().unwrap().to_string();
+    flip(&pack, 5 << 20);
+    // A host without the password sees it as well.
+    let mut command = vault.command(&["check", "--no-key"]);
+    command.env_remove("DISKVAULT_PASSWORD");
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(5));
+    assert!(String::from_utf8(output.stdout).unwrap().contains(&id));
+    let outcome = vault.run(&["check", "--read-data"]);
+    assert_eq!(outcome.code, 5);
+    outcome.prints(&format!("pack {id} is damaged")).prints(" of its ").prints("touched by damage");
+    outcome.prints(&format!("web01 {}/image: bytes ", &point[..8])).prints(" chunks, the first");
+    vault.fails(5, &["repair", "packs", "--dry-run"], "found 1 damaged packs");
+    let outcome = vault.ok(&["repair", "packs"]);
+    outcome.prints("read 2 packs: 1 are damaged").prints(&format!("set aside: aside/packs-{id}."));
+    outcome.prints("chunks and pages are lost");
+    assert!(!pack.exists());
+    vault.fails(5, &["restore", "web01/image", &vault.arg("out")], "cannot ");
+    // The machine still has what was lost.
+    vault.backup("web01", &[&image]);
+    vault.assert_restores(&point, &disk);
+    vault.assert_intact();
+    vault.ok(&["repair", "packs"]).prints("nothing is lost");
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let vault = Vault::new();
+    let image = vault.write("image", &random(1, MIB));
+    vault.backup("web01", &[&image]);
+    vault.fails(2, &["repair", "packs", "12ab"], "cannot read the pack id");
+    vault.fails(1, &["repair", "packs", &"ab".repeat(32)], "there is no such pack");
+    vault.fails(2, &["check", "--no-key", "--read-data"], "cannot be used with");
+    vault.fails(2, &["check", "--budget", "soon"], "cannot read the duration");
+    vault.ok(&["check", "--budget", "1h"]).prints("no damage found");
+    vault.ok(&["check", "--budget", "0s"]).prints("this host has read every pack within");
+    vault.ok(&["repair", "objects"]).prints("0 objects cannot be read");
+    vault.assert_intact();
+}
