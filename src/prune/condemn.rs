@@ -3,7 +3,7 @@
 //! Order, which must not change without the model check: mark again (lists, packs, manifests);
 //! delete, then drop the list.
 
-use super::roots::{Needs, Root, find_stored, find_whole, read_roots, walk};
+use super::roots::{Needs, Root, read_roots, walk};
 use crate::error::Result;
 use crate::monitor::Monitor;
 use crate::repository::Repository;
@@ -11,6 +11,7 @@ use crate::repository::condemned::{List, read_lists};
 use crate::repository::entries::Place;
 use crate::repository::locate::Locator;
 use crate::repository::pack_reader::pack_name;
+use crate::repository::stored::{find_stored, find_whole};
 use diskvault_format::id::{ChunkId, PackId, PageId};
 use std::collections::HashSet;
 

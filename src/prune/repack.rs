@@ -4,7 +4,7 @@
 //! the order of the newest map that names them, so that what is read together lies together; no
 //! lease is needed, because a pack that nobody refers to yet does no harm.
 
-use super::roots::{Needs, Root, Stored, find_stored, find_whole, walk};
+use super::roots::{Needs, Root, walk};
 use crate::environment::random_array;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::{Monitor, Silent};
@@ -15,6 +15,7 @@ use crate::repository::locate::Locator;
 use crate::repository::map_reader::MapReader;
 use crate::repository::packer::ChunkWriter;
 use crate::repository::session::Presence;
+use crate::repository::stored::{Stored, find_stored, find_whole};
 use crate::restore::fetch::{Fetcher, Wanted};
 use diskvault_format::id::{ChunkId, LeaseId, PackId, PageId};
 use diskvault_format::pack::PackKind;

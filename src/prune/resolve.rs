@@ -4,7 +4,7 @@
 //! Order, which must not change without the model check: see the manifest; see its lease gone; read
 //! the lists; list the packs.
 
-use super::roots::{Needs, Root, find_stored, find_whole, forgotten_at, walk};
+use super::roots::{Needs, Root, forgotten_at, walk};
 use crate::error::{ErrorKind, Result};
 use crate::monitor::{Monitor, Silent};
 use crate::repository::Repository;
@@ -13,6 +13,7 @@ use crate::repository::entries::Place;
 use crate::repository::locate::Locator;
 use crate::repository::notes::Notes;
 use crate::repository::points::{PointSet, manifest_name, read_manifest};
+use crate::repository::stored::{find_stored, find_whole};
 use crate::storage::{Folder, ObjectName};
 use diskvault_format::id::{ChunkId, PackId, PageId, PointId};
 use diskvault_format::names;

@@ -6,7 +6,6 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::repository::entries::{Place, places_of};
 use crate::repository::locate::Locator;
 use crate::repository::map_reader::MapReader;
 use crate::repository::notes::Notes;
@@ -17,7 +16,6 @@ use diskvault_format::id::{ChunkId, PageId, PointId};
 use diskvault_format::manifest::Manifest;
 use diskvault_format::names::{self, PointName};
 use diskvault_format::small::NOTE_REMOVAL;
-use diskvault_format::splice::Splice;
 use std::collections::{BTreeMap, HashSet};
 
 /// A manifest, and the point it is of.
@@ -132,63 +130,4 @@ impl Visitor for Once<'_> {
     fn chunk(&mut self, id: ChunkId) -> Result<()> {
         self.needs.chunk(id)
     }
-}
-
-/// How a chunk is stored in packs that count.
-pub(super) enum Stored {
-    /// By its bytes.
-    Whole(Place),
-    /// As a splice, and where the chunk of each of its pieces is by its bytes.
-    Spliced {
-        /// Where the splice is.
-        place: Place,
-        /// What it says.
-        splice: Splice,
-        /// Where each piece's chunk is.
-        pieces: Vec<Place>,
-    },
-}
-
-/// How a chunk is stored in packs for which `counts` holds; nothing if it is not. By its bytes if
-/// there is a choice.
-///
-/// # Errors
-/// What the index or the storage say; a splice that is damaged is none.
-pub(super) fn find_stored(
-    locator: &Locator,
-    id: ChunkId,
-    counts: &dyn Fn(&Place) -> bool,
-) -> Result<Option<Stored>> {
-    let places = places_of(locator.index(), &id.0)?;
-    if let Some(place) = places.iter().find(|place| !place.is_splice && counts(place)) {
-        return Ok(Some(Stored::Whole(*place)));
-    }
-    for place in places.iter().filter(|place| place.is_splice && counts(place)) {
-        let splice = match locator.splices().read(id, place) {
-            Ok(splice) => splice,
-            Err(error) if error.kind().is_finding() => continue,
-            Err(error) => return Err(error),
-        };
-        let mut pieces = Vec::new();
-        for piece in splice.pieces() {
-            pieces.extend(find_whole(locator, piece.chunk, counts)?);
-        }
-        if pieces.len() == splice.pieces().len() {
-            return Ok(Some(Stored::Spliced { place: *place, splice, pieces }));
-        }
-    }
-    Ok(None)
-}
-
-/// Where a chunk is by its bytes, or a page, in packs for which `counts` holds.
-///
-/// # Errors
-/// What the index says.
-pub(super) fn find_whole(
-    locator: &Locator,
-    id: ChunkId,
-    counts: &dyn Fn(&Place) -> bool,
-) -> Result<Option<Place>> {
-    let places = places_of(locator.index(), &id.0)?;
-    Ok(places.into_iter().find(|place| !place.is_splice && counts(place)))
 }

@@ -3,14 +3,16 @@
 //! Invariant: memory is a bit for each entry of a pack that has one in use, whatever the number of
 //! points.
 
-use super::roots::{Needs, Root, Stored, find_stored, find_whole, walk};
+use super::roots::{Needs, Root, walk};
 use crate::error::Result;
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::repository::entries::Place;
 use crate::repository::locate::Locator;
+use crate::repository::marks::{Marks, stored_share};
+use crate::repository::stored::{Stored, find_stored, find_whole};
 use diskvault_format::id::{ChunkId, PackId, PageId};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 /// One pack, and how much of it is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,9 +50,10 @@ pub(super) fn measure(
     listed: &HashSet<PackId>,
     monitor: &dyn Monitor,
 ) -> Result<Usage> {
-    let mut marks = Marks { locator, listed, bits: BTreeMap::new(), missing: 0 };
-    walk(repository, locator, roots, "marking what is needed", &mut marks, monitor)?;
-    let mut usage = Usage { packs: Vec::new(), missing: marks.missing };
+    let mut mark = Mark { locator, listed, marks: Marks::default(), missing: 0 };
+    walk(repository, locator, roots, "marking what is needed", &mut mark, monitor)?;
+    let marks = mark.marks;
+    let mut usage = Usage { packs: Vec::new(), missing: mark.missing };
     for id in locator.listed() {
         let pack = match locator.pack(repository, *id) {
             Ok(pack) => pack,
@@ -58,20 +61,18 @@ pub(super) fn measure(
             Err(error) if error.kind().is_finding() => continue,
             Err(error) => return Err(error),
         };
-        let bits = marks.bits.get(id);
         let (mut used_bytes, mut all_bytes) = (0, 0);
         for (ordinal, segment) in pack.footer.segments.iter().enumerate() {
             all_bytes += u64::from(segment.stored_bytes());
-            let Some(bits) = bits.and_then(|bits| bits.get(ordinal)) else { continue };
+            let marked = marks.of(*id, ordinal);
             let entries = segment.entries.iter().enumerate();
-            let used = entries.filter(|(slot, _)| is_set(bits, *slot));
+            let used = entries.filter(|(slot, _)| marked.contains(*slot));
             let used: u64 = used.map(|(_, entry)| u64::from(entry.bytes)).sum();
-            let raw = u64::from(segment.raw_bytes()).max(1);
-            used_bytes += u64::from(segment.stored_bytes()) * used / raw;
+            used_bytes += stored_share(segment, used);
         }
         let is_listed = listed.contains(id);
         // Something of it is needed, however little: never nothing.
-        let used_bytes = if bits.is_some() { used_bytes.max(1) } else { 0 };
+        let used_bytes = if marks.has_pack(*id) { used_bytes.max(1) } else { 0 };
         let unused_bytes = all_bytes.saturating_sub(used_bytes);
         let bytes = pack.bytes;
         usage.packs.push(PackUsage { id: *id, bytes, used_bytes, unused_bytes, is_listed });
@@ -79,37 +80,14 @@ pub(super) fn measure(
     Ok(usage)
 }
 
-/// A bit for each slot of a segment.
-type Bits = Vec<u64>;
-
-fn is_set(bits: &Bits, slot: usize) -> bool {
-    bits.get(slot / 64).is_some_and(|word| word >> (slot % 64) & 1 == 1)
-}
-
-struct Marks<'a> {
+struct Mark<'a> {
     locator: &'a Locator,
     listed: &'a HashSet<PackId>,
-    /// By pack, then by segment.
-    bits: BTreeMap<PackId, Vec<Bits>>,
+    marks: Marks,
     missing: u64,
 }
 
-impl Marks<'_> {
-    fn set(&mut self, place: &Place) {
-        let segments = self.bits.entry(place.pack).or_default();
-        let (segment, slot) = (place.segment as usize, place.slot as usize);
-        if segments.len() <= segment {
-            segments.resize(segment + 1, Bits::new());
-        }
-        let bits = &mut segments[segment];
-        if bits.len() <= slot / 64 {
-            bits.resize(slot / 64 + 1, 0);
-        }
-        bits[slot / 64] |= 1 << (slot % 64);
-    }
-}
-
-impl Needs for Marks<'_> {
+impl Needs for Mark<'_> {
     fn page(&mut self, id: PageId) -> Result<()> {
         let (locator, listed) = (self.locator, self.listed);
         let unlisted = |place: &Place| !listed.contains(&place.pack);
@@ -119,7 +97,7 @@ impl Needs for Marks<'_> {
         };
         // One that is in no pack is met when it is read.
         if let Some(place) = found {
-            self.set(&place);
+            self.marks.insert(&place);
         }
         Ok(())
     }
@@ -132,10 +110,10 @@ impl Needs for Marks<'_> {
             None => find_stored(locator, id, &|_| true)?,
         };
         match found {
-            Some(Stored::Whole(place)) => self.set(&place),
+            Some(Stored::Whole(place)) => _ = self.marks.insert(&place),
             Some(Stored::Spliced { place, pieces, .. }) => {
-                self.set(&place);
-                pieces.iter().for_each(|place| self.set(place));
+                self.marks.insert(&place);
+                pieces.iter().for_each(|place| _ = self.marks.insert(place));
             }
             None => self.missing += 1,
         }

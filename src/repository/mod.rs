@@ -15,6 +15,7 @@ pub mod locate;
 pub mod lost;
 mod make;
 pub mod map_reader;
+pub mod marks;
 pub mod notes;
 pub mod objects;
 pub mod pack_reader;
@@ -26,6 +27,7 @@ pub mod secrets;
 pub mod segment_cache;
 pub mod session;
 pub mod splices;
+pub mod stored;
 pub mod verify;
 
 pub use describe::ConfigProblem;
