@@ -25,11 +25,12 @@ use crate::repository::compression::Compression;
 use crate::repository::packer::ChunkWriter;
 use crate::repository::points::{Point, PointSet};
 use crate::repository::session::{Session, remember_heads};
+use crate::source::{DiskSource, open_disk};
 use diskvault_format::id::{BackupId, PointId};
 use diskvault_format::manifest::{Manifest, Statistics};
 use rayon::ThreadPool;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 /// A backup that is fenced starts over; more often than this somebody has to look.
 const TRIES_MAX: u32 = 3;
@@ -91,11 +92,28 @@ pub fn run(
     pool: &Arc<ThreadPool>,
     monitor: &dyn Monitor,
 ) -> Result<BackupReport> {
+    run_with(repository, options, &open_disk, pool, monitor)
+}
+
+/// How a path becomes a disk.
+pub type OpenDisk<'a> = &'a dyn Fn(&Path) -> Result<Box<dyn DiskSource>>;
+
+/// As [`run`], with disks that `open` opens; again for each try.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(
+    repository: &Repository,
+    options: &BackupOptions,
+    open: OpenDisk<'_>,
+    pool: &Arc<ThreadPool>,
+    monitor: &dyn Monitor,
+) -> Result<BackupReport> {
     plan::validate_request(options)?;
     let backup_id = BackupId(crate::environment::random_array(repository.environment().as_ref())?);
     let mut tries = 1;
     loop {
-        match run_once(repository, options, backup_id, pool, monitor) {
+        match run_once(repository, options, open, backup_id, pool, monitor) {
             Err(error) if error.kind() == ErrorKind::Fenced => {
                 let from_pipe = options.inputs.iter().any(InputRequest::is_read_once);
                 if from_pipe || tries == TRIES_MAX {
@@ -112,17 +130,19 @@ pub fn run(
 fn run_once(
     repository: &Repository,
     options: &BackupOptions,
+    open: OpenDisk<'_>,
     backup_id: BackupId,
     pool: &Arc<ThreadPool>,
     monitor: &dyn Monitor,
 ) -> Result<BackupReport> {
-    let began = Instant::now();
-    let started_unix_ns = repository.environment().now_unix_ns();
+    let environment = repository.environment();
+    let began = environment.monotonic();
+    let started_unix_ns = environment.now_unix_ns();
     // Sources are opened before anything is registered, so that a wrong path costs nothing.
     let sources = plan::open_inputs(options)?;
     let session = Session::begin(repository, &options.host, monitor)?;
     let parent = session.points().latest(&options.series).cloned();
-    let parts = plan::decide(repository, options, sources, parent.as_ref(), monitor)?;
+    let parts = plan::decide(repository, options, open, sources, parent.as_ref(), monitor)?;
     let mut manifest =
         start_manifest(repository, &session, options, backup_id, started_unix_ns, parent.as_ref())?;
     let mut writer = ChunkWriter::new(
@@ -164,7 +184,8 @@ fn run_once(
     }
     drop(writer);
     share_stored_bytes(&mut manifest, stored.pack_bytes);
-    manifest.duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let duration = environment.monotonic().saturating_sub(began);
+    manifest.duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     monitor.check_cancelled()?;
     let point = session.publish(&manifest)?;
     if let Err(error) = remember_point(repository, point) {
@@ -175,7 +196,7 @@ fn run_once(
         point,
         statistics: manifest.statistics(),
         manifest,
-        duration_seconds: began.elapsed().as_secs_f64(),
+        duration_seconds: environment.monotonic().saturating_sub(began).as_secs_f64(),
     })
 }
 

@@ -3,7 +3,7 @@
 //! Invariant: names are unique and fit the format before anything is read; what a name was in
 //! the series' last point it stays, unless the user says otherwise.
 
-use super::BackupOptions;
+use super::{BackupOptions, OpenDisk};
 use crate::chunking::{Chunking, ContentParameters};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
@@ -11,7 +11,7 @@ use crate::repository::Repository;
 use crate::repository::address::LATEST;
 use crate::repository::points::Point;
 use crate::source::{
-    DiskSource, InputKind, STANDARD_INPUT, default_kind, open_disk, open_stream, partition_layout,
+    DiskSource, InputKind, STANDARD_INPUT, default_kind, open_stream, partition_layout,
 };
 use diskvault_format::limits::{FIELDS_MAX, PARTS_MAX, TEXT_BYTES_MAX};
 use diskvault_format::manifest::{validate_part_name, validate_series_name};
@@ -162,6 +162,7 @@ pub fn open_inputs(options: &BackupOptions) -> Result<Vec<OpenedInput>> {
 pub fn decide(
     repository: &Repository,
     options: &BackupOptions,
+    open: OpenDisk<'_>,
     inputs: Vec<OpenedInput>,
     parent: Option<&Point>,
     monitor: &dyn Monitor,
@@ -182,7 +183,7 @@ pub fn decide(
                     let text = "cannot read a disk from standard input: it has no size";
                     return Err(Error::new(ErrorKind::Usage, text).hint("use --stream"));
                 }
-                let source: Arc<dyn DiskSource> = Arc::from(open_disk(path)?);
+                let source: Arc<dyn DiskSource> = Arc::from(open(path)?);
                 let chunk_bytes = repository.config().chunk_bytes;
                 let (chunking, why) = cut_disk(options.chunker, source.as_ref(), chunk_bytes)?;
                 monitor.note(&format!("disk {}: {why}", input.name.escape_debug()));

@@ -7,6 +7,7 @@
 //! `ok` and delete the lease; or, if it is gone, put a removal note, delete the manifest and start
 //! over with a new lease and a new manifest.
 
+use super::Repository;
 use super::entries::{Place, places_of};
 use super::locate::{Locator, loss_epoch, note_loss};
 use super::lost::{LostList, put_lists, read_lists};
@@ -14,8 +15,7 @@ use super::notes::put_note;
 use super::objects::{get_record, seal_record};
 use super::points::{Point, PointSet, manifest_name};
 use super::splices::SpliceReader;
-use super::{Repository, lock};
-use crate::environment::random_array;
+use crate::environment::{Bell, Environment, random_array};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::ChunkIndex;
 use crate::monitor::Monitor;
@@ -26,7 +26,7 @@ use diskvault_format::manifest::Manifest;
 use diskvault_format::names;
 use diskvault_format::small::{Condemned, Heartbeat, Lease, NOTE_REMOVAL};
 use std::collections::{BTreeSet, HashSet};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -344,15 +344,16 @@ pub fn remember_heads(repository: &Repository, points: &PointSet) -> Result<()> 
 
 /// Puts a heartbeat every minute until it is stopped.
 struct HeartbeatThread {
-    stop: Arc<(Mutex<bool>, Condvar)>,
+    stop: Bell,
     thread: JoinHandle<Option<ObjectName>>,
 }
 
 impl HeartbeatThread {
     fn start(repository: &Repository, lease: LeaseId) -> HeartbeatThread {
-        let stop = Arc::new((Mutex::new(false), Condvar::new()));
+        let stop = Bell::default();
         let storage = repository.storage().clone();
         let environment = repository.environment().clone();
+        let clock = environment.clone();
         let keys = repository.keys().clone();
         let stopped = stop.clone();
         let beat = move |number: u64| -> Result<ObjectName> {
@@ -364,36 +365,28 @@ impl HeartbeatThread {
             Ok(name)
         };
         let delete_from = repository.storage().clone();
-        let thread =
-            std::thread::spawn(move || run_heartbeat(&stopped, &beat, delete_from.as_ref()));
+        let thread = std::thread::spawn(move || {
+            run_heartbeat(clock.as_ref(), &stopped, &beat, delete_from.as_ref())
+        });
         HeartbeatThread { stop, thread }
     }
 
     /// Stops it and returns the heartbeat that is still stored, if there is one.
     fn stop(self) -> Option<ObjectName> {
-        *lock(&self.stop.0) = true;
-        self.stop.1.notify_all();
+        self.stop.ring();
         self.thread.join().ok().flatten()
     }
 }
 
 fn run_heartbeat(
-    stop: &(Mutex<bool>, Condvar),
+    environment: &dyn Environment,
+    stop: &Bell,
     beat: &dyn Fn(u64) -> Result<ObjectName>,
     storage: &dyn Storage,
 ) -> Option<ObjectName> {
     let mut last: Option<ObjectName> = None;
     let mut number = 1;
-    let mut stopped = lock(&stop.0);
-    while !*stopped {
-        let (guard, timeout) = stop
-            .1
-            .wait_timeout(stopped, HEARTBEAT_INTERVAL)
-            .unwrap_or_else(PoisonError::into_inner);
-        stopped = guard;
-        if *stopped || !timeout.timed_out() {
-            continue;
-        }
+    while !environment.wait(stop, HEARTBEAT_INTERVAL) {
         // A beat that fails is tried again in a minute; a writer that is fenced for it starts
         // over, so nothing is lost but time.
         if let Ok(name) = beat(number) {

@@ -67,8 +67,9 @@ pub enum FaultKind {
         /// True for a storage that shows a part of an object.
         visible: bool,
     },
-    /// A put: it returns as if all were well, but is durable only with the next put or delete
-    /// that succeeds honestly. A power cut before that drops it.
+    /// A put or delete: it returns as if all were well, but is durable only with the next put or
+    /// delete that succeeds honestly, or with [`MemoryStorage::sync`]. A power cut before that
+    /// undoes it.
     LoseUnsynced,
     /// A put, delete or rename: it is done and durable, but the answer is lost and the caller is told of
     /// an I/O error.
@@ -86,10 +87,8 @@ impl FaultKind {
     fn strikes(self, operation: Operation) -> bool {
         match self {
             FaultKind::Error | FaultKind::PowerCut => true,
-            FaultKind::LostReply => operation.changes(),
-            FaultKind::NoSpace | FaultKind::TornPut { .. } | FaultKind::LoseUnsynced => {
-                operation == Operation::Put
-            }
+            FaultKind::LostReply | FaultKind::LoseUnsynced => operation.changes(),
+            FaultKind::NoSpace | FaultKind::TornPut { .. } => operation == Operation::Put,
         }
     }
 }
@@ -231,6 +230,17 @@ impl MemoryStorage {
     /// [`MemoryStorage::restore_power`].
     pub fn power_cut(&self) {
         self.lock().power_cut();
+    }
+
+    /// Makes everything durable that is not yet, in the order in which it was done, as a journal
+    /// does. Without power nothing is left to be made durable.
+    pub fn sync(&self) {
+        self.lock().flush();
+    }
+
+    /// True unless the power is off.
+    pub fn has_power(&self) -> bool {
+        !self.lock().power_is_off
     }
 
     /// Switches the power on again. Faults that were set and did not strike stay set.
@@ -380,6 +390,9 @@ impl Storage for MemoryStorage {
         let fault = state.begin(Operation::Delete, key)?;
         state.live.remove(key);
         state.unsynced.insert(key.to_owned());
+        if fault == Some(FaultKind::LoseUnsynced) {
+            return Ok(());
+        }
         state.flush();
         match fault {
             Some(_) => Err(failed(Operation::Delete, key, Errno::IO)),
