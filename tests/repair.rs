@@ -314,6 +314,7 @@ fn a_prune_drops_the_list_of_a_repair_that_died() {
             max_unused: Unused::Unlimited,
             max_repack: None,
             keep_forgotten: None,
+            accepts_vanished: false,
             patience: PATIENT,
             host: "host",
             is_dry_run: false,

@@ -11,6 +11,9 @@ use jiff::{Span, SpanRelativeTo};
 use serde_json::json;
 use std::time::Duration;
 
+/// Two heartbeats may be late, or lost with a failed write.
+const LEASE_TIMEOUT_MIN: Duration = Duration::from_secs(180);
+
 /// Options of `prune`.
 #[derive(clap::Args, Debug)]
 pub struct Arguments {
@@ -32,6 +35,9 @@ pub struct Arguments {
     /// Take a backup for dead that gave no sign of life for so long
     #[arg(long, value_name = "DURATION", default_value = "1h")]
     lease_timeout: String,
+    /// Go on although points have vanished that nobody forgot, and note them as removed
+    #[arg(long)]
+    force: bool,
 }
 
 impl Arguments {
@@ -44,6 +50,7 @@ impl Arguments {
             no_wait: false,
             keep_forgotten: None,
             lease_timeout: "1h".into(),
+            force: false,
         }
     }
 }
@@ -76,6 +83,21 @@ pub(super) fn parse_duration(text: &str) -> Result<Duration> {
     })
 }
 
+/// Reads how long a backup may give no sign of life.
+///
+/// # Errors
+/// `Usage`, also for a time in which a running backup may give none.
+pub(super) fn parse_lease_timeout(text: &str) -> Result<Duration> {
+    let timeout = parse_duration(text)?;
+    if timeout < LEASE_TIMEOUT_MIN {
+        let text = format!(
+            "cannot use the lease timeout {text:?}: a backup that runs gives a sign of life each minute"
+        );
+        return Err(Error::new(ErrorKind::Usage, text).hint("use 3min or more"));
+    }
+    Ok(timeout)
+}
+
 /// Runs `prune`.
 ///
 /// # Errors
@@ -96,10 +118,11 @@ pub fn prune(context: &Context, repository: &Repository, arguments: &Arguments) 
         max_repack: arguments.max_repack.as_deref().map(parse_bytes).transpose()?,
         keep_forgotten: arguments.keep_forgotten.as_deref().map(parse_duration).transpose()?,
         patience: Patience {
-            stands_still: parse_duration(&arguments.lease_timeout)?,
+            stands_still: parse_lease_timeout(&arguments.lease_timeout)?,
             waits: !arguments.no_wait,
         },
         host: &host,
+        accepts_vanished: arguments.force,
         is_dry_run: arguments.dry_run,
     };
     let announce = |outlook: &Outlook| announce(context, outlook, arguments.dry_run);
@@ -169,7 +192,10 @@ fn tell(context: &Context, report: &PruneReport) -> Result<()> {
         line(&format!("{} packs stay: a backup has used them meanwhile", report.kept_packs))?;
     }
     if report.is_waiting {
-        return line("backups are running: the next prune on this host frees what they do not use");
+        line("backups are running: the next prune on this host frees what they do not use")?;
+        if report.deleted_packs == 0 {
+            return Ok(());
+        }
     }
     let freed = format_bytes(report.deleted_bytes.saturating_sub(report.copied_bytes));
     let copied = format_bytes(report.copied_bytes);

@@ -2,7 +2,7 @@
 
 use super::context::{Context, host_name};
 use super::output::{escape, json_line, line};
-use super::prune::parse_duration;
+use super::prune::parse_lease_timeout;
 use super::sizes::format_bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
@@ -94,7 +94,7 @@ fn repair_packs(context: &Context, arguments: &PackArguments) -> Result<()> {
         PackId::from_hex(text).ok_or_else(bad)
     };
     let packs: Vec<PackId> = arguments.packs.iter().map(parse).collect::<Result<_>>()?;
-    let stands_still = parse_duration(&arguments.lease_timeout)?;
+    let stands_still = parse_lease_timeout(&arguments.lease_timeout)?;
     let repository = context.open()?;
     let host = host_name();
     let options = RepairOptions {

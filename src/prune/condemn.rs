@@ -3,6 +3,7 @@
 //! Order, which must not change without the model check: mark again (lists, packs, manifests);
 //! delete, then drop the list.
 
+use super::changes::Changes;
 use super::roots::{Needs, Root, read_roots, walk};
 use crate::error::Result;
 use crate::monitor::Monitor;
@@ -64,22 +65,46 @@ pub(super) fn sweep(
     Ok(swept)
 }
 
-/// Packs on the own list that have to stay.
+/// Packs on the own list that have to stay. Made anew, as a whole, while it does not find something
+/// that others may have put or deleted meanwhile.
 fn second_mark(
     repository: &Repository,
     own: &List,
     kept_since: Option<i64>,
     monitor: &dyn Monitor,
 ) -> Result<HashSet<PackId>> {
+    let mut changes = Changes::default();
+    loop {
+        match mark_again(repository, own, kept_since, monitor) {
+            Err(error) if error.kind().is_finding() && changes.may_explain_it(repository)? => {}
+            Ok((_, broken)) if broken > 0 && changes.may_explain_it(repository)? => {}
+            other => return other.map(|(kept, _)| kept),
+        }
+    }
+}
+
+fn mark_again(
+    repository: &Repository,
+    own: &List,
+    kept_since: Option<i64>,
+    monitor: &dyn Monitor,
+) -> Result<(HashSet<PackId>, u64)> {
     // In this order.
     let lists = read_lists(repository)?;
     let locator = Locator::open_fresh(repository, monitor)?;
     let roots: Vec<Root> = read_roots(repository, kept_since)?;
     let mut listed: HashSet<PackId> = own.packs.iter().copied().collect();
     listed.extend(lists.iter().flat_map(|list| &list.packs));
-    let mut keeps = Keeps { locator: &locator, listed: &listed, kept: HashSet::new() };
-    walk(repository, &locator, &roots, "marking again", &mut keeps, monitor)?;
-    Ok(keeps.kept)
+    // A footer that could be read when the pack was chosen, and cannot now: nobody knows what the
+    // pack holds.
+    let unreadable = locator.damaged().iter().map(|(id, error)| {
+        monitor.warn(&format!("{}; it is left alone", error.full_text()));
+        *id
+    });
+    let kept = unreadable.collect();
+    let mut keeps = Keeps { locator: &locator, listed: &listed, kept };
+    let broken = walk(repository, &locator, &roots, "marking again", &mut keeps, monitor)?;
+    Ok((keeps.kept, broken))
 }
 
 /// Finds listed packs with something that no unlisted pack holds.
@@ -112,14 +137,23 @@ impl Needs for Keeps<'_> {
     fn chunk(&mut self, id: ChunkId) -> Result<()> {
         let (locator, listed) = (self.locator, self.listed);
         let unlisted = |place: &Place| !listed.contains(&place.pack);
-        if find_stored(locator, id, &unlisted)?.is_some() {
-            return Ok(());
+        match find_stored(locator, id, &unlisted) {
+            Ok(Some(_)) => return Ok(()),
+            Ok(None) => {}
+            Err(error) if error.kind().is_finding() => {}
+            Err(error) => return Err(error),
         }
         // Every pack that has a part in any way to it.
         let places = crate::repository::entries::places_of(locator.index(), &id.0)?;
         self.kept.extend(places.iter().map(|place| place.pack));
+        let is_whole = places.iter().any(|place| !place.is_splice);
         for place in places.iter().filter(|place| place.is_splice) {
-            let Ok(splice) = locator.splices().read(id, place) else { continue };
+            let splice = match locator.splices().read(id, place) {
+                Ok(splice) => splice,
+                // Its bytes stay, so nobody has to know the pieces.
+                Err(error) if is_whole && error.kind().is_finding() => continue,
+                Err(error) => return Err(error),
+            };
             for piece in splice.pieces() {
                 self.keep_whole(piece.chunk)?;
             }

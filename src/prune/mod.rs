@@ -8,25 +8,29 @@
 //! Invariants: nothing is deleted that a manifest needs, whoever wrote it and whenever; what cannot
 //! be read is never deleted; a run that is stopped anywhere leaves only what the next one clears.
 
+mod changes;
 pub mod choose;
 mod condemn;
 mod repack;
 mod resolve;
 mod roots;
 pub mod usage;
+mod vanished;
 
 pub use crate::repository::condemned::Patience;
 pub use resolve::Resolved;
 
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::repository::condemned::{self, List};
 use crate::repository::locate::Locator;
+use changes::Changes;
 use choose::{Plan, Unused, choose};
 use condemn::Swept;
 use diskvault_format::id::{LeaseId, PackId};
 use rayon::ThreadPool;
+use roots::Root;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,6 +48,8 @@ pub struct PruneOptions<'a> {
     pub patience: Patience,
     /// This host, for the list.
     pub host: &'a str,
+    /// True to go on although points have vanished that nobody forgot.
+    pub accepts_vanished: bool,
     /// Only say what would be done.
     pub is_dry_run: bool,
 }
@@ -98,24 +104,29 @@ pub fn run(
 ) -> Result<PruneReport> {
     let kept_since = kept_since(repository, options);
     if options.is_dry_run {
-        let (outlook, ..) = look(repository, options, kept_since, monitor)?;
+        vanished::refuse_vanished(repository, false, options.host, monitor)?;
+        let run = Run { repository, options, kept_since, pool, monitor };
+        let outlook = look(&run)?.outlook;
         announce(&outlook)?;
         return Ok(PruneReport { outlook, ..PruneReport::default() });
     }
     repository.check_may_write()?;
     let lock = condemned::claim(repository, "prune")?;
+    vanished::refuse_vanished(repository, options.accepts_vanished, options.host, monitor)?;
+    let run = Run { repository, options, kept_since, pool, monitor };
     let mut report = PruneReport::default();
+    condemned::drop_empty_lists(repository)?;
     if lock.is_some() {
-        resume(repository, options, kept_since, &mut report, monitor)?;
+        resume(&run, &mut report)?;
     }
     let trash = resolve::list_trash(repository)?;
     report.resolved = resolve::resolve(repository, monitor)?;
-    let needs_another =
-        free(repository, options, kept_since, pool, announce, &mut report, monitor)?;
+    let needs_another = free(&run, announce, &mut report)?;
     if needs_another && !report.is_waiting {
-        // There was no room to copy; there is now.
-        free(repository, options, kept_since, pool, announce, &mut report, monitor)?;
+        // There was no room to copy, or for the list; there is now.
+        free(&run, announce, &mut report)?;
     }
+    take_off_dead_writers(&run, &mut report)?;
     if !report.is_waiting {
         resolve::empty_trash(repository, &trash, kept_since)?;
     }
@@ -124,33 +135,94 @@ pub fn run(
     Ok(report)
 }
 
+/// Fences writers that have stood still for long enough, also if nothing was to be freed: what they
+/// left unfinished is completed or removed then.
+fn take_off_dead_writers(run: &Run<'_>, report: &mut PruneReport) -> Result<()> {
+    let Run { repository, options, monitor, .. } = *run;
+    report.fenced_leases += condemned::fence_dead(repository, options.patience, monitor)?;
+    if report.fenced_leases > 0 {
+        let Resolved { finished, deleted } = resolve::resolve(repository, monitor)?;
+        report.resolved.finished += finished;
+        report.resolved.deleted += deleted;
+    }
+    Ok(())
+}
+
 fn kept_since(repository: &Repository, options: &PruneOptions<'_>) -> Option<i64> {
     let keep = options.keep_forgotten?;
     let nanoseconds = i64::try_from(keep.as_nanos()).unwrap_or(i64::MAX);
     Some(repository.environment().now_unix_ns().saturating_sub(nanoseconds))
 }
 
-type Looked = (Outlook, Locator, Vec<roots::Root>);
-
-/// Step 1 without the copying.
-fn look(
-    repository: &Repository,
-    options: &PruneOptions<'_>,
+/// What every step of a run needs.
+#[derive(Clone, Copy)]
+struct Run<'a> {
+    repository: &'a Repository,
+    options: &'a PruneOptions<'a>,
     kept_since: Option<i64>,
-    monitor: &dyn Monitor,
-) -> Result<Looked> {
+    pool: &'a Arc<ThreadPool>,
+    monitor: &'a dyn Monitor,
+}
+
+/// What a first mark found.
+struct Looked {
+    outlook: Outlook,
+    locator: Locator,
+    roots: Vec<Root>,
+    broken_forgotten: u64,
+}
+
+/// Step 1 without the copying. Made anew while it does not find something that others may have put
+/// or deleted meanwhile.
+fn look(run: &Run<'_>) -> Result<Looked> {
+    let mut changes = Changes::default();
+    loop {
+        let looked = look_once(run);
+        let is_whole = match &looked {
+            Ok(looked) => looked.outlook.missing_chunks == 0 && looked.broken_forgotten == 0,
+            Err(error) => !error.kind().is_finding(),
+        };
+        if is_whole || !changes.may_explain_it(run.repository)? {
+            let looked = looked?;
+            warn_of(&looked, run.monitor)?;
+            return Ok(looked);
+        }
+    }
+}
+
+/// Tells what is not as it should be.
+///
+/// # Errors
+/// `Damage` if nobody can tell what is missing from what cannot be read.
+fn warn_of(looked: &Looked, monitor: &dyn Monitor) -> Result<()> {
+    let missing = looked.outlook.missing_chunks;
+    if missing > 0 && !looked.locator.damaged().is_empty() {
+        let text = "chunks are in no pack that can be read";
+        let text = format!("cannot tell what has to stay: {missing} {text}");
+        return Err(Error::new(ErrorKind::Damage, text)
+            .hint("`diskvault repair packs` saves what can be read and names what is lost"));
+    }
+    for (_, error) in looked.locator.damaged() {
+        monitor.warn(&format!("{}; it is left alone", error.full_text()));
+    }
+    if missing > 0 {
+        let text = "chunks are in no pack: `diskvault check` says which points need them";
+        monitor.warn(&format!("{missing} {text}"));
+    }
+    if looked.broken_forgotten > 0 {
+        let text = "forgotten points can no longer come back: an earlier prune did not keep them";
+        monitor.warn(&format!("{} {text}", looked.broken_forgotten));
+    }
+    Ok(())
+}
+
+fn look_once(run: &Run<'_>) -> Result<Looked> {
+    let Run { repository, options, kept_since, monitor, .. } = *run;
     let lists = condemned::read_lists(repository)?;
     let listed: HashSet<PackId> = lists.into_iter().flat_map(|list| list.packs).collect();
     let locator = Locator::open_fresh(repository, monitor)?;
-    for (_, error) in locator.damaged() {
-        monitor.warn(&format!("{}; it is left alone", error.full_text()));
-    }
     let roots = roots::read_roots(repository, kept_since)?;
     let usage = usage::measure(repository, &locator, &roots, &listed, monitor)?;
-    if usage.missing > 0 {
-        let text = "chunks are in no pack: `diskvault check` says which points need them";
-        monitor.warn(&format!("{} {text}", usage.missing));
-    }
     let outlook = Outlook {
         packs: usage.packs.len() as u64,
         bytes: usage.packs.iter().map(|pack| pack.bytes).sum(),
@@ -158,62 +230,103 @@ fn look(
         missing_chunks: usage.missing,
         plan: choose(&usage.packs, options.max_unused, options.max_repack),
     };
-    Ok((outlook, locator, roots))
+    Ok(Looked { outlook, locator, roots, broken_forgotten: usage.broken_forgotten })
 }
 
 /// One round of the protocol; true if packs were left because there was no room to copy.
 fn free(
-    repository: &Repository,
-    options: &PruneOptions<'_>,
-    kept_since: Option<i64>,
-    pool: &Arc<ThreadPool>,
+    run: &Run<'_>,
     announce: &dyn Fn(&Outlook) -> Result<()>,
     report: &mut PruneReport,
-    monitor: &dyn Monitor,
 ) -> Result<bool> {
-    let (outlook, locator, roots) = look(repository, options, kept_since, monitor)?;
-    announce(&outlook)?;
-    let plan = outlook.plan.clone();
-    report.outlook = outlook;
-    let mut packs = plan.delete;
+    let Run { repository, options, .. } = *run;
+    let mut looked = look(run)?;
+    announce(&looked.outlook)?;
+    let mut changes = Changes::default();
+    let (packs, needs_another) = loop {
+        match copy(run, &looked, report) {
+            // Another prune has deleted what was to be copied; it has a copy, or nobody needs it.
+            Err(error) if error.kind().is_finding() && changes.may_explain_it(repository)? => {
+                looked = look(run)?;
+            }
+            other => break other?,
+        }
+    };
+    report.outlook = looked.outlook.clone();
+    drop(looked);
+    if packs.is_empty() {
+        return Ok(false);
+    }
+    let list = put_list(repository, &packs, options.host)?;
+    let is_short = list.packs.len() < packs.len();
+    // Only now: who registers from here on has read the list.
+    let leases: BTreeSet<LeaseId> = condemned::leases(repository)?.into_keys().collect();
+    condemned::remember(repository, &list, &leases, false)?;
+    finish(run, &list, leases, report)?;
+    Ok(needs_another || is_short)
+}
+
+/// The copying of step 1. Tells which packs go then, ascending, and whether some were left because
+/// there was no room to copy.
+fn copy(run: &Run<'_>, looked: &Looked, report: &mut PruneReport) -> Result<(Vec<PackId>, bool)> {
+    let Run { repository, pool, monitor, .. } = *run;
+    let Looked { locator, roots, .. } = looked;
+    let Plan { delete: mut packs, mut repack, .. } = looked.outlook.plan.clone();
     let mut needs_another = false;
-    if !plan.repack.is_empty() {
-        let leaving: HashSet<PackId> = plan.repack.iter().chain(&packs).copied().collect();
-        match repack::copy_out(repository, &locator, &roots, &leaving, pool, monitor) {
+    while !repack.is_empty() {
+        let leaving: HashSet<PackId> = repack.iter().chain(&packs).copied().collect();
+        match repack::copy_out(repository, locator, roots, &leaving, pool, monitor) {
             Ok(bytes) => {
                 report.copied_bytes += bytes;
-                packs.extend(plan.repack);
+                packs.append(&mut repack);
             }
             Err(error) if error.kind() == ErrorKind::NoSpace && !packs.is_empty() => {
                 monitor.warn(&format!("{}; first goes what needs no copying", error.full_text()));
                 needs_another = true;
+                break;
+            }
+            Err(error) if error.kind() == ErrorKind::NoSpace => {
+                return Err(error.hint("a smaller --max-repack frees the room bit by bit"));
+            }
+            Err(error) if error.kind().is_finding() => {
+                // A damaged pack stays; what others have put or deleted is for who called.
+                let damaged = locator.damaged_on_the_way();
+                let before = repack.len();
+                repack.retain(|id| !damaged.contains(id));
+                if repack.len() == before {
+                    return Err(error);
+                }
+                monitor.warn(&format!("{}; its pack is left alone", error.full_text()));
             }
             Err(error) => return Err(error),
         }
     }
-    drop((locator, roots));
-    if packs.is_empty() {
-        return Ok(false);
-    }
     packs.sort_unstable();
-    let list = condemned::put_list(repository, &packs, options.host)?;
-    // Only now: who registers from here on has read the list.
-    let leases: BTreeSet<LeaseId> = condemned::leases(repository)?.into_keys().collect();
-    condemned::remember(repository, &list, &leases, false)?;
-    finish(repository, options, &list, leases, kept_since, report, monitor)?;
-    Ok(needs_another)
+    Ok((packs, needs_another))
+}
+
+/// Puts a list of as many of the packs as there is room for.
+fn put_list(repository: &Repository, packs: &[PackId], host: &str) -> Result<List> {
+    let mut count = packs.len();
+    loop {
+        match condemned::put_list(repository, &packs[..count], host) {
+            Err(error) if error.kind() == ErrorKind::NoSpace && count > 1 => count /= 2,
+            Err(error) if error.kind() == ErrorKind::NoSpace => {
+                return Err(error.hint("a few free KiB are enough to begin with"));
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Steps 2 (the wait) to 4 for an own list.
 fn finish(
-    repository: &Repository,
-    options: &PruneOptions<'_>,
+    run: &Run<'_>,
     list: &List,
     leases: BTreeSet<LeaseId>,
-    kept_since: Option<i64>,
     report: &mut PruneReport,
-    monitor: &dyn Monitor,
 ) -> Result<()> {
+    let Run { repository, options, kept_since, monitor, .. } = *run;
     match condemned::wait_for(repository, leases, options.patience, monitor)? {
         None => report.is_waiting = true,
         Some(fenced) => {
@@ -230,30 +343,12 @@ fn finish(
 }
 
 /// Goes on with the lists that earlier runs of this host have put.
-fn resume(
-    repository: &Repository,
-    options: &PruneOptions<'_>,
-    kept_since: Option<i64>,
-    report: &mut PruneReport,
-    monitor: &dyn Monitor,
-) -> Result<()> {
-    let remembered = repository.memory().condemned;
-    if remembered.is_empty() {
-        return Ok(());
-    }
-    let lists = condemned::read_lists(repository)?;
-    for own in remembered {
-        let Some(list) = lists.iter().find(|list| list.name.leaf() == own.list) else {
-            condemned::forget_list(repository, &own.list)?;
-            continue;
-        };
-        if own.is_for_repair {
-            // Nothing is deleted on its account; the next repair looks at its packs anew.
-            condemned::drop_list(repository, list)?;
-            continue;
+fn resume(run: &Run<'_>, report: &mut PruneReport) -> Result<()> {
+    let repository = run.repository;
+    for own in repository.memory().condemned {
+        if let Some((list, leases)) = condemned::take_up(repository, &own, run.options.host)? {
+            finish(run, &list, leases, report)?;
         }
-        let leases = own.leases.iter().filter_map(|lease| LeaseId::from_hex(lease)).collect();
-        finish(repository, options, list, leases, kept_since, report, monitor)?;
     }
     Ok(())
 }

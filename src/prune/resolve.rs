@@ -41,7 +41,7 @@ pub(super) fn resolve(repository: &Repository, monitor: &dyn Monitor) -> Result<
         let Ok(manifest) = read_manifest(repository, Folder::Points, id) else { continue };
         let lease = ObjectName::new(Folder::Leases, &manifest.lease.to_hex())?;
         if storage.size(&lease)?.is_none() {
-            waiting.push((id, manifest));
+            waiting.push(Root { id, manifest, is_forgotten: false });
         }
     }
     if waiting.is_empty() {
@@ -50,11 +50,11 @@ pub(super) fn resolve(repository: &Repository, monitor: &dyn Monitor) -> Result<
     let lists = read_lists(repository)?;
     let listed: HashSet<PackId> = lists.into_iter().flat_map(|list| list.packs).collect();
     let locator = Locator::open_fresh(repository, monitor)?;
-    for (id, manifest) in waiting {
+    for root in waiting {
+        let id = root.id;
         let mut found = Found { locator: &locator, listed: &listed, state: State::Complete };
-        let root = [(id, manifest)];
-        match walk(repository, &locator, &root, "", &mut found, &Silent) {
-            Ok(()) => {}
+        match walk(repository, &locator, &[root], "", &mut found, &Silent) {
+            Ok(_) => {}
             // A page that is in no pack was noted; another fault of it is for a check to tell.
             Err(error) if error.kind().is_finding() => found.at_most(State::Unclear),
             Err(error) => return Err(error),
@@ -97,6 +97,9 @@ struct Found<'a> {
 
 impl Found<'_> {
     fn at_most(&mut self, state: State) {
+        // What is in no pack may be in one that cannot be read just now.
+        let is_sure = self.locator.damaged().is_empty();
+        let state = if is_sure { state } else { state.min(State::Unclear) };
         self.state = self.state.max(state);
     }
 }
@@ -116,9 +119,18 @@ impl Needs for Found<'_> {
     fn chunk(&mut self, id: ChunkId) -> Result<()> {
         let (locator, listed) = (self.locator, self.listed);
         let unlisted = |place: &Place| !listed.contains(&place.pack);
-        if find_stored(locator, id, &unlisted)?.is_none() {
-            let is_anywhere = find_stored(locator, id, &|_| true)?.is_some();
-            self.at_most(if is_anywhere { State::Unclear } else { State::Incomplete });
+        let is_there = |counts: &dyn Fn(&Place) -> bool| match find_stored(locator, id, counts) {
+            Err(error) if error.kind().is_finding() => Ok(None),
+            found => found.map(|found| Some(found.is_some())),
+        };
+        match is_there(&unlisted)? {
+            Some(true) => return Ok(()),
+            // A splice that cannot be read: nobody knows.
+            None => self.at_most(State::Unclear),
+            Some(false) => match is_there(&|_| true)? {
+                Some(false) => self.at_most(State::Incomplete),
+                _ => self.at_most(State::Unclear),
+            },
         }
         Ok(())
     }

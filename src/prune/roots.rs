@@ -19,7 +19,14 @@ use diskvault_format::small::NOTE_REMOVAL;
 use std::collections::{BTreeMap, HashSet};
 
 /// A manifest, and the point it is of.
-pub(super) type Root = (PointId, Manifest);
+pub(super) struct Root {
+    /// The point.
+    pub id: PointId,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// True if it is in the trash and kept there for a while.
+    pub is_forgotten: bool,
+}
 
 /// All manifests, newest first; and those forgotten at or after `kept_since`, if that is given.
 ///
@@ -29,7 +36,9 @@ pub(super) fn read_roots(repository: &Repository, kept_since: Option<i64>) -> Re
     let mut roots = BTreeMap::new();
     let mut read = |folder, id| match read_manifest(repository, folder, id) {
         Ok(manifest) => {
-            roots.insert(id, manifest);
+            let is_forgotten = folder == Folder::Trash;
+            // One that is in both places is not forgotten yet.
+            roots.entry(id).or_insert(Root { id, manifest, is_forgotten });
             Ok(())
         }
         // Forgotten since the listing, or brought back.
@@ -50,8 +59,8 @@ pub(super) fn read_roots(repository: &Repository, kept_since: Option<i64>) -> Re
             }
         }
     }
-    let mut roots: Vec<Root> = roots.into_iter().collect();
-    roots.sort_by_key(|(id, manifest)| std::cmp::Reverse((manifest.time_unix_ns, *id)));
+    let mut roots: Vec<Root> = roots.into_values().collect();
+    roots.sort_by_key(|root| std::cmp::Reverse((root.manifest.time_unix_ns, root.id)));
     Ok(roots)
 }
 
@@ -81,10 +90,12 @@ pub(super) trait Needs {
     fn chunk(&mut self, id: ChunkId) -> Result<()>;
 }
 
-/// Tells `needs` all that the roots need, in their order.
+/// Tells `needs` all that the roots need, in their order, and how many forgotten points have a map
+/// that cannot be read in full: an earlier prune that did not keep them was stopped before it had
+/// emptied the trash. They cannot come back whole, so they do not stop this one.
 ///
 /// # Errors
-/// `Damage` for a map that cannot be read in full; what `needs` says; `Cancelled`.
+/// `Damage` for a map of another point that cannot be read in full; what `needs` says; `Cancelled`.
 pub(super) fn walk(
     repository: &Repository,
     locator: &Locator,
@@ -92,22 +103,26 @@ pub(super) fn walk(
     stage: &str,
     needs: &mut dyn Needs,
     monitor: &dyn Monitor,
-) -> Result<()> {
+) -> Result<u64> {
     let reader = MapReader::new(repository, locator);
     let mut once = Once { seen: HashSet::new(), needs, monitor };
+    let mut broken = 0;
     monitor.start(stage, Some(roots.len() as u64));
-    for (id, manifest) in roots {
-        visit(&reader, manifest, &mut once).map_err(|error| {
-            if !error.kind().is_finding() {
-                return error;
+    for root in roots {
+        match visit(&reader, &root.manifest, &mut once) {
+            Err(error) if error.kind().is_finding() => {
+                if !root.is_forgotten {
+                    let text = format!("point {}: {}", root.id.short(), error.full_text());
+                    return Err(cannot_prune(&Error::new(error.kind(), text)));
+                }
+                broken += 1;
             }
-            let text = format!("point {}: {}", id.short(), error.full_text());
-            cannot_prune(&Error::new(error.kind(), text))
-        })?;
+            other => other?,
+        }
         monitor.advance(1);
     }
     monitor.finish();
-    Ok(())
+    Ok(broken)
 }
 
 struct Once<'a> {

@@ -10,7 +10,7 @@ use crate::repository::Repository;
 use crate::repository::entries::Place;
 use crate::repository::locate::Locator;
 use crate::repository::marks::{Marks, stored_share};
-use crate::repository::stored::{Stored, find_stored, find_whole};
+use crate::repository::stored::{Stored, find_stored_rather, find_whole};
 use diskvault_format::id::{ChunkId, PackId, PageId};
 use std::collections::HashSet;
 
@@ -37,6 +37,8 @@ pub(super) struct Usage {
     pub packs: Vec<PackUsage>,
     /// Chunks that no pack holds: lost already, whatever a prune does.
     pub missing: u64,
+    /// Forgotten points that are to be kept and have a map that cannot be read in full.
+    pub broken_forgotten: u64,
 }
 
 /// Marks what the roots need.
@@ -51,9 +53,10 @@ pub(super) fn measure(
     monitor: &dyn Monitor,
 ) -> Result<Usage> {
     let mut mark = Mark { locator, listed, marks: Marks::default(), missing: 0 };
-    walk(repository, locator, roots, "marking what is needed", &mut mark, monitor)?;
+    let broken_forgotten =
+        walk(repository, locator, roots, "marking what is needed", &mut mark, monitor)?;
     let marks = mark.marks;
-    let mut usage = Usage { packs: Vec::new(), missing: mark.missing };
+    let mut usage = Usage { packs: Vec::new(), missing: mark.missing, broken_forgotten };
     for id in locator.listed() {
         let pack = match locator.pack(repository, *id) {
             Ok(pack) => pack,
@@ -105,11 +108,7 @@ impl Needs for Mark<'_> {
     fn chunk(&mut self, id: ChunkId) -> Result<()> {
         let (locator, listed) = (self.locator, self.listed);
         let unlisted = |place: &Place| !listed.contains(&place.pack);
-        let found = match find_stored(locator, id, &unlisted)? {
-            Some(stored) => Some(stored),
-            None => find_stored(locator, id, &|_| true)?,
-        };
-        match found {
+        match find_stored_rather(locator, id, &unlisted)? {
             Some(Stored::Whole(place)) => _ = self.marks.insert(&place),
             Some(Stored::Spliced { place, pieces, .. }) => {
                 self.marks.insert(&place);

@@ -5,7 +5,7 @@
 //! once and wait for exactly these. A lease stands still by a monotonic clock of this process alone.
 
 use super::Repository;
-use super::host_memory::CondemnedMemory;
+use super::host_memory::{CondemnedMemory, StandingLease};
 use super::objects::{get_record, refused, seal_record};
 use super::pack_reader::pack_name;
 use crate::environment::random_array;
@@ -19,7 +19,7 @@ use diskvault_format::small::Condemned;
 use rustix::fs::{FlockOperation, flock};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Held while a prune or repair of this host runs.
 const LOCK: &str = "prune.lock";
@@ -118,22 +118,10 @@ pub fn wait_for(
     patience: Patience,
     monitor: &dyn Monitor,
 ) -> Result<Option<u64>> {
-    let mut seen: BTreeMap<LeaseId, (u64, Instant)> = BTreeMap::new();
+    let mut watch = Watch::new(repository);
     let (mut fenced, mut is_told) = (0, false);
     loop {
-        let there = leases(repository)?;
-        waited.retain(|lease| there.contains_key(lease));
-        for lease in waited.clone() {
-            let newest = there[&lease];
-            let (known, since) = *seen.entry(lease).or_insert((newest, Instant::now()));
-            if newest > known {
-                seen.insert(lease, (newest, Instant::now()));
-            } else if since.elapsed() >= patience.stands_still {
-                fence(repository, lease, newest, monitor)?;
-                fenced += 1;
-                waited.remove(&lease);
-            }
-        }
+        fenced += watch.look(&mut waited, patience, monitor)?;
         if waited.is_empty() {
             return Ok(Some(fenced));
         }
@@ -144,11 +132,99 @@ pub fn wait_for(
             let backups = if waited.len() == 1 { "backup" } else { "backups" };
             monitor.note(&format!("waiting for {} running {backups} to end", waited.len()));
         }
-        let until = Instant::now() + LOOK_INTERVAL.min(patience.stands_still);
-        while Instant::now() < until {
-            monitor.check_cancelled()?;
-            std::thread::sleep(Duration::from_millis(50));
+        let interval = LOOK_INTERVAL.min(patience.stands_still);
+        repository.environment().pause(interval, &|| monitor.check_cancelled())?;
+    }
+}
+
+/// Fences all leases that have stood still for long enough; how many. Waits for none.
+///
+/// # Errors
+/// What the storage says.
+pub fn fence_dead(
+    repository: &Repository,
+    patience: Patience,
+    monitor: &dyn Monitor,
+) -> Result<u64> {
+    let mut all = leases(repository)?.into_keys().collect();
+    Watch::new(repository).look(&mut all, patience, monitor)
+}
+
+/// Since when leases stand still, as this host saw it: in this run, and before it since the last
+/// boot, so that a run that waits for nobody finds out as well.
+struct Watch<'a> {
+    repository: &'a Repository,
+    boot: Option<String>,
+    /// The newest beat, and when it was first seen, on the monotonic clock of this boot.
+    seen: BTreeMap<LeaseId, (u64, Duration)>,
+    /// True once it is remembered.
+    is_stored: bool,
+}
+
+impl<'a> Watch<'a> {
+    fn new(repository: &'a Repository) -> Watch<'a> {
+        let boot = repository.environment().boot_id();
+        let now = repository.environment().monotonic();
+        let mut seen = BTreeMap::new();
+        for standing in repository.memory().standing {
+            let since = Duration::from_secs(standing.since_seconds);
+            if boot.as_ref() == Some(&standing.boot)
+                && since <= now
+                && let Some(lease) = LeaseId::from_hex(&standing.lease)
+            {
+                seen.insert(lease, (standing.beat, since));
+            }
         }
+        Watch { repository, boot, seen, is_stored: false }
+    }
+
+    /// Takes the leases that are gone out of `waited`, and those that it fences; how many these are.
+    fn look(
+        &mut self,
+        waited: &mut BTreeSet<LeaseId>,
+        patience: Patience,
+        monitor: &dyn Monitor,
+    ) -> Result<u64> {
+        let there = leases(self.repository)?;
+        waited.retain(|lease| there.contains_key(lease));
+        self.seen.retain(|lease, _| there.contains_key(lease));
+        let mut fenced = 0;
+        for lease in waited.clone() {
+            let newest = there[&lease];
+            let now = self.repository.environment().monotonic();
+            let (known, since) = *self.seen.entry(lease).or_insert((newest, now));
+            if newest > known {
+                self.seen.insert(lease, (newest, now));
+            } else if now.saturating_sub(since) >= patience.stands_still {
+                fence(self.repository, lease, newest, monitor)?;
+                fenced += 1;
+                waited.remove(&lease);
+                self.seen.remove(&lease);
+            }
+        }
+        if !std::mem::replace(&mut self.is_stored, true) {
+            self.store()?;
+        }
+        Ok(fenced)
+    }
+
+    fn store(&self) -> Result<()> {
+        let Some(boot) = &self.boot else { return Ok(()) };
+        let standing: Vec<StandingLease> = self
+            .seen
+            .iter()
+            .map(|(lease, (beat, since))| StandingLease {
+                lease: lease.to_hex(),
+                beat: *beat,
+                boot: boot.clone(),
+                // Rounded up: never longer than it was.
+                since_seconds: since.as_secs() + u64::from(since.subsec_nanos() > 0),
+            })
+            .collect();
+        if standing != self.repository.memory().standing {
+            self.repository.remember(|memory| memory.standing.clone_from(&standing))?;
+        }
+        Ok(())
     }
 }
 
@@ -243,9 +319,59 @@ pub fn remember(
     let own = CondemnedMemory {
         list: list.name.leaf().to_string(),
         leases: leases.iter().map(|lease| lease.to_hex()).collect(),
+        instance: repository.memory().instance,
         is_for_repair,
     };
     repository.remember(|memory| memory.condemned.push(own.clone()))
+}
+
+/// Takes up a list that an earlier run of this host has put: a list to go on with, and the leases
+/// it waits for. Nothing if there is nothing to go on with.
+///
+/// The cache that remembers the list may have been copied, with a machine or a home, and then two
+/// owners act on it. So a list of the same packs is put first, and the old one looked for then. If
+/// that is still there, whoever registered since it was put has seen one of the two, and the
+/// remembered leases are all that can matter. If it is gone, the new list is as any new one.
+///
+/// # Errors
+/// `Damage` or `Newer` for a list that cannot be read; what the storage says.
+pub fn take_up(
+    repository: &Repository,
+    own: &CondemnedMemory,
+    host: &str,
+) -> Result<Option<(List, BTreeSet<LeaseId>)>> {
+    let find = || -> Result<Option<List>> {
+        Ok(read_lists(repository)?.into_iter().find(|list| list.name.leaf() == own.list))
+    };
+    // Of another copy of the repository, the leases are other ones.
+    if own.instance != repository.memory().instance {
+        return Ok(None);
+    }
+    let Some(old) = find()? else {
+        forget_list(repository, &own.list)?;
+        return Ok(None);
+    };
+    if own.is_for_repair {
+        // Nothing is deleted on its account; the next repair looks at its packs anew.
+        drop_list(repository, &old)?;
+        return Ok(None);
+    }
+    let new = match put_list(repository, &old.packs, host) {
+        // Rather that than no room ever again.
+        Err(error) if error.kind() == ErrorKind::NoSpace => old.clone(),
+        other => other?,
+    };
+    let remembered: Option<BTreeSet<LeaseId>> =
+        own.leases.iter().map(|lease| LeaseId::from_hex(lease)).collect();
+    let leases = match (find()?.is_some(), remembered) {
+        (true, Some(leases)) => leases,
+        _ => leases(repository)?.into_keys().collect(),
+    };
+    if new.name != old.name {
+        remember(repository, &new, &leases, false)?;
+        drop_list(repository, &old)?;
+    }
+    Ok(Some((new, leases)))
 }
 
 /// Forgets a list of this host.

@@ -57,6 +57,9 @@ pub struct HostMemory {
     /// Condemned lists of this host that it is still waiting to act on.
     #[serde(default)]
     pub condemned: Vec<CondemnedMemory>,
+    /// Leases that were looked at, for runs that do not wait.
+    #[serde(default)]
+    pub standing: Vec<StandingLease>,
 }
 
 /// A condemned list of this host, and what it waits for.
@@ -66,9 +69,25 @@ pub struct CondemnedMemory {
     pub list: String,
     /// The leases there were when it had been put, in hexadecimal.
     pub leases: Vec<String>,
+    /// The copy of the repository that it is of, in hexadecimal.
+    #[serde(default)]
+    pub instance: String,
     /// True if its packs were to be set aside by a repair, and not to be deleted.
     #[serde(default)]
     pub is_for_repair: bool,
+}
+
+/// A lease, and since when this host sees it stand still.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandingLease {
+    /// The lease, in hexadecimal.
+    pub lease: String,
+    /// Its newest heartbeat; 0 for none.
+    pub beat: u64,
+    /// The boot of the host in which it was seen.
+    pub boot: String,
+    /// When it was first seen so, in seconds of that boot's monotonic clock.
+    pub since_seconds: u64,
 }
 
 impl HostMemory {

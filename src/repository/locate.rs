@@ -190,6 +190,11 @@ impl Locator {
         lock(&self.met_damaged).insert(pack);
     }
 
+    /// The packs that turned out to be damaged so far.
+    pub fn damaged_on_the_way(&self) -> BTreeSet<PackId> {
+        lock(&self.met_damaged).clone()
+    }
+
     /// Lets the index forget the packs that were met damaged: what they hold counts as absent
     /// until the next run finds them in the listing again, so that a backup stores it anew.
     ///

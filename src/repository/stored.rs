@@ -28,7 +28,8 @@ pub enum Stored {
 /// there is a choice.
 ///
 /// # Errors
-/// What the index or the storage say; a splice that is damaged is none.
+/// What the index or the storage say. `Damage` if the only way to it may be a splice that cannot be
+/// read: then nobody knows which pieces it needs.
 pub fn find_stored(
     locator: &Locator,
     id: ChunkId,
@@ -38,10 +39,14 @@ pub fn find_stored(
     if let Some(place) = places.iter().find(|place| !place.is_splice && counts(place)) {
         return Ok(Some(Stored::Whole(*place)));
     }
+    let mut unreadable = None;
     for place in places.iter().filter(|place| place.is_splice && counts(place)) {
         let splice = match locator.splices().read(id, place) {
             Ok(splice) => splice,
-            Err(error) if error.kind().is_finding() => continue,
+            Err(error) if error.kind().is_finding() => {
+                unreadable = Some(error);
+                continue;
+            }
             Err(error) => return Err(error),
         };
         let mut pieces = Vec::new();
@@ -52,7 +57,26 @@ pub fn find_stored(
             return Ok(Some(Stored::Spliced { place: *place, splice, pieces }));
         }
     }
-    Ok(None)
+    match unreadable {
+        Some(error) => Err(error),
+        None => Ok(None),
+    }
+}
+
+/// As [`find_stored`] in packs for which `prefers` holds, or else in any.
+///
+/// # Errors
+/// As [`find_stored`].
+pub fn find_stored_rather(
+    locator: &Locator,
+    id: ChunkId,
+    prefers: &dyn Fn(&Place) -> bool,
+) -> Result<Option<Stored>> {
+    match find_stored(locator, id, prefers) {
+        Ok(None) => find_stored(locator, id, &|_| true),
+        Err(error) if error.kind().is_finding() => find_stored(locator, id, &|_| true),
+        found => found,
+    }
 }
 
 /// Where a chunk is by its bytes, or a page, in packs for which `counts` holds.

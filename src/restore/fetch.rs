@@ -347,6 +347,7 @@ impl Fetcher<'_> {
             return Err(again(cause));
         }
         let damaged = (segment.pack.id, segment.ordinal);
+        self.locator.met_damaged(segment.pack.id);
         let mut goals = segment.uses.iter().map(|(_, goal)| goal);
         goals.try_for_each(|goal| self.find_elsewhere(delivery, goal, Some(damaged), cause))
     }
