@@ -41,6 +41,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
         "repair" => &["storage", "repository", "restore"],
         "retention" => &["storage", "repository"],
         "prune" => &["storage", "repository", "restore"],
+        "diff" => &["repository"],
         "digest" => &["repository", "restore", "backup"],
         "benchmark" => {
             &["storage", "source", "target", "chunking", "repository", "backup", "restore"]
@@ -55,6 +56,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
             "backup",
             "restore",
             "check",
+            "diff",
             "digest",
             "retention",
             "prune",

@@ -11,6 +11,7 @@ mod completions;
 mod context;
 mod demo;
 mod demo_image;
+mod diff;
 mod digest;
 mod dump;
 mod forget;
@@ -134,6 +135,8 @@ enum Command {
     Key(key::Arguments),
     /// Mend what can be mended
     Repair(repair::Arguments),
+    /// Show which ranges of the disks of two points differ
+    Diff(diff::Arguments),
     /// Print the digest of a whole disk or stream
     Digest(digest::Arguments),
     /// Measure what this machine and a storage can do, and say what the limit is
@@ -204,6 +207,7 @@ fn run(cli: Cli) -> Result<usize> {
         Command::Check(arguments) => check::run(&context, &arguments),
         Command::Key(arguments) => key::run(&context, &arguments),
         Command::Repair(arguments) => repair::run(&context, &arguments),
+        Command::Diff(arguments) => diff::run(&context, &arguments),
         Command::Digest(arguments) => digest::run(&context, &arguments),
         Command::Benchmark(arguments) => benchmark::run(&context, &arguments),
         Command::Demo(arguments) => demo::run(&context, &arguments),
