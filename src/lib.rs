@@ -25,6 +25,7 @@ pub mod repository;
 pub mod restore;
 pub mod retention;
 pub mod source;
+pub mod stats;
 pub mod storage;
 pub mod target;
 

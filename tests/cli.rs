@@ -45,6 +45,8 @@ mod restore;
 mod sources;
 #[path = "cli/statistics.rs"]
 mod statistics;
+#[path = "cli/stats.rs"]
+mod stats;
 #[path = "cli/support.rs"]
 mod support;
 #[path = "cli/terminal.rs"]

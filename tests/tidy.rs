@@ -42,6 +42,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
         "retention" => &["storage", "repository"],
         "prune" => &["storage", "repository", "restore"],
         "diff" => &["repository"],
+        "stats" => &["storage", "repository"],
         "digest" => &["repository", "restore", "backup"],
         "benchmark" => {
             &["storage", "source", "target", "chunking", "repository", "backup", "restore"]
@@ -57,6 +58,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
             "restore",
             "check",
             "diff",
+            "stats",
             "digest",
             "retention",
             "prune",

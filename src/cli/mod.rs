@@ -28,6 +28,7 @@ mod repair;
 mod restore;
 mod show;
 mod sizes;
+mod stats;
 mod terminal;
 mod version;
 mod write_behind;
@@ -135,6 +136,8 @@ enum Command {
     Key(key::Arguments),
     /// Mend what can be mended
     Repair(repair::Arguments),
+    /// Show what the repository or some of its points take, share and need alone
+    Stats(stats::Arguments),
     /// Show which ranges of the disks of two points differ
     Diff(diff::Arguments),
     /// Print the digest of a whole disk or stream
@@ -207,6 +210,7 @@ fn run(cli: Cli) -> Result<usize> {
         Command::Check(arguments) => check::run(&context, &arguments),
         Command::Key(arguments) => key::run(&context, &arguments),
         Command::Repair(arguments) => repair::run(&context, &arguments),
+        Command::Stats(arguments) => stats::run(&context, &arguments),
         Command::Diff(arguments) => diff::run(&context, &arguments),
         Command::Digest(arguments) => digest::run(&context, &arguments),
         Command::Benchmark(arguments) => benchmark::run(&context, &arguments),
