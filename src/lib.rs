@@ -13,6 +13,7 @@ pub mod benchmark;
 pub mod check;
 pub mod chunking;
 pub mod cli;
+pub mod copy;
 pub mod diff;
 pub mod digest;
 pub mod environment;

@@ -15,6 +15,8 @@ mod backup;
 mod benchmark;
 #[path = "cli/cache.rs"]
 mod cache;
+#[path = "cli/copy.rs"]
+mod copy;
 #[path = "cli/diff.rs"]
 mod diff;
 #[path = "cli/forget.rs"]

@@ -57,7 +57,7 @@ struct Hashed {
 }
 
 /// What was cut and stored.
-pub(super) struct Cut {
+pub(crate) struct Cut {
     /// The map.
     pub content: StreamReference,
     /// The digests that were asked for.
@@ -70,14 +70,14 @@ pub(super) struct Cut {
 ///
 /// # Errors
 /// What `feed`, the cutter or the writer say; `Source` beyond 2^60 bytes.
-pub(super) fn cut<T: Send>(
+pub(crate) fn cut<T: Send>(
     context: &mut Context<'_>,
+    parameters: ContentParameters,
     digests: Digests,
     packs: PackKind,
     feed: impl FnOnce(&mut Cutting) -> Result<T> + Send,
 ) -> Result<(Cut, T)> {
     let keys = context.repository.keys().clone();
-    let parameters = ContentParameters::default();
     let cutter = ContentCutter::new(parameters, Gear::from_key(keys.gear_key()))?;
     let (min, average) = (parameters.bytes_min, parameters.bytes_average);
     let chunking = Chunking::content(min, average, parameters.bytes_max);
@@ -122,7 +122,7 @@ pub(super) fn cut<T: Send>(
 }
 
 /// The cutting thread's end: takes bytes in order.
-pub(super) struct Cutting {
+pub(crate) struct Cutting {
     cutter: ContentCutter,
     outlet: Outlet,
     stopped: Arc<AtomicBool>,
@@ -130,7 +130,7 @@ pub(super) struct Cutting {
 
 impl Cutting {
     /// True once nobody needs any more bytes: for a reader that waits.
-    pub(super) fn stopped(&self) -> Arc<AtomicBool> {
+    pub(crate) fn stopped(&self) -> Arc<AtomicBool> {
         self.stopped.clone()
     }
 
@@ -138,7 +138,7 @@ impl Cutting {
     ///
     /// # Errors
     /// `Failed` if the other end has stopped.
-    pub(super) fn push(&mut self, data: &[u8]) -> Result<()> {
+    pub(crate) fn push(&mut self, data: &[u8]) -> Result<()> {
         let outlet = &mut self.outlet;
         self.cutter.push(data, &mut |piece| outlet.take(piece))
     }
@@ -147,7 +147,7 @@ impl Cutting {
     ///
     /// # Errors
     /// As [`Cutting::push`].
-    pub(super) fn push_zeros(&mut self, bytes: u64) -> Result<()> {
+    pub(crate) fn push_zeros(&mut self, bytes: u64) -> Result<()> {
         let outlet = &mut self.outlet;
         self.cutter.push_zeros(bytes, &mut |piece| outlet.take(piece))
     }
@@ -156,7 +156,7 @@ impl Cutting {
     ///
     /// # Errors
     /// `Source` if the reader fails, or as [`Cutting::push`].
-    pub(super) fn fill_from(&mut self, reader: &mut dyn Read) -> Result<usize> {
+    pub(crate) fn fill_from(&mut self, reader: &mut dyn Read) -> Result<usize> {
         let outlet = &mut self.outlet;
         self.cutter.fill_from(reader, &mut |piece| outlet.take(piece))
     }

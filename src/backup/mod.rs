@@ -6,10 +6,10 @@
 //! Invariant: a point is published only after every byte of every part was read, everything it
 //! names is durable, and each source still has the size it had at the start.
 
-mod content;
+pub(crate) mod content;
 mod digests;
 mod disk;
-mod displaced;
+pub(crate) mod displaced;
 mod examine;
 mod plan;
 mod read_ahead;
@@ -17,6 +17,7 @@ mod stream;
 
 pub use digests::{DigestKind, Digests};
 pub use plan::{ChunkerChoice, InputRequest, PlannedSource, validate_request as validate};
+pub(crate) use stream::store_bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
@@ -33,7 +34,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// A backup that is fenced starts over; more often than this somebody has to look.
-const TRIES_MAX: u32 = 3;
+pub(crate) const TRIES_MAX: u32 = 3;
 
 /// What to back up and how.
 pub struct BackupOptions {
@@ -71,13 +72,13 @@ pub struct BackupReport {
 }
 
 /// What all parts of one backup share.
-struct Context<'a> {
-    repository: &'a Repository,
-    session: &'a Session<'a>,
-    writer: &'a mut ChunkWriter,
-    pool: &'a Arc<ThreadPool>,
-    monitor: &'a dyn Monitor,
-    digests: &'a [DigestKind],
+pub(crate) struct Context<'a> {
+    pub(crate) repository: &'a Repository,
+    pub(crate) session: &'a Session<'a>,
+    pub(crate) writer: &'a mut ChunkWriter,
+    pub(crate) pool: &'a Arc<ThreadPool>,
+    pub(crate) monitor: &'a dyn Monitor,
+    pub(crate) digests: &'a [DigestKind],
 }
 
 /// Makes a restore point.
@@ -230,7 +231,7 @@ fn start_manifest(
 }
 
 /// Segments of several parts share packs, so each part gets its share by its new bytes.
-fn share_stored_bytes(manifest: &mut Manifest, stored_bytes: u64) {
+pub(crate) fn share_stored_bytes(manifest: &mut Manifest, stored_bytes: u64) {
     let new_bytes = manifest.statistics().new_bytes;
     let disks = manifest.disks.iter_mut().map(|disk| &mut disk.statistics);
     let streams = manifest.streams.iter_mut().map(|stream| &mut stream.statistics);
@@ -248,7 +249,7 @@ fn share_stored_bytes(manifest: &mut Manifest, stored_bytes: u64) {
 }
 
 /// Remembers the new head on this host, so that its loss shows here.
-fn remember_point(repository: &Repository, point: PointId) -> Result<()> {
+pub(crate) fn remember_point(repository: &Repository, point: PointId) -> Result<()> {
     let points = PointSet::load(repository)?;
     if !points.points.iter().any(|known| known.id == point) {
         let text = format!("cannot find the new point {} in the listing", point.short());

@@ -5,10 +5,11 @@
 //! Invariant: map and digest depend on the bytes alone, not on how they arrived.
 
 use super::Context;
-use super::content::{Cut, cut};
+use super::content::{Cut, Cutting, cut};
 use super::digests::Digests;
 use super::disk::{DiskRequest, allocation_of, record};
 use super::read_ahead::ReadAhead;
+use crate::chunking::ContentParameters;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::ExtentKind;
 use diskvault_format::allocation::AllocationWriter;
@@ -31,7 +32,8 @@ pub fn backup_stream(
     let monitor = context.monitor;
     monitor.start(&format!("stream {}", name.escape_debug()), None);
     let digests = Digests::new(true, context.digests);
-    let (cut, ()) = cut(context, digests, PackKind::Data, |cutting| {
+    let parameters = ContentParameters::default();
+    let (cut, ()) = cut(context, parameters, digests, PackKind::Data, |cutting| {
         let mut reader = ReadAhead::start(reader, monitor, cutting.stopped());
         loop {
             monitor.check_cancelled()?;
@@ -72,7 +74,8 @@ pub fn backup_disk_by_content(
     let size = source.size();
     monitor.start(&format!("disk {}", request.name.escape_debug()), Some(size));
     let digests = Digests::new(true, context.digests);
-    let (cut, (allocation, hole_bytes)) = cut(context, digests, PackKind::Data, |cutting| {
+    let parameters = ContentParameters::default();
+    let (cut, fed) = cut(context, parameters, digests, PackKind::Data, |cutting| {
         let mut allocation = AllocationWriter::new();
         let mut hole_bytes = 0;
         let mut buffer = vec![0_u8; READ_BYTES];
@@ -101,6 +104,7 @@ pub fn backup_disk_by_content(
         Ok((allocation, hole_bytes))
     })?;
     let Cut { content, digests, mut statistics } = cut;
+    let (allocation, hole_bytes) = fed;
     source.check_unchanged_size()?;
     statistics.virtual_bytes = size;
     statistics.hole_bytes = hole_bytes;
@@ -119,7 +123,9 @@ pub fn backup_disk_by_content(
 /// What the writer says.
 pub fn store_bytes(context: &mut Context<'_>, bytes: &[u8]) -> Result<StreamReference> {
     let digests = Digests::new(false, &[]);
-    let (cut, ()) = cut(context, digests, PackKind::Map, |cutting| cutting.push(bytes))?;
+    let parameters = ContentParameters::default();
+    let feed = |cutting: &mut Cutting| cutting.push(bytes);
+    let (cut, ()) = cut(context, parameters, digests, PackKind::Map, feed)?;
     if cut.content.bytes != bytes.len() as u64 {
         let text = "cannot store an allocation list: the cut lost bytes";
         return Err(Error::new(ErrorKind::Failed, text));

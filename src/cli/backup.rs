@@ -83,7 +83,11 @@ impl Digest {
     }
 }
 
-fn parse_compression(text: &str) -> std::result::Result<Compression, String> {
+/// Reads a compression as a user names it.
+///
+/// # Errors
+/// What was expected.
+pub fn parse_compression(text: &str) -> std::result::Result<Compression, String> {
     match text {
         "off" => Ok(Compression::Off),
         "auto" => Ok(Compression::Auto),

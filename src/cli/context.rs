@@ -10,6 +10,7 @@ use crate::repository::Repository;
 use crate::repository::address::{Address, Resolved, parse_time, resolve, resolve_at, sure_id};
 use crate::repository::locate::Locator;
 use crate::repository::points::{Point, PointSet};
+use crate::repository::secrets::Passphrase;
 use crate::restore::fetch::Fetcher;
 use crate::storage::local::LocalStorage;
 use rayon::ThreadPool;
@@ -76,14 +77,7 @@ impl Context {
     /// Where the repository is named: an option before any variable.
     fn repository_place(&self) -> Option<Place> {
         let options = &self.options;
-        let option = options.repo.clone().map(Place::Path);
-        let file = || options.repository_file.clone().map(Place::File);
-        let variable = || variable("DISKVAULT_REPOSITORY").map(Place::Path);
-        let variable_file = || {
-            let file = self::variable("DISKVAULT_REPOSITORY_FILE");
-            file.map(|file| Place::File(PathBuf::from(file)))
-        };
-        option.or_else(file).or_else(variable).or_else(variable_file)
+        place_of(&options.repo, &options.repository_file, "DISKVAULT_REPOSITORY")
     }
 
     /// The folder of the repository.
@@ -91,32 +85,13 @@ impl Context {
     /// # Errors
     /// `Usage` if none is named, or for a kind of place that this version does not know.
     pub fn repository_path(&self) -> Result<PathBuf> {
-        let named = match self.repository_place() {
-            Some(Place::Path(path)) => path,
-            Some(Place::File(file)) => {
-                let cannot = |cause| {
-                    let text = format!("cannot read repository file {}", file.display());
-                    Error::io(ErrorKind::Failed, text, cause)
-                };
-                let mut line = String::new();
-                let opened = std::fs::File::open(&file).map_err(cannot)?;
-                BufReader::new(opened).read_line(&mut line).map_err(cannot)?;
-                OsString::from(line.trim_end_matches(['\r', '\n']))
-            }
-            None => {
+        self.repository_place().map_or_else(
+            || {
                 let error = Error::new(ErrorKind::Usage, "cannot find out which repository to use");
-                return Err(error.hint("use --repo or set DISKVAULT_REPOSITORY"));
-            }
-        };
-        if named.is_empty() {
-            return Err(Error::new(ErrorKind::Usage, "cannot use an empty repository path"));
-        }
-        if let Some((scheme, _)) = named.to_string_lossy().split_once("://") {
-            let text =
-                format!("cannot use {}:// repositories: expected a folder", scheme.escape_debug());
-            return Err(Error::new(ErrorKind::Usage, text));
-        }
-        Ok(PathBuf::from(named))
+                Err(error.hint("use --repo or set DISKVAULT_REPOSITORY"))
+            },
+            path_of,
+        )
     }
 
     /// The folder of all caches: `--cache-dir`, `DISKVAULT_CACHE_DIR`, or below `XDG_CACHE_HOME` or `~/.cache`.
@@ -153,7 +128,7 @@ impl Context {
     ///
     /// # Errors
     /// As [`password::first`].
-    pub fn first_password(&self) -> Result<crate::repository::secrets::Passphrase> {
+    pub fn first_password(&self) -> Result<Passphrase> {
         password::first(
             self.options.password_file.as_deref(),
             self.options.password_command.as_deref(),
@@ -175,16 +150,42 @@ impl Context {
     /// As [`Repository::open`].
     pub fn open(&self) -> Result<Repository> {
         let storage = self.storage()?;
+        self.open_on(storage, &|| {
+            password::existing(
+                self.options.password_file.as_deref(),
+                self.options.password_command.as_deref(),
+                self.monitor.as_ref(),
+            )
+        })
+    }
+
+    /// Opens the repository that points are copied from.
+    ///
+    /// # Errors
+    /// As [`Context::open`], saying that it is the source.
+    pub fn open_source(&self, from: &FromOptions) -> Result<Repository> {
+        from.path().and_then(|path| {
+            let storage = Arc::new(LocalStorage::open(&path)?);
+            let secret = || {
+                let (file, command) = (&from.from_password_file, &from.from_password_command);
+                let monitor = self.monitor.as_ref();
+                password::of_source(file.as_deref(), command.as_deref(), monitor)
+            };
+            self.open_on(storage, &secret)
+        })
+    }
+
+    fn open_on(
+        &self,
+        storage: Arc<LocalStorage>,
+        secret: &dyn Fn() -> Result<Passphrase>,
+    ) -> Result<Repository> {
         let cache = match self.cache() {
             Ok(cache) => cache,
             // No reason not to restore: services and rescue systems have no HOME.
             Err(error) => self.temporary_cache(&error)?,
         };
-        let secret = password::existing(
-            self.options.password_file.as_deref(),
-            self.options.password_command.as_deref(),
-            self.monitor.as_ref(),
-        )?;
+        let secret = secret()?;
         let environment = Arc::new(SystemEnvironment);
         let monitor = self.monitor.clone();
         let repository = Repository::open_with(storage, environment, &cache, &secret, monitor)?;
@@ -262,6 +263,73 @@ impl Context {
         }
         found.map(|found| found.point.clone())
     }
+}
+
+/// Which repository points are copied from.
+#[derive(clap::Args, Debug)]
+pub struct FromOptions {
+    /// The repository to copy from; DISKVAULT_FROM_REPOSITORY by default
+    #[arg(long, value_name = "PATH")]
+    from_repo: Option<OsString>,
+    /// File whose first line names it; DISKVAULT_FROM_REPOSITORY_FILE by default
+    #[arg(long, value_name = "FILE", conflicts_with = "from_repo")]
+    from_repository_file: Option<PathBuf>,
+    /// File whose first line is its password
+    #[arg(long, value_name = "FILE")]
+    from_password_file: Option<PathBuf>,
+    /// Command that prints its password; run without a shell
+    #[arg(long, value_name = "COMMAND")]
+    from_password_command: Option<String>,
+}
+
+impl FromOptions {
+    /// The folder of the repository.
+    fn path(&self) -> Result<PathBuf> {
+        let (repo, file) = (&self.from_repo, &self.from_repository_file);
+        place_of(repo, file, "DISKVAULT_FROM_REPOSITORY").map_or_else(
+            || {
+                let text = "cannot find out which repository to copy from";
+                let error = Error::new(ErrorKind::Usage, text);
+                Err(error.hint("use --from-repo or set DISKVAULT_FROM_REPOSITORY"))
+            },
+            path_of,
+        )
+    }
+}
+
+/// Where a repository is named: an option before the variable `name`, and that before `name`_FILE.
+fn place_of(repo: &Option<OsString>, file: &Option<PathBuf>, name: &str) -> Option<Place> {
+    let option = repo.clone().map(Place::Path);
+    let file = || file.clone().map(Place::File);
+    let by_variable = || variable(name).map(Place::Path);
+    let by_file = || variable(&format!("{name}_FILE")).map(|file| Place::File(PathBuf::from(file)));
+    option.or_else(file).or_else(by_variable).or_else(by_file)
+}
+
+/// The folder that a place names.
+fn path_of(place: Place) -> Result<PathBuf> {
+    let named = match place {
+        Place::Path(path) => path,
+        Place::File(file) => {
+            let cannot = |cause| {
+                let text = format!("cannot read repository file {}", file.display());
+                Error::io(ErrorKind::Failed, text, cause)
+            };
+            let mut line = String::new();
+            let opened = std::fs::File::open(&file).map_err(cannot)?;
+            BufReader::new(opened).read_line(&mut line).map_err(cannot)?;
+            OsString::from(line.trim_end_matches(['\r', '\n']))
+        }
+    };
+    if named.is_empty() {
+        return Err(Error::new(ErrorKind::Usage, "cannot use an empty repository path"));
+    }
+    if let Some((scheme, _)) = named.to_string_lossy().split_once("://") {
+        let text =
+            format!("cannot use {}:// repositories: expected a folder", scheme.escape_debug());
+        return Err(Error::new(ErrorKind::Usage, text));
+    }
+    Ok(PathBuf::from(named))
 }
 
 /// A variable of the environment, unless it is empty.

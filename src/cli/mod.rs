@@ -9,6 +9,7 @@ mod benchmark;
 mod check;
 mod completions;
 mod context;
+mod copy;
 mod demo;
 mod demo_image;
 mod diff;
@@ -124,6 +125,8 @@ enum Command {
     Forget(forget::Arguments),
     /// Give the room of what no point needs back
     Prune(prune::Arguments),
+    /// Copy points from another repository into this one, only what it lacks
+    Copy(copy::Arguments),
     /// Keep points from being forgotten
     Pin(pin::PinArguments),
     /// End the pins of points
@@ -204,6 +207,7 @@ fn run(cli: Cli) -> Result<usize> {
         Command::Dump(arguments) => dump::run(&context, &arguments),
         Command::Forget(arguments) => forget::run(&context, &arguments),
         Command::Prune(arguments) => prune::run(&context, &arguments),
+        Command::Copy(arguments) => copy::run(&context, &arguments),
         Command::Pin(arguments) => pin::pin(&context, &arguments),
         Command::Unpin(arguments) => pin::unpin(&context, &arguments),
         Command::Tag(arguments) => pin::tag(&context, &arguments),

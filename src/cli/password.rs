@@ -2,7 +2,7 @@
 //!
 //! Order: `--password-file`, `--password-command`, `DISKVAULT_PASSWORD`,
 //! `DISKVAULT_PASSWORD_COMMAND`, `DISKVAULT_PASSWORD_FILE`, `DISKVAULT_PASSWORD_FD` (the number of
-//! an open descriptor), prompt. Of a file, command or descriptor the first line counts. A command runs without a shell.
+//! an open descriptor), prompt. The source of a copy has options and variables with `FROM` in their names. Of a file, command or descriptor the first line counts. A command runs without a shell.
 //!
 //! Invariant: a password is never an argument and never printed. It is read into one buffer that
 //! does not grow, so that no copy stays behind, and that is wiped. Beyond reach: what the kernel
@@ -27,15 +27,17 @@ use zeroize::Zeroizing;
 const PASSWORD_BYTES_MAX: usize = 64 << 10;
 
 /// Sources of one password.
-pub struct Sources<'a> {
+struct Sources<'a> {
     /// From the command line.
-    pub file: Option<&'a Path>,
+    file: Option<&'a Path>,
     /// From the command line.
-    pub command: Option<&'a str>,
+    command: Option<&'a str>,
     /// Prefix of the environment variables.
-    pub variable: &'static str,
+    variable: &'static str,
+    /// The option that names a file.
+    option: &'static str,
     /// What a prompt asks for.
-    pub prompt: &'static str,
+    prompt: &'static str,
 }
 
 /// The password to open a repository with.
@@ -47,10 +49,35 @@ pub fn existing(
     command: Option<&str>,
     monitor: &dyn Monitor,
 ) -> Result<Passphrase> {
-    let sources = Sources { file, command, variable: "DISKVAULT_PASSWORD", prompt: "password: " };
+    let sources = Sources {
+        file,
+        command,
+        variable: "DISKVAULT_PASSWORD",
+        option: "--password-file",
+        prompt: "password: ",
+    };
     match sources.read(monitor)? {
         Some(password) => Ok(password),
-        None => prompt(sources.prompt, monitor),
+        None => ask(&sources, sources.prompt, monitor),
+    }
+}
+
+/// The password of the repository that points are copied from: `--from-password-file`,
+/// `--from-password-command`, `DISKVAULT_FROM_PASSWORD` with its relatives, or typed.
+///
+/// # Errors
+/// As [`existing`].
+pub fn of_source(
+    file: Option<&Path>,
+    command: Option<&str>,
+    monitor: &dyn Monitor,
+) -> Result<Passphrase> {
+    let variable = "DISKVAULT_FROM_PASSWORD";
+    let (option, prompt) = ("--from-password-file", "password of the source: ");
+    let sources = Sources { file, command, variable, option, prompt };
+    match sources.read(monitor)? {
+        Some(password) => Ok(password),
+        None => ask(&sources, sources.prompt, monitor),
     }
 }
 
@@ -63,11 +90,16 @@ pub fn first(
     command: Option<&str>,
     monitor: &dyn Monitor,
 ) -> Result<Passphrase> {
-    let sources =
-        Sources { file, command, variable: "DISKVAULT_PASSWORD", prompt: "new password: " };
+    let sources = Sources {
+        file,
+        command,
+        variable: "DISKVAULT_PASSWORD",
+        option: "--password-file",
+        prompt: "new password: ",
+    };
     match sources.read(monitor)? {
         Some(password) => Ok(password),
-        None => prompt_twice(sources.prompt, monitor),
+        None => prompt_twice(&sources, monitor),
     }
 }
 
@@ -78,10 +110,11 @@ pub fn first(
 /// As [`first`].
 pub fn new(file: Option<&Path>, monitor: &dyn Monitor) -> Result<Passphrase> {
     let variable = "DISKVAULT_NEW_PASSWORD";
-    let sources = Sources { file, command: None, variable, prompt: "new password: " };
+    let (option, prompt) = ("--new-password-file", "new password: ");
+    let sources = Sources { file, command: None, variable, option, prompt };
     match sources.read(monitor)? {
         Some(password) => Ok(password),
-        None => prompt_twice(sources.prompt, monitor),
+        None => prompt_twice(&sources, monitor),
     }
 }
 
@@ -216,10 +249,11 @@ fn from_command(command: &str, monitor: &dyn Monitor) -> Result<Passphrase> {
     first_line(&bytes, &what)
 }
 
-fn prompt(text: &str, monitor: &dyn Monitor) -> Result<Passphrase> {
+fn ask(sources: &Sources<'_>, text: &str, monitor: &dyn Monitor) -> Result<Passphrase> {
     if !io::stdin().is_terminal() {
         let error = Error::new(ErrorKind::Usage, "cannot ask for a password: there is no terminal");
-        return Err(error.hint("set DISKVAULT_PASSWORD_FILE or use --password-file"));
+        let (variable, option) = (sources.variable, sources.option);
+        return Err(error.hint(format!("set {variable}_FILE or use {option}")));
     }
     let cannot = |cause| Error::io(ErrorKind::Failed, "cannot ask for a password", cause);
     let hidden = Hidden::ask(text).map_err(cannot)?;
@@ -234,9 +268,9 @@ fn prompt(text: &str, monitor: &dyn Monitor) -> Result<Passphrase> {
     Ok(Passphrase::new(line.to_vec()))
 }
 
-fn prompt_twice(text: &str, monitor: &dyn Monitor) -> Result<Passphrase> {
-    let one = prompt(text, monitor)?;
-    let two = prompt("the same again: ", monitor)?;
+fn prompt_twice(sources: &Sources<'_>, monitor: &dyn Monitor) -> Result<Passphrase> {
+    let one = ask(sources, sources.prompt, monitor)?;
+    let two = ask(sources, "the same again: ", monitor)?;
     if !one.is_same(&two) {
         return Err(Error::new(ErrorKind::Usage, "cannot use the password: the two differ"));
     }

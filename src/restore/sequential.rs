@@ -77,20 +77,22 @@ impl Filler<'_> {
     fn flush(&mut self) -> Result<()> {
         let stopped = || Error::new(ErrorKind::Failed, "the output stopped");
         let mut window = self.empty.recv().map_err(|_| stopped())?;
-        window.data.resize(self.bytes, 0);
         window.wanted = std::mem::take(&mut self.wanted);
         self.bytes = 0;
-        fill(self.fetcher, &mut window)?;
+        fetch_in_order(self.fetcher, &window.wanted, &mut window.data)?;
         self.filled.send(window).map_err(|_| stopped())
     }
 }
 
-/// Fetches a window's chunks into their places.
-fn fill(fetcher: &Fetcher<'_>, window: &mut Window) -> Result<()> {
-    let mut rest = &mut window.data[..];
+/// Fetches chunks, which ascend, into `data`, one behind the other; it is made as long as they are.
+///
+/// # Errors
+/// As [`Fetcher::fetch`].
+pub fn fetch_in_order(fetcher: &Fetcher<'_>, wanted: &[Wanted], data: &mut Vec<u8>) -> Result<()> {
+    data.resize(wanted.iter().map(|wanted| wanted.bytes as usize).sum(), 0);
+    let mut rest = &mut data[..];
     // Each place is written once, by whichever thread decoded the chunk; nobody ever waits.
-    let places: Vec<Mutex<&mut [u8]>> = window
-        .wanted
+    let places: Vec<Mutex<&mut [u8]>> = wanted
         .iter()
         .map(|wanted| {
             let (place, behind) = std::mem::take(&mut rest).split_at_mut(wanted.bytes as usize);
@@ -98,8 +100,7 @@ fn fill(fetcher: &Fetcher<'_>, window: &mut Window) -> Result<()> {
             Mutex::new(place)
         })
         .collect();
-    let wanted = &window.wanted;
-    fetcher.fetch(wanted.clone(), &|offset, data| {
+    fetcher.fetch(wanted.to_vec(), &|offset, data| {
         let mut rest = data;
         let first = wanted.partition_point(|wanted| wanted.offset < offset);
         for place in &places[first..] {
