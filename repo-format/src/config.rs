@@ -10,7 +10,7 @@
 //!     10     2  0
 //!     12     4  generation, from 1
 //!     16    16  repository id
-//!     32     8  feature mask, ignorable
+//!     32     8  feature mask, ignorable: bits 0 to 9 are the amount of parity
 //!     40     8  feature mask, must be known to write
 //!     48     8  feature mask, must be known to read
 //!     56     4  chunk bytes of the fixed grid
@@ -27,10 +27,12 @@ use crate::error::{Result, check_version, limit, malformed, newer, unauthentic};
 use crate::id::{KeySlotId, RepositoryId};
 use crate::limits::{
     CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CONFIG_BYTES_MAX, FORMAT_VERSION, KEY_SLOTS_MAX,
-    PACK_BYTES_MAX, SEGMENT_BYTES_MAX,
+    PACK_BYTES_MAX, PARITY_PER_MILLE_MAX, SEGMENT_BYTES_MAX,
 };
 
 const MAGIC: &[u8; 8] = b"DVCONFIG";
+/// The bits of the ignorable features that tell the amount of parity.
+const PARITY_BITS: u64 = 0x3ff;
 
 /// The configuration of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -177,6 +179,26 @@ impl Config {
         Ok(())
     }
 
+    /// How much parity packs get, in thousandths of their bytes, 0 to 500; 0 is none. What is
+    /// beyond that has no meaning yet and is none too, as for a program that knows no parity.
+    pub fn parity_per_mille(&self) -> u32 {
+        let amount = (self.features_ignorable & PARITY_BITS) as u32;
+        if amount > PARITY_PER_MILLE_MAX { 0 } else { amount }
+    }
+
+    /// Sets how much parity packs get, and leaves all other features as they are.
+    ///
+    /// # Errors
+    /// E-4 for more than 500.
+    pub fn set_parity_per_mille(&mut self, amount: u32) -> Result<()> {
+        if amount > PARITY_PER_MILLE_MAX {
+            let most = PARITY_PER_MILLE_MAX.into();
+            return Err(limit("E-4", "the amount of parity", most, amount.into()));
+        }
+        self.features_ignorable = self.features_ignorable & !PARITY_BITS | u64::from(amount);
+        Ok(())
+    }
+
     /// The features that forbid this program to write, as a mask; zero if it may.
     pub fn unknown_write_features(&self) -> u64 {
         self.features_write
@@ -230,6 +252,22 @@ mod tests {
             config.verify(&keys, "name", &bytes).unwrap();
             bytes[8..10].copy_from_slice(&other.to_le_bytes());
             assert_eq!(config.verify(&keys, "name", &bytes).unwrap_err().rule, "C-7");
+        }
+    }
+
+    #[test]
+    fn parity_is_ten_bits_of_what_may_be_ignored() {
+        let mut config = Config { features_ignorable: u64::MAX, ..sample() };
+        assert_eq!(config.parity_per_mille(), 0);
+        for amount in [500, 0, 20] {
+            config.set_parity_per_mille(amount).unwrap();
+            assert_eq!(config.parity_per_mille(), amount);
+            assert_eq!(config.features_ignorable, u64::MAX << 10 | u64::from(amount));
+        }
+        assert!(config.set_parity_per_mille(501).is_err());
+        for (bits, amount) in [(500, 500), (501, 0), (1023, 0), (1024, 0), (1025, 1)] {
+            config.features_ignorable = bits;
+            assert_eq!(config.parity_per_mille(), amount, "{bits}");
         }
     }
 

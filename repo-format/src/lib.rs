@@ -24,6 +24,7 @@ pub mod manifest;
 pub mod map;
 pub mod names;
 pub mod pack;
+pub mod parity;
 pub mod record;
 pub mod sealed;
 pub mod segment;

@@ -66,6 +66,18 @@ pub const BAD_EXTENTS_MAX: usize = 1 << 16;
 pub const PREVIOUS_MAX: usize = 64;
 /// Largest allocation list, in bytes.
 pub const ALLOCATION_BYTES_MAX: u64 = 64 << 20;
+/// Most parity, in thousandths of a pack's bytes.
+pub const PARITY_PER_MILLE_MAX: u32 = 500;
+/// Smallest shard of a parity object, in bytes.
+pub const PARITY_SHARD_BYTES_MIN: u32 = 64;
+/// Shard of packs up to 64 MiB, in bytes.
+pub const PARITY_SHARD_BYTES_DEFAULT: u32 = 4 << 10;
+/// Largest shard of a parity object, in bytes.
+pub const PARITY_SHARD_BYTES_MAX: u32 = 64 << 10;
+/// Most data shards of a pack.
+pub const PARITY_DATA_SHARDS_MAX: u32 = 1 << 14;
+/// Largest parity object, in bytes.
+pub const PARITY_BYTES_MAX: u64 = 513 << 20;
 
 /// Least memory of Argon2id for a passphrase slot, in KiB.
 pub const KDF_MEMORY_KIB_MIN: u32 = 8 << 10;

@@ -6,6 +6,7 @@ mod key_slot;
 mod manifest;
 mod map;
 mod pack;
+mod parity;
 mod segment;
 mod small;
 mod splice;
@@ -22,6 +23,7 @@ pub fn all(set: &mut Set) -> Result<()> {
     segment::add(set);
     splice::add(set);
     pack::add(set)?;
+    parity::add(set);
     small::add(set)?;
     manifest::add(set)?;
     map::add(set);

@@ -7,6 +7,7 @@
 pub mod fixed;
 pub mod form;
 pub mod make;
+pub mod parity;
 pub mod repository;
 pub mod restore;
 pub mod run;
@@ -95,7 +96,7 @@ const INDEX_HEAD: &str = "\
 # What a reader is given: master and repository (the key and the repository id), name
 # (the leaf it stands under), secret (of a key slot), copies (so many such slots),
 # folder, record (the type), first and end (where segments lie), read: tail (without
-# the header), pack-bytes, used, level, page, size, chunk-bytes, zero-slots,
+# the header), pack (the id that a parity object belongs to), data (its bytes), pack-bytes, used, level, page, size, chunk-bytes, zero-slots,
 # bytes-expected, asked-for, list-subkeys. All other fields of an ok vector are what a
 # reader must find, in between and at the end.
 # A name that is refused by N-1, N-2 or N-4 is to be ignored.

@@ -92,6 +92,7 @@ fn run(vector: &Vector, fields: &Fields<'_>) -> Run {
         "name" => clear::name(fields, body),
         "record" => clear::record(fields, body),
         "allocation" => clear::allocation(fields, body),
+        "parity" => clear::parity(fields, body),
         "key-slot" => key_slot::key_slot(fields, body),
         "pack" => pack::pack(fields, body),
         "segment" => pack::segment(body),

@@ -2,15 +2,17 @@
 //! they are made anew together with the vectors. The words around them stay as they are written.
 
 use super::fixed::{anchor, is_listed, segment_plaintext, subkey};
+use super::parity::recovery_shards;
 use super::run::{SUBKEYS, derive_slot};
 use super::{Result, Tree};
 use diskvault_format::config::Config;
 use diskvault_format::crypto::{Keys, ObjectKind, Secret, additional_data, context};
-use diskvault_format::id::{KeySlotId, LeaseId, RepositoryId, to_hex};
+use diskvault_format::id::{KeySlotId, LeaseId, PackId, RepositoryId, to_hex};
 use diskvault_format::key_slot::{KdfCost, KeySlot, SlotKind, SlotLabel, SlotNonces};
 use diskvault_format::limits::FORMAT_VERSION;
 use diskvault_format::manifest::Manifest;
 use diskvault_format::pack::{PackKind, PackSecrets, PreparedSegment, assemble};
+use diskvault_format::parity::{ParityHead, Shape, check_of, encode};
 use diskvault_format::segment::{Anchor, Entry, EntryKind};
 use diskvault_format::small::Lease;
 use diskvault_format::{record, sealed};
@@ -55,6 +57,7 @@ pub fn filled(pages: &Tree) -> Result<Tree> {
         ("32-pack.md", &fill_pack),
         ("36-manifest.md", &fill_manifest),
         ("38-chunking.md", &fill_anchors),
+        ("39-parity.md", &fill_parity),
     ] {
         let page = pages.get_mut(name).ok_or("a page is missing")?;
         let mut example = Example::find(page).map_err(|cause| format!("{name}: {cause}"))?;
@@ -278,4 +281,24 @@ fn fill_anchors(example: &mut Example) -> Result<()> {
         example.fill(&format!("\n{number} chunk  "), &value.to_be_bytes())?;
     }
     Ok(())
+}
+
+/// The head and the shards of the parity of a hundred bytes that count up.
+fn fill_parity(example: &mut Example) -> Result<()> {
+    let data: [u8; 100] = ascending(0);
+    let shape = Shape { pack_bytes: 100, shard_bytes: 64, recovery: 2 };
+    let shards = recovery_shards(&data, 64, 2);
+    let head = ParityHead {
+        pack: PackId(*blake3::hash(&data).as_bytes()),
+        shape,
+        data_checks: data.chunks(64).map(check_of).collect(),
+        recovery_checks: shards.chunks(64).map(check_of).collect(),
+    };
+    let object = encode(&head, &shards);
+    let head_bytes = (object.len() - shards.len() - 4) / 2;
+    example.fill("\nid  ", &head.pack.0)?;
+    example.fill("\nhead  ", &object[..head_bytes])?;
+    example.fill("\nrecovery shard 0  ", &shards[..64])?;
+    example.fill("\nrecovery shard 1  ", &shards[64..])?;
+    example.fill("once more, and `", &object[object.len() - 4..])
 }

@@ -117,6 +117,18 @@ fn add_ok(set: &mut Set) {
     ok("full", "as many key slots as there may be", &sample(KEY_SLOTS_MAX));
     let ignorable = Config { features_ignorable: 1 << 63 | 1, ..sample(1) };
     ok("features-ignorable", "unknown features that a reader may ignore", &ignorable);
+    let mut parity = sample(1);
+    let mut add_parity = |path, comment, bits| {
+        parity.features_ignorable = bits;
+        ok(path, comment, &parity);
+    };
+    add_parity("parity", "parity of 2 %", 20);
+    add_parity(
+        "parity-most",
+        "parity of 50 %, and another feature that may be ignored",
+        1 << 10 | 500,
+    );
+    add_parity("parity-beyond", "more than 50 % has no meaning yet and is no parity", 501);
     let write = Config { features_write: 6, ..sample(1) };
     ok("features-write", "unknown features that forbid writing but not reading", &write);
     let extreme =

@@ -1,13 +1,14 @@
-//! Objects without a seal: configs, instance objects, names, records, allocation lists.
+//! Objects without a seal: configs, instance objects, names, records, allocation lists, parity.
 
 use super::{Facts, Opened, Run, refuse};
 use crate::vectors::fixed::version_of;
 use crate::vectors::form::Fields;
+use crate::vectors::parity::recovery_shards;
 use diskvault_format::config::Config;
 use diskvault_format::crypto::{ObjectKind, additional_data, context};
 use diskvault_format::id::PackId;
 use diskvault_format::names::PointName;
-use diskvault_format::{allocation, instance, names, record};
+use diskvault_format::{allocation, instance, names, parity, record};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -23,6 +24,7 @@ pub fn config(fields: &Fields<'_>, body: &[u8]) -> Run {
     let mut facts = Facts::default();
     facts.add("generation", config.generation);
     facts.add("features-ignorable", config.features_ignorable);
+    facts.add("parity-per-mille", config.parity_per_mille());
     facts.add("features-unknown-to-write", config.unknown_write_features());
     facts.add("chunk-bytes", config.chunk_bytes);
     facts.add("segment-bytes", config.segment_bytes);
@@ -68,6 +70,7 @@ pub fn name(fields: &Fields<'_>, body: &[u8]) -> Run {
             facts.add("lease", lease);
             facts.add("heartbeat", number.map_or("none".to_owned(), |number| number.to_string()));
         }
+        "parity" => facts.add("parity-of", PackId::from_hex(leaf).ok_or_else(foreign)?),
         other => match other.strip_prefix("packs/") {
             Some(digits) => {
                 let pack = PackId::from_hex(leaf).ok_or_else(foreign)?;
@@ -116,5 +119,30 @@ pub fn allocation(fields: &Fields<'_>, body: &[u8]) -> Run {
             format!("{}+{}:{kind}", run.start, run.bytes)
         }),
     );
+    Ok(facts)
+}
+
+/// The parity object of the pack with the id `pack`; `data` are the pack's bytes, if they are told.
+pub fn parity(fields: &Fields<'_>, body: &[u8]) -> Run {
+    let found = parity::decode(body, PackId(fields.bytes("pack")?))?;
+    let shape = found.head.shape;
+    let mut facts = Facts::default();
+    facts.add("bytes", shape.pack_bytes);
+    facts.add("shard-bytes", shape.shard_bytes);
+    facts.add("data-shards", shape.data());
+    let state = |number| if found.recovery_shard(number).is_some() { "good" } else { "damaged" };
+    facts.add_list("recovery-shards", (0..shape.recovery).map(state));
+    facts.add("is-whole", found.is_whole());
+    if let Some(data) = fields.optional("data") {
+        let digits = data.as_bytes().as_chunks::<2>().0.iter();
+        let data: Vec<u8> = digits
+            .map(|pair| u8::from_str_radix(&String::from_utf8_lossy(pair), 16))
+            .collect::<Result<_, _>>()
+            .map_err(|cause| cause.to_string())?;
+        let shards = recovery_shards(&data, shape.shard_bytes as usize, shape.recovery as usize);
+        if parity::encode(&found.head, &shards) != body {
+            return Err("the recovery shards are not those of the data".into());
+        }
+    }
     Ok(facts)
 }
