@@ -20,6 +20,7 @@ pub mod notes;
 pub mod objects;
 pub mod pack_reader;
 pub mod packer;
+pub mod parity;
 pub mod points;
 pub mod reach;
 pub mod salvage;
