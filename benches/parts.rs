@@ -8,9 +8,10 @@ mod support;
 
 use diskvault::chunking::{ContentCutter, ContentParameters, Gear, is_zero};
 use diskvault::index::ChunkIndex;
+use diskvault::repository::parity::{encode, heal};
 use diskvault_format::crypto::{Keys, PackCipher, Secret};
 use diskvault_format::digest::chaining_value;
-use diskvault_format::id::{LeaseId, RepositoryId};
+use diskvault_format::id::{LeaseId, PackId, RepositoryId};
 use diskvault_format::pack::{PackKind, PackSecrets, PreparedSegment, assemble};
 use diskvault_format::segment::{Entry, EntryKind, SegmentDecoder, SegmentEncoder};
 use std::hint::black_box;
@@ -27,6 +28,7 @@ fn main() {
     let data = compressible(64 * MIB, 1);
     bytes(&mut table, &data);
     segments(&mut table, &data);
+    parity(&mut table);
     index(&mut table);
     table.print();
 }
@@ -166,6 +168,26 @@ fn segments(table: &mut Table, data: &[u8]) {
         }
     });
     table.row("segment decoding", decoded, "GB/s", "zstd -d", limit);
+}
+
+/// Bytes of packs a second, for parity of 1, 2 and 5 %, and for a pack with a damaged sector.
+fn parity(table: &mut Table) {
+    let pack = random(33 * MIB, 4);
+    let id = PackId(*blake3::hash(&pack).as_bytes());
+    let limit = rate(&pack, |pack| _ = black_box(blake3::hash(pack)));
+    table.limit("BLAKE3, 33 MiB", limit, "GB/s");
+    for per_mille in [10, 20, 50, 500] {
+        let coded = rate(&pack, |pack| _ = black_box(encode(id, pack, per_mille).unwrap()));
+        let name = format!("parity of {}.{} %", per_mille / 10, per_mille % 10);
+        table.row(&name, coded, "GB/s", "BLAKE3", limit);
+    }
+    let parity = encode(id, &pack, 20).unwrap();
+    let mut damaged = pack.clone();
+    damaged[20 * MIB..20 * MIB + 4096].fill(0);
+    let healed = rate(&pack, |_| {
+        black_box(heal(id, damaged.clone(), &[], &parity).unwrap());
+    });
+    table.row("healing by parity of 2 %", healed, "GB/s", "BLAKE3", limit);
 }
 
 /// The prefix of entry `number`: what a keyed hash looks like.

@@ -46,6 +46,7 @@ fn forget_and_prune(vault: &Vault, repository: &Repository, ids: &[PointId]) -> 
         max_unused: Unused::Bytes(0),
         max_repack: None,
         keep_forgotten: None,
+        accepts_vanished: false,
         patience: Patience { stands_still: Duration::from_secs(3600), waits: true },
         host: "host",
         is_dry_run: false,

@@ -271,6 +271,7 @@ fn make_repository(folder: &Folder) -> Repository {
         recovery: None,
         chunk_bytes: None,
         pack_bytes: None,
+        parity_per_mille: 0,
         cost: KdfCost::RECOVERY,
         host: "bench",
     };

@@ -184,7 +184,7 @@ fn run_once(
         monitor.warn(&format!("{text}; the next run fills the index again"));
     }
     drop(writer);
-    share_stored_bytes(&mut manifest, stored.pack_bytes);
+    share_stored_bytes(&mut manifest, stored.bytes());
     let duration = environment.monotonic().saturating_sub(began);
     manifest.duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     monitor.check_cancelled()?;

@@ -143,6 +143,7 @@ fn make_repository(root: &Path, cache: &Path) -> Result<Repository> {
         recovery: None,
         chunk_bytes: None,
         pack_bytes: None,
+        parity_per_mille: 0,
         cost: KdfCost::RECOVERY,
         host: "benchmark",
     };

@@ -14,6 +14,7 @@ use crate::repository::secrets::{Passphrase, make_recovery_key};
 use crate::repository::{InitOptions, InitReport, initialise};
 use crate::storage::local::LocalStorage;
 use diskvault_format::key_slot::KdfCost;
+use diskvault_format::limits::PARITY_PER_MILLE_MAX;
 use serde_json::json;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -25,12 +26,33 @@ pub struct Arguments {
     /// Chunk size of the fixed grid: a power of two from 4KiB to 4MiB
     #[arg(long, value_name = "SIZE", default_value = "32KiB")]
     chunk_size: String,
+    /// Add this much to each pack, so that it heals itself from bit rot: 0.1% to 50%
+    #[arg(long, value_name = "SHARE")]
+    parity: Option<String>,
     /// Write the recovery key to this new file
     #[arg(long, value_name = "FILE", conflicts_with = "no_recovery_key")]
     recovery_key_file: Option<PathBuf>,
     /// Make no recovery key: whoever forgets the password loses everything
     #[arg(long)]
     no_recovery_key: bool,
+}
+
+/// Reads a share such as `2%` or `0.5%`, in thousandths.
+fn parse_parity(text: &str) -> Result<u32> {
+    let per_mille = text.strip_suffix('%').and_then(|number| {
+        let (whole, tenths) = number.split_once('.').unwrap_or((number, "0"));
+        let is_plain = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_digit());
+        if !is_plain(whole) || !is_plain(tenths) || tenths.len() != 1 {
+            return None;
+        }
+        let tenths: u32 = tenths.parse().ok()?;
+        whole.parse::<u32>().ok()?.checked_mul(10)?.checked_add(tenths)
+    });
+    per_mille.filter(|amount| (1..=PARITY_PER_MILLE_MAX).contains(amount)).ok_or_else(|| {
+        let text =
+            format!("cannot add parity of {text:?}: expected such as 2% or 0.5%, from 0.1% to 50%");
+        Error::new(ErrorKind::Usage, text)
+    })
 }
 
 /// Runs `init`.
@@ -48,6 +70,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         );
         return Err(Error::new(ErrorKind::Usage, text));
     }
+    let parity_per_mille = arguments.parity.as_deref().map_or(Ok(0), parse_parity)?;
     let is_terminal = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
     if !is_terminal && !arguments.no_recovery_key && arguments.recovery_key_file.is_none() {
         let text = "cannot show the recovery key: there is no terminal";
@@ -70,7 +93,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         (Some(file), Some(key)) => Some(HandedOut::to_file(file, "recovery key file ", key)?),
         (None, Some(key)) => Some(HandedOut::to_terminal(key)?),
     };
-    match make(&path, &password, recovery.as_ref(), chunk_bytes) {
+    match make(&path, &password, recovery.as_ref(), chunk_bytes, parity_per_mille) {
         Ok(report) => print_report(context, &path, &report),
         Err((error, is_void)) => {
             if let Some(handed_out) = handed_out {
@@ -87,6 +110,7 @@ fn make(
     password: &Passphrase,
     recovery: Option<&Zeroizing<String>>,
     chunk_bytes: u32,
+    parity_per_mille: u32,
 ) -> Result<InitReport, (Error, bool)> {
     let recovery = recovery.map(|key| Passphrase::new(key.as_bytes().to_vec()));
     let storage = LocalStorage::create(path).map_err(|error| (error, true))?;
@@ -96,6 +120,7 @@ fn make(
         recovery: recovery.as_ref(),
         chunk_bytes: Some(chunk_bytes),
         pack_bytes: None,
+        parity_per_mille,
         cost: KdfCost::PASSPHRASE,
         host: &host_name(),
     };
@@ -110,11 +135,17 @@ fn print_report(context: &Context, path: &Path, report: &InitReport) -> Result<(
             "repository_id": report.repository.to_hex(),
             "repository": path.display().to_string(),
             "chunk_bytes": report.chunk_bytes,
+            "parity_per_mille": report.parity_per_mille,
             "key_slots": report.key_slots.iter().map(|id| id.to_hex()).collect::<Vec<_>>(),
         }));
     }
+    let parity = match report.parity_per_mille {
+        0 => String::new(),
+        amount if amount % 10 == 0 => format!(" parity of {}%,", amount / 10),
+        amount => format!(" parity of {}.{}%,", amount / 10, amount % 10),
+    };
     line(&format!(
-        "made repository {} at {}, chunks of {}, {} key slots",
+        "made repository {} at {}, chunks of {},{parity} {} key slots",
         report.repository.short(),
         super::output::escape(&path.display().to_string()),
         format_bytes(report.chunk_bytes.into()),

@@ -163,6 +163,7 @@ mod tests {
             recovery: Some(&Passphrase::new(b"DVRK-0".to_vec())),
             chunk_bytes: None,
             pack_bytes: None,
+            parity_per_mille: 0,
             cost: KdfCost::RECOVERY,
             host: "test",
         };

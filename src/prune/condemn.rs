@@ -12,6 +12,7 @@ use crate::repository::condemned::{List, read_lists};
 use crate::repository::entries::Place;
 use crate::repository::locate::Locator;
 use crate::repository::pack_reader::pack_name;
+use crate::repository::parity::delete_parity;
 use crate::repository::stored::{find_stored, find_whole};
 use diskvault_format::id::{ChunkId, PackId, PageId};
 use std::collections::HashSet;
@@ -21,7 +22,7 @@ use std::collections::HashSet;
 pub(super) struct Swept {
     /// Packs that are gone.
     pub packs: u64,
-    /// Their bytes.
+    /// Their bytes, with those of their parity.
     pub bytes: u64,
     /// Packs that somebody needs now.
     pub kept: u64,
@@ -56,7 +57,8 @@ pub(super) fn sweep(
         if let Some(bytes) = storage.size(&name)? {
             storage.delete(&name)?;
             swept.packs += 1;
-            swept.bytes += bytes;
+            // Behind its pack: parity is of no use to anything else.
+            swept.bytes += bytes + delete_parity(storage.as_ref(), id)?;
         }
         monitor.advance(1);
     }

@@ -23,8 +23,10 @@ pub use resolve::Resolved;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
+use crate::repository::aside::packs_aside;
 use crate::repository::condemned::{self, List};
 use crate::repository::locate::Locator;
+use crate::repository::parity::delete_orphaned_parity;
 use changes::Changes;
 use choose::{Plan, Unused, choose};
 use condemn::Swept;
@@ -76,11 +78,11 @@ pub struct PruneReport {
     pub outlook: Outlook,
     /// Manifests without `ok` that were dealt with.
     pub resolved: Resolved,
-    /// Bytes of new packs.
+    /// Bytes of new packs and their parity.
     pub copied_bytes: u64,
     /// Packs that were deleted.
     pub deleted_packs: u64,
-    /// Their bytes.
+    /// Their bytes, with those of their parity and of parity whose pack was gone already.
     pub deleted_bytes: u64,
     /// Packs that were to go and that somebody needs now.
     pub kept_packs: u64,
@@ -132,6 +134,8 @@ pub fn run(
     }
     condemned::delete_orphaned_heartbeats(repository)?;
     condemned::drop_empty_lists(repository)?;
+    let aside = packs_aside(repository)?;
+    report.deleted_bytes += delete_orphaned_parity(repository, &|id| aside.contains_key(&id))?;
     Ok(report)
 }
 

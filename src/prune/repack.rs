@@ -55,7 +55,7 @@ pub(super) fn copy_out(
     };
     walk(repository, locator, roots, "copying what is needed", &mut copier, monitor)?;
     copier.flush()?;
-    Ok(copier.writer.finish()?.pack_bytes)
+    Ok(copier.writer.finish()?.bytes())
 }
 
 struct Copier<'a> {

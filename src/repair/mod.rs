@@ -15,15 +15,15 @@ mod salvage;
 
 pub use objects::{ObjectRepair, ObjectRepairOptions, repair_objects};
 
-use crate::environment::random_array;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
+use crate::repository::aside::put_aside;
 use crate::repository::condemned::{self, List, Patience};
 use crate::repository::locate::Locator;
 use crate::repository::pack_reader::pack_name;
-use crate::storage::{Folder, ObjectName};
-use diskvault_format::id::{LeaseId, PackId, to_hex};
+use crate::storage::ObjectName;
+use diskvault_format::id::{LeaseId, PackId};
 use examine::Examined;
 use rayon::ThreadPool;
 use std::collections::{BTreeSet, HashSet};
@@ -197,16 +197,4 @@ fn packs_that_may_go(
         }
     }
     Ok(going)
-}
-
-/// Gives an object a name under `aside/`.
-///
-/// # Errors
-/// As renaming it.
-fn put_aside(repository: &Repository, name: &ObjectName) -> Result<ObjectName> {
-    let random: [u8; 4] = random_array(repository.environment().as_ref())?;
-    let leaf = format!("{}-{}.{}", name.folder(), name.leaf(), to_hex(&random));
-    let aside = ObjectName::new(Folder::Aside, &leaf)?;
-    repository.storage().rename(name, &aside)?;
-    Ok(aside)
 }

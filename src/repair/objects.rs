@@ -5,11 +5,11 @@
 //! Invariants: nothing is deleted but the `ok` of a point whose manifest is set aside; what a newer
 //! program wrote is left alone.
 
-use super::put_aside;
 use crate::environment::random_array;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
+use crate::repository::aside::put_aside;
 use crate::repository::notes::put_note;
 use crate::repository::objects::{get_hashed, get_record, open_record, refused};
 use crate::repository::points::read_manifest;

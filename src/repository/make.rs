@@ -14,7 +14,7 @@ use diskvault_format::id::{InstanceId, KeySlotId, RepositoryId};
 use diskvault_format::key_slot::{KdfCost, SlotKind, SlotLabel};
 use diskvault_format::limits::{
     CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, PACK_BYTES_DEFAULT,
-    SEGMENT_BYTES_DEFAULT,
+    PARITY_PER_MILLE_MAX, SEGMENT_BYTES_DEFAULT,
 };
 use diskvault_format::{instance, names};
 
@@ -28,6 +28,8 @@ pub struct InitOptions<'a> {
     pub chunk_bytes: Option<u32>,
     /// Pack size; `None` for the default.
     pub pack_bytes: Option<u32>,
+    /// Parity that each pack gets, in thousandths of its bytes, 0 to 500; 0 for none.
+    pub parity_per_mille: u32,
     /// Cost of the passphrase slot.
     pub cost: KdfCost,
     /// This host's name, for the slots' labels.
@@ -41,6 +43,8 @@ pub struct InitReport {
     pub repository: RepositoryId,
     /// Chunk size of the fixed grid.
     pub chunk_bytes: u32,
+    /// Parity of each pack, in thousandths of its bytes.
+    pub parity_per_mille: u32,
     /// The key slots, passphrase first.
     pub key_slots: Vec<KeySlotId>,
 }
@@ -59,6 +63,13 @@ fn validate(options: &InitOptions<'_>) -> Result<u32> {
     }
     if options.passphrase.is_empty() {
         let text = "cannot make a repository: the password is empty";
+        return Err(Error::new(ErrorKind::Usage, text));
+    }
+    if options.parity_per_mille > PARITY_PER_MILLE_MAX {
+        let text = format!(
+            "cannot add parity of {} thousandths: expected at most {PARITY_PER_MILLE_MAX}",
+            options.parity_per_mille
+        );
         return Err(Error::new(ErrorKind::Usage, text));
     }
     Ok(chunk)
@@ -101,7 +112,7 @@ pub fn initialise(
     storage.put_new(&name, &instance::encode(copy))?;
     let mut listed = key_slots.clone();
     listed.sort_unstable();
-    let config = Config {
+    let mut config = Config {
         generation: 1,
         repository,
         features_ignorable: 0,
@@ -112,8 +123,12 @@ pub fn initialise(
         pack_bytes: options.pack_bytes.unwrap_or(PACK_BYTES_DEFAULT),
         key_slots: listed,
     };
+    let parity_per_mille = options.parity_per_mille;
+    config
+        .set_parity_per_mille(parity_per_mille)
+        .map_err(|cause| super::objects::cannot_make("a config", cause))?;
     let leaf = names::config(1, &random_array(environment)?);
     let bytes = config.encode(&Keys::derive(&master, repository), &leaf);
     storage.put_new(&ObjectName::new(Folder::Config, &leaf)?, &bytes)?;
-    Ok(InitReport { repository, chunk_bytes, key_slots })
+    Ok(InitReport { repository, chunk_bytes, parity_per_mille, key_slots })
 }

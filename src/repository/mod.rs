@@ -5,6 +5,7 @@
 //! referred to before it is durable.
 
 pub mod address;
+pub mod aside;
 pub mod compression;
 pub mod condemned;
 mod describe;

@@ -13,6 +13,7 @@ use super::compression::{Compression, ZSTD_LEVEL, next_auto_level};
 use super::entries::{add_footer_to_index, prefix};
 use super::objects::cannot_make;
 use super::pack_reader::pack_name;
+use super::parity::store_parity;
 use super::session::Presence;
 use super::{Repository, lock};
 use crate::environment::{Environment, random_array};
@@ -46,8 +47,17 @@ const PACK_SLACK_BYTES: usize = 6 << 20;
 pub struct Stored {
     /// Bytes of all packs.
     pub pack_bytes: u64,
+    /// Bytes of their parity.
+    pub parity_bytes: u64,
     /// Number of packs.
     pub packs: u64,
+}
+
+impl Stored {
+    /// All bytes that this took on the storage.
+    pub fn bytes(&self) -> u64 {
+        self.pack_bytes + self.parity_bytes
+    }
 }
 
 struct Shared {
@@ -57,6 +67,7 @@ struct Shared {
     lease: LeaseId,
     index: Arc<ChunkIndex>,
     pack_bytes: usize,
+    parity_per_mille: u32,
     pool: Arc<ThreadPool>,
     segments_running_max: usize,
     compression: Compression,
@@ -151,6 +162,7 @@ impl ChunkWriter {
             lease,
             index: presence.index().clone(),
             pack_bytes: repository.config().pack_bytes as usize,
+            parity_per_mille: repository.config().parity_per_mille(),
             pool,
             segments_running_max: threads + 2,
             compression,
@@ -520,7 +532,7 @@ fn close(
         })
 }
 
-/// The storing threads: put, then tell the index, then let the entries go.
+/// The storing threads: put, with its parity, then tell the index, then let the entries go.
 fn store_packs(shared: &Shared, sealed: &Receiver<Sealed>) {
     for (kind, pack) in sealed {
         let has_failed = lock(&shared.state).failure.is_some();
@@ -542,6 +554,12 @@ fn store_packs(shared: &Shared, sealed: &Receiver<Sealed>) {
 
 fn store_pack(shared: &Shared, kind: PackKind, pack: &SealedPack) -> Result<()> {
     shared.storage.put_new(&pack_name(pack.id)?, &pack.bytes)?;
+    let mut parity_bytes = 0;
+    if shared.parity_per_mille > 0 {
+        // Behind the pack, so that parity without a pack is parity of one that is gone.
+        let storage = shared.storage.as_ref();
+        parity_bytes = store_parity(storage, pack.id, &pack.bytes, shared.parity_per_mille)?;
+    }
     let bytes = pack.bytes.len() as u64;
     let indexed = add_footer_to_index(&shared.index, pack.id, kind, &pack.footer, bytes);
     let mut state = lock(&shared.state);
@@ -557,5 +575,6 @@ fn store_pack(shared: &Shared, kind: PackKind, pack: &SealedPack) -> Result<()> 
     }
     state.stored.packs += 1;
     state.stored.pack_bytes += pack.bytes.len() as u64;
+    state.stored.parity_bytes += parity_bytes;
     Ok(())
 }

@@ -54,7 +54,7 @@ pub enum Folder {
     Notes,
     /// Chunk ids known to be lost.
     Lost,
-    /// Reserved: repair data of packs.
+    /// Parity of packs, by which they heal.
     Parity,
     /// Reserved: bundles of pack footers.
     Index,

@@ -21,6 +21,7 @@ fn with_two_repositories() -> Vault {
         recovery: None,
         chunk_bytes: Some(16 << 10),
         pack_bytes: None,
+        parity_per_mille: 0,
         cost: KdfCost::RECOVERY,
         host: "test",
     };

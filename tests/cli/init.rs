@@ -44,6 +44,66 @@ fn the_chunk_size_counts() {
     assert_eq!(summary["new_chunks"], 256);
 }
 
+#[test]
+fn bad_shares_of_parity_make_nothing() {
+    let vault = Vault::without_repository();
+    let bad = [
+        "",
+        "2",
+        "%",
+        "0%",
+        "0.0%",
+        "0.05%",
+        "50.1%",
+        "51%",
+        "-1%",
+        "+2%",
+        "2 %",
+        "2.%",
+        ".5%",
+        "x%",
+        "1e1%",
+        "2%%",
+        "99999999999999999999%",
+        "2.+%",
+    ];
+    for share in bad {
+        let option = format!("--parity={share}");
+        let outcome = vault.run(&["init", "--recovery-key-file", "key", &option]);
+        assert_eq!(outcome.code, 2, "{share}: {}", outcome.stderr);
+        outcome.says("cannot add parity of ").says("from 0.1% to 50%");
+    }
+    assert!(files(&vault.path("")).is_empty());
+    assert!(!vault.repo().exists());
+}
+
+#[test]
+fn parity_is_told_and_written_for_every_pack() {
+    let vault = Vault::without_repository();
+    for (share, per_mille) in [("0.1%", 1), ("0.5%", 5), ("50%", 500), ("50.0%", 500)] {
+        let path = format!("with-{share}");
+        let init = ["init", "--no-recovery-key", "--parity", share, "--repo", &path];
+        assert_eq!(vault.json(&init)["parity_per_mille"], per_mille, "{share}");
+    }
+    let plain = vault.json(&["init", "--no-recovery-key", "--repo", "plain"]);
+    assert_eq!(plain["parity_per_mille"], 0);
+    let half = ["init", "--no-recovery-key", "--parity=2.5%", "--repo", "half"];
+    vault.ok(&half).prints(", parity of 2.5%, 1 key slots");
+    vault.ok(&["init", "--no-recovery-key", "--parity", "2%"]).prints(", parity of 2%, 1 key");
+    let disk = vault.write("disk", &random(1, 1 << 20));
+    let stored = vault.json(&["backup", "--name", "a", &disk])["stored_bytes"].as_u64().unwrap();
+    let repository = files(&vault.repo());
+    let below = |folder: &str| {
+        let there = repository.iter().filter(|path| path.starts_with(folder));
+        let bytes = |path: &String| fs::metadata(vault.repo().join(path)).unwrap().len();
+        there.map(bytes).collect::<Vec<_>>()
+    };
+    let (packs, parity) = (below("packs/"), below("parity/"));
+    assert!(packs.len() == parity.len() && packs.len() >= 2, "{packs:?} {parity:?}");
+    assert_eq!(stored, packs.iter().chain(&parity).sum::<u64>());
+    vault.ok(&["check", "--read-data"]).prints("no damage found");
+}
+
 /// Runs with `password` in place of the usual one.
 fn list_with(vault: &Vault, password: &str) -> Outcome {
     finish(vault.command(&["list"]).env("DISKVAULT_PASSWORD", password))

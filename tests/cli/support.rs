@@ -48,6 +48,7 @@ fn template() -> &'static Path {
             recovery: None,
             chunk_bytes: Some(64 << 10),
             pack_bytes: None,
+            parity_per_mille: 0,
             cost: KdfCost::RECOVERY,
             host: "test",
         };

@@ -72,6 +72,7 @@ impl Lab {
             recovery: Some(&Passphrase::new(b"a recovery key".to_vec())),
             chunk_bytes: Some(chunk_bytes),
             pack_bytes: Some(PACK_BYTES),
+            parity_per_mille: 0,
             cost: KdfCost::RECOVERY,
             host: "lab",
         };

@@ -92,11 +92,21 @@ pub fn scratch() -> TempDir {
 
 /// Makes a repository with the password [`PASSWORD`] on an empty storage.
 pub fn init(storage: &dyn Storage, environment: &dyn Environment) -> Result<()> {
+    init_with(storage, environment, 0)
+}
+
+/// As [`init`], with parity.
+fn init_with(
+    storage: &dyn Storage,
+    environment: &dyn Environment,
+    parity_per_mille: u32,
+) -> Result<()> {
     let options = InitOptions {
         passphrase: &passphrase(PASSWORD),
         recovery: None,
         chunk_bytes: Some(CHUNK_BYTES),
         pack_bytes: Some(PACK_BYTES),
+        parity_per_mille,
         cost: KdfCost::RECOVERY,
         host: "host",
     };
@@ -128,8 +138,13 @@ impl Vault {
 
     /// A repository without points, with small segments; everything random follows from `seed`.
     pub fn new(seed: u64) -> Vault {
+        Vault::with_parity(seed, 0)
+    }
+
+    /// As [`Vault::new`]; packs get parity of that many thousandths.
+    pub fn with_parity(seed: u64, per_mille: u32) -> Vault {
         let vault = Vault::empty(Arc::new(SeededEnvironment::new(seed)));
-        init(&vault.storage, vault.environment.as_ref()).unwrap();
+        init_with(&vault.storage, vault.environment.as_ref(), per_mille).unwrap();
         let repository = vault.open("init").unwrap();
         let mut config = repository.config().clone();
         config.segment_bytes = SEGMENT_BYTES;
