@@ -12,6 +12,7 @@ mod rig;
 use diskvault::monitor::Silent;
 use diskvault::prune::choose::Unused;
 use diskvault::prune::{Patience, PruneOptions, PruneReport};
+use diskvault::repair::{RepairOptions, RepairReport, run as run_repair};
 use diskvault::repository::Repository;
 use diskvault::repository::pack_reader::pack_name;
 use diskvault::repository::parity::{delete_orphaned_parity, heal_stored, parity_name};
@@ -21,7 +22,7 @@ use diskvault::storage::memory::FaultKind;
 use diskvault::storage::{Folder, Storage};
 use diskvault_format::id::PackId;
 use diskvault_format::key_slot::{KdfCost, SlotKind};
-use rig::{assert_whole, count, machine, recover, set};
+use rig::{FAULTS, assert_whole, count, machine, recover, set};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use support::vault::{Vault, damage_of, passphrase};
@@ -173,4 +174,61 @@ fn a_backup_that_dies_between_a_pack_and_its_parity_does_no_harm() {
         assert_whole(&vault, "stranger", &format!("power cut at {n}"));
     }
     assert!(unpaired > 0, "no cut met a pack without parity");
+}
+
+fn repair(vault: &Vault) -> diskvault::error::Result<RepairReport> {
+    let repository = vault.open("host")?;
+    let patience = Patience { stands_still: Duration::from_secs(3600), waits: true };
+    let options = RepairOptions { packs: &[], patience, host: "host", is_dry_run: false };
+    run_repair(&repository, &options, &vault.pool, &|_| Ok(()), &Silent)
+}
+
+/// Two packs rot; wherever a repair is stopped, they are whole in the end, as they were.
+#[test]
+fn a_repair_that_is_stopped_anywhere_heals_in_the_end() {
+    let mut base = Vault::with_parity(5, PER_MILLE);
+    let repository = base.open("host").unwrap();
+    base.backup(&repository, "web01", &machine(1)).unwrap();
+    let good = base.storage.snapshot();
+    let packs: Vec<PackId> = ids(&base, Folder::Packs).into_iter().take(2).collect();
+    for id in &packs {
+        base.storage.corrupt(pack_name(*id).unwrap(), |bytes| bytes[300] ^= 1);
+    }
+    let operations = count(&base, |vault| drop(repair(vault).unwrap()));
+    for (kind, once) in FAULTS {
+        for n in 0..=operations {
+            let what = format!("{kind:?} at {n} of {operations}, once {once}");
+            let vault = base.copy(40 + n);
+            set(&vault.storage, n, kind, once);
+            let _ = repair(&vault);
+            recover(&vault.storage);
+            let report = repair(&vault).expect(&what);
+            assert_eq!(report.lost, 0, "{what}");
+            let now = vault.storage.snapshot();
+            for id in &packs {
+                let name = pack_name(*id).unwrap();
+                assert!(now.get(name.as_str()) == good.get(name.as_str()), "{what}: {name}");
+            }
+            assert_whole(&vault, "stranger", &what);
+        }
+    }
+}
+
+#[test]
+fn a_repair_makes_parity_where_it_is_missing_or_damaged() {
+    let mut vault = Vault::with_parity(6, PER_MILLE);
+    let repository = vault.open("host").unwrap();
+    vault.backup(&repository, "web01", &machine(1)).unwrap();
+    let good = vault.storage.snapshot();
+    let names = vault.names(Folder::Parity);
+    assert!(vault.storage.remove(&names[0]));
+    assert!(vault.storage.corrupt(&names[1], |bytes| *bytes.last_mut().unwrap() ^= 1));
+    let report = vault.check(&repository, true).unwrap();
+    let id = names[1].rsplit('/').next().unwrap();
+    assert!(damage_of(&report).contains(id), "{report:?}");
+    assert!(report.findings.iter().any(|found| found.text.contains("1 packs have no parity")));
+    assert_eq!(repair(&vault).unwrap().parity_made, 2);
+    let now = vault.storage.snapshot();
+    assert!(names.iter().all(|name| now[name] == good[name]));
+    assert_eq!(damage_of(&vault.check(&repository, true).unwrap()), "");
 }

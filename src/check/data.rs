@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::entries::{known_bytes, places_of, prefix};
 use crate::repository::locate::Locator;
+use crate::repository::parity::verify_parity;
 use crate::repository::salvage::Remains;
 use crate::repository::verify::verify_pack;
 use crate::repository::{Repository, lock};
@@ -165,6 +166,7 @@ pub(super) fn check_packs(
             }
         }
     }
+    check_parity(repository, &whole, report)?;
     let mut refused = splices.finish(joining)?;
     if deadline.is_some() {
         let mut splices = Splices::new(&fetcher, &whole);
@@ -186,6 +188,21 @@ pub(super) fn check_packs(
     }
     report.coverage = Some(coverage(locator, &ledger, now)?);
     Ok(damaged)
+}
+
+/// Reads the parity of packs that are whole.
+fn check_parity(repository: &Repository, packs: &[PackId], report: &mut CheckReport) -> Result<()> {
+    let mut missing = 0;
+    for id in packs {
+        match verify_parity(repository.storage().as_ref(), *id) {
+            Ok(is_there) => missing += u64::from(!is_there),
+            Err(error) => report.damage(error.full_text()),
+        }
+    }
+    if missing > 0 && repository.config().parity_per_mille() > 0 {
+        report.remark(format!("{missing} packs have no parity: `repair packs` makes it"));
+    }
+    Ok(())
 }
 
 /// The packs to read, in their order.

@@ -10,6 +10,7 @@ use crate::environment::{Environment, random_array};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::objects::refused;
+use crate::repository::parity::verify_parity;
 use crate::storage::{Folder, ObjectName, Storage};
 use diskvault_format::config::Config;
 use diskvault_format::id::PackId;
@@ -73,6 +74,7 @@ pub fn check_names(
     for (id, result) in results {
         match result {
             Ok(bytes) => {
+                note(&mut report, verify_parity(storage, id).map(|_| ()));
                 report.packs_read += 1;
                 report.bytes_read += bytes;
             }

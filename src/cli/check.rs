@@ -9,7 +9,10 @@ use crate::check::{
 };
 use crate::environment::SystemEnvironment;
 use crate::error::{Error, ErrorKind, Result};
-use diskvault_format::id::PointId;
+use crate::monitor::Monitor;
+use crate::repair::heal_packs;
+use crate::repository::Repository;
+use diskvault_format::id::{PackId, PointId};
 use serde_json::json;
 
 const DAY_SECONDS: u64 = 24 * 3600;
@@ -26,6 +29,9 @@ pub struct Arguments {
     /// Read and verify packs for so long, those first that were not read for longest
     #[arg(long, value_name = "DURATION")]
     budget: Option<String>,
+    /// Write packs anew that their parity heals; with --read-data, --read-data-subset or --budget
+    #[arg(long, conflicts_with = "no_key")]
+    repair: bool,
     /// Ask for no password: verify that every object still has the bytes of its name
     #[arg(long, conflicts_with_all = ["read_data", "budget"])]
     no_key: bool,
@@ -41,6 +47,10 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         (None, Some(text)) => Some(DataSubset::Budget(parse_duration(text)?)),
         (None, None) => arguments.read_data.then_some(DataSubset::All),
     };
+    if arguments.repair && data.is_none() {
+        let text = "cannot repair without reading packs";
+        return Err(Error::new(ErrorKind::Usage, text).hint("add --read-data"));
+    }
     let pool = context.pool()?;
     let report = if arguments.no_key {
         let storage = context.storage()?;
@@ -48,18 +58,56 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         check_names(storage.as_ref(), &SystemEnvironment, &subset, &pool, context.monitor())?
     } else {
         let repository = context.open()?;
-        run_check(&repository, &CheckOptions { data }, &pool, context.monitor())?
+        let report = run_check(&repository, &CheckOptions { data }, &pool, context.monitor())?;
+        let healed = match arguments.repair {
+            true => heal_packs(&repository, &report.damaged_packs, context.monitor())?,
+            false => Vec::new(),
+        };
+        match healed.is_empty() {
+            true => report,
+            false => return tell_healed(context, &repository, &report, &healed),
+        }
     };
+    finish(context, &report, arguments.no_key)
+}
+
+/// Prints a report; `Damage` if there is any.
+fn finish(context: &Context, report: &CheckReport, is_keyless: bool) -> Result<()> {
     if context.json() {
-        print_json(&report)?;
+        print_json(report)?;
     } else {
-        print(&report, arguments.no_key)?;
+        print(report, is_keyless)?;
     }
     match report.damage_count() {
         0 => Ok(()),
         1 => Err(Error::new(ErrorKind::Damage, "found damage in 1 place")),
         count => Err(Error::new(ErrorKind::Damage, format!("found damage in {count} places"))),
     }
+}
+
+/// Says what was damaged and is healed, and then what a look at everything but the data finds now.
+fn tell_healed(
+    context: &Context,
+    repository: &Repository,
+    before: &CheckReport,
+    healed: &[PackId],
+) -> Result<()> {
+    for id in healed {
+        context.monitor().warn(&format!("pack {id} was damaged and is healed by its parity"));
+        if context.json() {
+            json_line(&json!({"message_type": "healed_pack", "pack_id": id.to_hex()}))?;
+        }
+    }
+    let options = CheckOptions::default();
+    let mut now = run_check(repository, &options, context.pool()?.as_ref(), context.monitor())?;
+    let left = before.damaged_packs.iter().filter(|id| !healed.contains(id)).copied();
+    now.damaged_packs = left.collect();
+    let names_one = |text: &str| now.damaged_packs.iter().any(|id| text.contains(&id.to_hex()));
+    let damage = before.findings.iter().filter(|finding| finding.affected.is_none());
+    now.findings.extend(damage.filter(|finding| names_one(&finding.text)).cloned());
+    (now.packs_read, now.bytes_read) = (before.packs_read, before.bytes_read);
+    now.coverage = before.coverage;
+    finish(context, &now, false)
 }
 
 fn print_json(report: &CheckReport) -> Result<()> {

@@ -149,6 +149,8 @@ fn tell(context: &Context, report: &RepairReport) -> Result<()> {
             "message_type": "summary",
             "packs_read": report.packs_read,
             "damaged_packs": report.damaged.len(),
+            "healed": report.healed.iter().map(|id| id.to_hex()).collect::<Vec<_>>(),
+            "parity_made": report.parity_made,
             "saved_entries": report.saved_entries,
             "saved_bytes": report.saved_bytes,
             "set_aside": report.set_aside.iter().map(|name| name.to_string()).collect::<Vec<_>>(),
@@ -158,7 +160,13 @@ fn tell(context: &Context, report: &RepairReport) -> Result<()> {
             "found_again": report.found_again,
         }));
     }
-    if !report.damaged.is_empty() {
+    for id in &report.healed {
+        line(&format!("healed by its parity: pack {id}"))?;
+    }
+    if report.parity_made > 0 {
+        line(&format!("made parity for {} packs", report.parity_made))?;
+    }
+    if !report.set_aside.is_empty() || report.saved_entries > 0 {
         let bytes = format_bytes(report.saved_bytes);
         line(&format!("saved {} chunks and pages in {bytes}", report.saved_entries))?;
     }

@@ -134,8 +134,9 @@ pub fn run(
     }
     condemned::delete_orphaned_heartbeats(repository)?;
     condemned::drop_empty_lists(repository)?;
-    let aside = packs_aside(repository)?;
-    report.deleted_bytes += delete_orphaned_parity(repository, &|id| aside.contains_key(&id))?;
+    // Looked up after the packs were listed: what a repair sets aside meanwhile is found here.
+    let is_aside = |id| packs_aside(repository).map_or(true, |aside| aside.contains_key(&id));
+    report.deleted_bytes += delete_orphaned_parity(repository, &is_aside)?;
     Ok(report)
 }
 

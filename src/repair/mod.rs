@@ -1,4 +1,5 @@
-//! Setting damaged packs aside after saving what can be read of them (spec/40-protocol.md, "Repair").
+//! Making damaged packs whole by their parity, and setting those aside that have none, after saving
+//! what can be read of them (spec/40-protocol.md, "Repair").
 //!
 //! Order, by the protocol of pruners: 1. read the packs; copy out of the damaged ones all that can be
 //! read. 2. Put a condemned list of them, *then* list the leases once and wait for these. 3. Look
@@ -9,10 +10,12 @@
 //! stopped anywhere leaves the packs where they are, and the next one begins anew.
 
 mod examine;
+mod heal;
 mod lost;
 mod objects;
 mod salvage;
 
+pub use heal::heal_packs;
 pub use objects::{ObjectRepair, ObjectRepairOptions, repair_objects};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -64,6 +67,10 @@ pub struct RepairReport {
     pub packs_read: u64,
     /// Packs that are damaged.
     pub damaged: Vec<DamagedPack>,
+    /// Those that their parity has made whole.
+    pub healed: Vec<PackId>,
+    /// Packs that were given parity.
+    pub parity_made: u64,
     /// Chunks, splices and pages that were stored anew.
     pub saved_entries: u64,
     /// Bytes of the packs in which they are now.
@@ -103,16 +110,29 @@ pub fn run(
     if lock.is_some() {
         drop_own_lists(repository)?;
     }
+    if !options.is_dry_run {
+        report.healed = heal::heal_what_is_aside(repository, monitor)?;
+    }
     let locator = Locator::open_fresh(repository, monitor)?;
-    let examined = examine::examine(repository, &locator, options.packs, pool, monitor)?;
+    let mut examined = examine::examine(repository, &locator, options.packs, pool, monitor)?;
     report.packs_read = examined.read;
     report.damaged.clone_from(&examined.damaged);
     announce(&report)?;
     if options.is_dry_run {
         return Ok(report);
     }
+    let damaged: Vec<PackId> = examined.damaged.iter().map(|damaged| damaged.id).collect();
+    let healed = heal_packs(repository, &damaged, monitor)?;
+    examined.damaged.retain(|damaged| !healed.contains(&damaged.id));
+    examined.whole.extend(&healed);
+    report.healed.extend(healed);
     let mut lost = BTreeSet::new();
     if !examined.damaged.is_empty() {
+        // Made anew: a pack whose footer was damaged is whole now.
+        let locator = match report.healed.is_empty() {
+            true => locator,
+            false => Locator::open_fresh(repository, monitor)?,
+        };
         let saved = salvage::copy_out(repository, &locator, &examined, pool, monitor)?;
         report.saved_entries = saved.entries;
         report.saved_bytes = saved.bytes;
@@ -120,6 +140,7 @@ pub fn run(
         drop(locator);
         set_aside(repository, options, &examined, &mut report, monitor)?;
     }
+    report.parity_made = heal::complete_parity(repository, &examined.whole, monitor)?;
     lost::name_lost(repository, lost, &mut report, monitor)?;
     Ok(report)
 }

@@ -26,6 +26,7 @@ pub mod points;
 pub mod reach;
 pub mod salvage;
 pub mod secrets;
+mod sectors;
 pub mod segment_cache;
 pub mod session;
 pub mod splices;

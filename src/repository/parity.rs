@@ -8,11 +8,12 @@
 use super::Repository;
 use super::objects::{cannot_make, refused};
 use super::pack_reader::pack_name;
+use super::sectors::read_sectors;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Folder, ObjectName, Storage};
 use diskvault_format::error::unauthentic;
 use diskvault_format::id::PackId;
-use diskvault_format::limits::{PACK_BYTES_MAX, PARITY_BYTES_MAX};
+use diskvault_format::limits::PARITY_BYTES_MAX;
 use diskvault_format::parity::{self, ParityHead, Shape, check_of};
 use reed_solomon_simd::engine::DefaultEngine;
 use reed_solomon_simd::rate::{HighRateDecoder, HighRateEncoder, RateDecoder, RateEncoder};
@@ -25,10 +26,6 @@ mod tests;
 /// Shards are coded in stripes of this many bytes, so that it takes a few MiB of memory and not
 /// another pack: the code works on each place of a shard by itself.
 const STRIPE_BYTES: usize = 512;
-/// Bytes that are read at once, and in which an error is looked for.
-const PIECE_BYTES: usize = 1 << 20;
-/// Bytes that are given up together where reading fails: a sector of a disk.
-const SECTOR_BYTES: usize = 4 << 10;
 
 /// Name of a pack's parity object.
 ///
@@ -238,7 +235,7 @@ pub fn heal_stored_at(
 ) -> Result<Option<Vec<u8>>> {
     let name = parity_name(id)?;
     let Some(bytes) = storage.size(&name)? else { return Ok(None) };
-    let object = read_in_pieces(storage, &name, bytes.min(PARITY_BYTES_MAX), u64::MAX)?.bytes;
+    let object = read_sectors(storage, &name, bytes.min(PARITY_BYTES_MAX), u64::MAX)?.bytes;
     let parity = parity::decode(&object, id).map_err(|cause| refused(&name, cause))?;
     let shape = parity.head.shape;
     let Some(bytes) = storage.size(place)? else {
@@ -246,62 +243,26 @@ pub fn heal_stored_at(
         return Err(Error::new(ErrorKind::NotFound, text));
     };
     // A failing disk takes seconds for each error: no more of them than can be of use.
-    let read = read_in_pieces(storage, place, bytes.min(shape.pack_bytes), shape.recovery_bytes())?;
+    let read = read_sectors(storage, place, bytes.min(shape.pack_bytes), shape.recovery_bytes())?;
     heal(id, read.bytes, &read.unreadable, &object).map(Some)
 }
 
-/// What could be read of an object.
-struct Read {
-    bytes: Vec<u8>,
-    /// Where it could not: zeros stand there.
-    unreadable: Vec<Range<u64>>,
-}
-
-/// Reads the first `bytes` bytes of an object, at most 1 GiB.
+/// Reads a pack's parity object in full: true if it is whole, false if there is none.
 ///
 /// # Errors
-/// `NotFound`; `Storage` once more than `unreadable_max` bytes cannot be read.
-fn read_in_pieces(
-    storage: &dyn Storage,
-    name: &ObjectName,
-    bytes: u64,
-    unreadable_max: u64,
-) -> Result<Read> {
-    let mut read = Read { bytes: vec![0; bytes.min(PACK_BYTES_MAX) as usize], unreadable: vec![] };
-    let mut lost = 0;
-    for (number, piece) in read.bytes.chunks_mut(PIECE_BYTES).enumerate() {
-        let start = (number * PIECE_BYTES) as u64;
-        if !is_lost(storage.get_range(name, start, piece))? {
-            continue;
-        }
-        for (number, sector) in piece.chunks_mut(SECTOR_BYTES).enumerate() {
-            let start = start + (number * SECTOR_BYTES) as u64;
-            let result = storage.get_range(name, start, sector);
-            let cause = result.as_ref().err().map(Error::full_text).unwrap_or_default();
-            if is_lost(result)? {
-                sector.fill(0);
-                lost += sector.len() as u64;
-                read.unreadable.push(start..start + sector.len() as u64);
-                if lost > unreadable_max {
-                    let text = format!(
-                        "cannot heal {name}: more than the {unreadable_max} bytes that its parity \
-                         heals cannot be read: {cause}"
-                    );
-                    return Err(Error::new(ErrorKind::Storage, text));
-                }
-            }
-        }
+/// `Damage` or `Newer` if it is not whole; what the storage says.
+pub fn verify_parity(storage: &dyn Storage, id: PackId) -> Result<bool> {
+    let name = parity_name(id)?;
+    let object = match storage.get(&name, PARITY_BYTES_MAX) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        other => other?,
+    };
+    let parity = parity::decode(&object, id).map_err(|cause| refused(&name, cause))?;
+    if parity.is_whole() {
+        return Ok(true);
     }
-    Ok(read)
-}
-
-/// True for bytes that cannot be read, or that are not there any more.
-fn is_lost(result: Result<()>) -> Result<bool> {
-    match result {
-        Ok(()) => Ok(false),
-        Err(error) if matches!(error.kind(), ErrorKind::Storage | ErrorKind::Damage) => Ok(true),
-        Err(error) => Err(error),
-    }
+    let text = format!("cannot rely on {name}: some of its bytes are damaged");
+    Err(Error::new(ErrorKind::Damage, text))
 }
 
 /// Makes and puts the parity object of a pack that is durable; the bytes it takes. One that

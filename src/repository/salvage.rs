@@ -5,6 +5,7 @@
 //! nothing is written. Memory: the pack, and a segment.
 
 use super::pack_reader::pack_name;
+use super::sectors::{Sectors, read_sectors};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{ObjectName, Storage};
 use diskvault_format::crypto::Keys;
@@ -21,63 +22,25 @@ use diskvault_format::segment::{
 };
 use std::ops::Range;
 
-/// Bytes that are read at once.
-const PIECE_BYTES: usize = 1 << 20;
-/// Bytes that are given up at once where the medium cannot be read: a sector or a page.
-const SECTOR_BYTES: usize = 4 << 10;
 /// How far before the end a footer is looked for when the trailer does not say where it is: one
 /// of the default size has 60 KiB.
 const FOOTER_SEARCH_BYTES: usize = 4 << 20;
 /// The longest zero padding behind a segment whose own length is not known.
 const ALIGNMENT: usize = SEGMENT_ALIGNMENT_BYTES as usize;
 
-/// The bytes of an object, as far as the medium gives them.
-pub struct Loaded {
-    /// All bytes; zeros where they could not be read.
-    pub bytes: Vec<u8>,
-    /// What could not be read.
-    pub unreadable: Vec<Range<u64>>,
-}
-
-/// Reads a whole object, giving up only the sectors that cannot be read.
+/// Reads a whole pack, giving up only the sectors that cannot be read.
 ///
 /// # Errors
 /// `NotFound`; `Damage` for one that is longer than any pack; the storage's error if nothing of it
 /// can be read.
-pub fn load(storage: &dyn Storage, name: &ObjectName) -> Result<Loaded> {
+pub fn load(storage: &dyn Storage, name: &ObjectName) -> Result<Sectors> {
     let absent = || Error::new(ErrorKind::NotFound, format!("cannot read {name}: it is gone"));
-    let length = storage.size(name)?.ok_or_else(absent)?;
-    if length > PACK_BYTES_MAX {
-        let text = format!("cannot read {name}: it has {length} bytes, more than any pack");
+    let bytes = storage.size(name)?.ok_or_else(absent)?;
+    if bytes > PACK_BYTES_MAX {
+        let text = format!("cannot read {name}: it has {bytes} bytes, more than any pack");
         return Err(Error::new(ErrorKind::Damage, text));
     }
-    let mut loaded = Loaded { bytes: vec![0; length as usize], unreadable: Vec::new() };
-    let mut last_error = None;
-    let mut lost = 0;
-    let Loaded { bytes, unreadable } = &mut loaded;
-    for (number, piece) in bytes.chunks_mut(PIECE_BYTES).enumerate() {
-        let start = (number * PIECE_BYTES) as u64;
-        if storage.get_range(name, start, piece).is_ok() {
-            continue;
-        }
-        for (number, sector) in piece.chunks_mut(SECTOR_BYTES).enumerate() {
-            let start = start + (number * SECTOR_BYTES) as u64;
-            if let Err(error) = storage.get_range(name, start, sector) {
-                sector.fill(0);
-                lost += sector.len();
-                let end = start + sector.len() as u64;
-                match unreadable.last_mut() {
-                    Some(last) if last.end == start => last.end = end,
-                    _ => unreadable.push(start..end),
-                }
-                last_error = Some(error);
-            }
-        }
-    }
-    match last_error {
-        Some(error) if lost == length as usize => Err(error),
-        _ => Ok(loaded),
-    }
+    read_sectors(storage, name, bytes, bytes.saturating_sub(1))
 }
 
 /// An entry of a segment that could be read.

@@ -54,6 +54,28 @@ fn a_flipped_bit_is_named_saved_set_aside_and_healed() {
 }
 
 #[test]
+fn a_pack_with_parity_heals_in_a_check() {
+    let vault = Vault::without_repository();
+    vault.ok(&["init", "--parity", "2%", "--no-recovery-key"]);
+    let disk = random(1, 3 * MIB);
+    let image = vault.write("image", &disk);
+    vault.backup("web01", &[&image]);
+    let pack = data_pack(&vault);
+    let good = fs::read(&pack).unwrap();
+    flip(&pack, 1 << 20);
+    vault.fails(2, &["check", "--repair"], "cannot repair without reading packs");
+    let outcome = vault.run(&["check", "--read-data", "--repair"]);
+    assert_eq!(outcome.code, 4, "{}", outcome.stderr);
+    outcome.says("was damaged and is healed by its parity").prints("no damage found");
+    assert!(fs::read(&pack).unwrap() == good);
+    vault.assert_intact();
+    flip(&pack, 1 << 20);
+    vault.ok(&["repair", "packs"]).prints("healed by its parity").prints("nothing is lost");
+    assert!(fs::read(&pack).unwrap() == good);
+    vault.assert_intact();
+}
+
+#[test]
 fn what_makes_no_sense_is_refused() {
     let vault = Vault::new();
     let image = vault.write("image", &random(1, MIB));

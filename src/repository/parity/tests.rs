@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::storage::memory::{Fault, FaultKind, MemoryStorage, Operation};
+use diskvault_format::limits::PACK_BYTES_MAX;
 use diskvault_format::limits::PARITY_SHARD_BYTES_DEFAULT;
 use proptest::prelude::*;
 
