@@ -88,7 +88,7 @@ fn flip(vault: &Vault, repository: &Repository, name: &str, at: usize) -> Option
     let mut healed = true;
     if is_pack {
         let id = PackId::from_hex(name.rsplit('/').next().unwrap()).unwrap();
-        if at % REPAIR_EVERY == 0 {
+        if at.is_multiple_of(REPAIR_EVERY) {
             let patience = Patience { stands_still: Duration::from_secs(3600), waits: false };
             let options = RepairOptions { packs: &[id], patience, host: "host", is_dry_run: false };
             let report =

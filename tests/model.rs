@@ -23,8 +23,13 @@ struct Protocol {
     packs: Vec<u8>,
     points: Vec<u8>,
     roles: Vec<Role>,
+    /// Packs on the list of the first actor, a pruner that went away while it waited for nobody.
+    left_list: Option<u8>,
     mutation: Mutation,
 }
+
+/// The step of a pruner that waits.
+const WAITS: u8 = 4;
 
 impl Model for Protocol {
     type State = World;
@@ -46,6 +51,10 @@ impl Model for Protocol {
         for (point, needs) in world.points.iter_mut().zip(&self.points) {
             *point = Point { needs: *needs, has_manifest: true, has_ok: true, ..Point::default() };
             point.is_reported = true;
+        }
+        if let Some(own) = self.left_list {
+            world.lists[0] = Some(own);
+            world.actors[0] = Actor { step: WAITS, is_over: true, own, ..Actor::default() };
         }
         vec![world]
     }
@@ -87,7 +96,7 @@ impl Model for Protocol {
 /// Two points, one of which is forgotten: it names B, and A is there for the splice of it.
 fn world_with(roles: &[Role], mutation: Mutation) -> Protocol {
     let packs = vec![WHOLE_A, SPLICE_B];
-    Protocol { packs, points: vec![B], roles: roles.to_vec(), mutation }
+    Protocol { packs, points: vec![B], roles: roles.to_vec(), left_list: None, mutation }
 }
 
 fn check(model: Protocol) -> usize {
@@ -124,6 +133,30 @@ fn chunks_that_are_held_twice_are_safe_in_every_order() {
             model.packs.clone_from(&packs);
             check(model);
         }
+    }
+}
+
+/// An owner that comes back, and another with a copy of its cache.
+fn with_returned(mutation: Mutation) -> [Protocol; 2] {
+    let clones =
+        [Role::Pruner, Role::Returned(0), Role::Returned(0), Role::Writer(B), Role::Forgetter(0)];
+    let one = [Role::Pruner, Role::Returned(0), Role::Writer(B)];
+    let left =
+        Protocol { left_list: Some(1), packs: vec![WHOLE_B], ..world_with(&clones, mutation) };
+    [left, Protocol { packs: vec![WHOLE_B], ..world_with(&one, mutation) }]
+}
+
+#[test]
+fn an_owner_that_comes_back_is_safe_in_every_order_also_twice() {
+    for model in with_returned(Mutation::None) {
+        let states = check(model);
+        assert!(states > 1000, "only {states} states");
+    }
+    let mutations =
+        [Mutation::ReturnsToOldList, Mutation::LooksBeforeNewList, Mutation::TrustsOldLeases];
+    for mutation in mutations {
+        let is_broken = with_returned(mutation).into_iter().any(breaks);
+        assert!(is_broken, "{mutation:?} goes unnoticed");
     }
 }
 

@@ -73,6 +73,34 @@ fn pruner(mutation: Mutation) -> [Prune; 10] {
     [Choose, CopyOut, one, two, Wait, ReadLists, ListPacks, Mark, nine, ten]
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Return {
+    PutList,
+    LookForOld,
+    ListLeases,
+    DropOld,
+    Prune(Prune),
+}
+
+fn returned(mutation: Mutation) -> Vec<Return> {
+    use Return::{DropOld, ListLeases, LookForOld, PutList};
+    let begin = match mutation {
+        Mutation::ReturnsToOldList => vec![LookForOld],
+        Mutation::LooksBeforeNewList => vec![LookForOld, PutList, ListLeases, DropOld],
+        _ => vec![PutList, LookForOld, ListLeases, DropOld],
+    };
+    let rest = [Prune::Wait, Prune::ReadLists, Prune::ListPacks, Prune::Mark, Prune::Delete];
+    let rest = rest.into_iter().chain([Prune::DropList]).map(Return::Prune);
+    begin.into_iter().chain(rest).collect()
+}
+
+/// True if a pruner has put its list and listed the leases, and is gone.
+fn has_left(world: &World, number: u8, mutation: Mutation) -> bool {
+    let actor = &world.actors[number as usize];
+    let wait = pruner(mutation).iter().position(|step| *step == Prune::Wait);
+    actor.is_over && wait.is_some_and(|wait| actor.step as usize >= wait)
+}
+
 /// Everything that can happen next.
 pub fn actions(world: &World, roles: &[Role], mutation: Mutation) -> Vec<Action> {
     let mut actions = Vec::new();
@@ -85,6 +113,15 @@ pub fn actions(world: &World, roles: &[Role], mutation: Mutation) -> Vec<Action>
         match role {
             Role::Writer(wanted) => writer_actions(world, actor, *wanted, mutation, &mut add),
             Role::Pruner => pruner_actions(world, actor, number, mutation, &mut add),
+            Role::Returned(first) => {
+                if actor.step == 0 && !has_left(world, *first, mutation) {
+                    continue;
+                }
+                match returned(mutation)[actor.step as usize] {
+                    Return::Prune(Prune::Wait) => wait_actions(world, actor, &mut add),
+                    _ => add(Kind::Step),
+                }
+            }
             Role::Resolver if actor.step == 0 => {
                 let is_open = |point: &usize| {
                     world.points[*point].has_manifest && !world.points[*point].has_ok
@@ -161,16 +198,18 @@ fn pruner_actions(
                 add(Kind::Choose(needed));
             }
         }
-        Prune::Wait => {
-            let waited = actor.leases & world.leases;
-            if waited == 0 {
-                add(Kind::Step);
-            }
-            bits(waited).for_each(|lease| add(Kind::Fence(lease)));
-        }
+        Prune::Wait => wait_actions(world, actor, add),
         _ => add(Kind::Step),
     }
     debug_assert!(world.lists[number].is_none() || actor.step > 0);
+}
+
+fn wait_actions(world: &World, actor: &Actor, add: &mut dyn FnMut(Kind)) {
+    let waited = actor.leases & world.leases;
+    if waited == 0 {
+        add(Kind::Step);
+    }
+    bits(waited).for_each(|lease| add(Kind::Fence(lease)));
 }
 
 /// What is to be copied out of packs that are to go.
@@ -211,7 +250,13 @@ pub fn apply(world: &mut World, roles: &[Role], mutation: Mutation, action: Acti
     let mut actor = world.actors[number];
     match roles[number] {
         Role::Writer(wanted) => write(world, &mut actor, wanted, choice, mutation),
-        Role::Pruner => prune(world, &mut actor, number, choice, mutation),
+        Role::Pruner => {
+            let step = pruner(mutation)[actor.step as usize];
+            prune(world, &mut actor, number, step, choice, mutation);
+        }
+        Role::Returned(first) => {
+            come_back(world, &mut actor, number, first as usize, choice, mutation);
+        }
         Role::Resolver => resolve(world, &mut actor, choice),
         Role::Forgetter(point) => forget(world, &mut actor, point as usize),
     }
@@ -273,10 +318,46 @@ fn write(world: &mut World, actor: &mut Actor, wanted: u8, choice: u8, mutation:
     }
 }
 
-fn prune(world: &mut World, actor: &mut Actor, number: usize, choice: u8, mutation: Mutation) {
-    let program = pruner(mutation);
+fn come_back(
+    world: &mut World,
+    actor: &mut Actor,
+    number: usize,
+    first: usize,
+    choice: u8,
+    mutation: Mutation,
+) {
+    if actor.step == 0 {
+        (actor.own, actor.leases) = (world.actors[first].own, world.actors[first].leases);
+    }
+    // With the mutation its list is the old one.
+    let list = if mutation == Mutation::ReturnsToOldList { first } else { number };
+    match returned(mutation)[actor.step as usize] {
+        Return::Prune(step) => return prune(world, actor, list, step, choice, mutation),
+        Return::PutList => world.lists[number] = Some(actor.own),
+        Return::LookForOld => {
+            actor.looked = world.lists[first].is_some();
+            actor.is_over = mutation == Mutation::ReturnsToOldList && !actor.looked;
+        }
+        Return::ListLeases => {
+            if !actor.looked && mutation != Mutation::TrustsOldLeases {
+                actor.leases = world.leases;
+            }
+        }
+        Return::DropOld => world.lists[first] = None,
+    }
     actor.step += 1;
-    match program[actor.step as usize - 1] {
+}
+
+fn prune(
+    world: &mut World,
+    actor: &mut Actor,
+    number: usize,
+    step: Prune,
+    choice: u8,
+    mutation: Mutation,
+) {
+    actor.step += 1;
+    match step {
         Prune::Choose => actor.own = choice,
         Prune::CopyOut => world.put_pack(choice),
         Prune::PutList => world.lists[number] = Some(actor.own),

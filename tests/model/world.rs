@@ -55,6 +55,12 @@ pub enum Mutation {
     SpliceHoldsAlone,
     /// The second mark does not keep what a splice takes a piece of.
     PiecesAreNotKept,
+    /// An owner that comes back acts on its old list, without a new one.
+    ReturnsToOldList,
+    /// An owner that comes back looks for its old list before it puts the new one.
+    LooksBeforeNewList,
+    /// An owner that comes back waits for the leases it remembers though its old list is gone.
+    TrustsOldLeases,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -90,7 +96,8 @@ pub struct Actor {
     pub point: u8,
     /// Writer: how often it began. Pruner: packs on its own list.
     pub own: u8,
-    /// Writer with a mutation: its lease was there when it looked too early.
+    /// Writer with a mutation: its lease was there when it looked too early. Returned pruner: its old
+    /// list was there.
     pub looked: bool,
 }
 
@@ -99,6 +106,9 @@ pub enum Role {
     /// Backs up these chunks.
     Writer(u8),
     Pruner,
+    /// The pruner of that number, come back after it went away while it waited; of two, one has a
+    /// copy of the other's cache.
+    Returned(u8),
     Resolver,
     /// Forgets this point.
     Forgetter(u8),
