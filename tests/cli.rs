@@ -19,6 +19,8 @@ mod cache;
 mod copy;
 #[path = "cli/diff.rs"]
 mod diff;
+#[path = "cli/durability.rs"]
+mod durability;
 #[path = "cli/forget.rs"]
 mod forget;
 #[path = "cli/full.rs"]

@@ -9,6 +9,7 @@ mod support;
 #[allow(dead_code, reason = "each test program uses a part of it")]
 mod rig;
 
+use diskvault::environment::Environment;
 use diskvault::error::{ErrorKind, Result};
 use diskvault::monitor::Silent;
 use diskvault::prune::PruneOptions;
@@ -17,7 +18,7 @@ use diskvault::repair::{
     ObjectRepairOptions, RepairOptions, RepairReport, repair_objects, run as run_repair,
 };
 use diskvault::repository::Repository;
-use diskvault::repository::condemned::Patience;
+use diskvault::repository::condemned::{Patience, put_list};
 use diskvault::repository::locate::Locator;
 use diskvault::repository::pack_reader::{OpenPack, pack_name};
 use diskvault::repository::points::{Point, PointSet};
@@ -28,9 +29,9 @@ use diskvault_format::id::{PackId, PointId};
 use diskvault_format::pack::{HEADER_BYTES, PackKind, TRAILER_BYTES};
 use rig::{FAULTS, count, machine, recover, set};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
-use support::vault::{Parts, Vault, damage_of, noise};
+use support::vault::{PASSWORD, Parts, Vault, damage_of, noise, passphrase};
 
 const PATIENT: Patience = Patience { stands_still: Duration::from_secs(3600), waits: true };
 const NOT_WAITING: Patience = Patience { stands_still: Duration::from_secs(3600), waits: false };
@@ -290,6 +291,73 @@ fn a_running_backup_is_waited_for() {
     assert_eq!(vault.names(Folder::Condemned), [""; 0], "its list went");
     drop(session);
     assert_eq!(repair(&vault, "host").set_aside.len(), 1);
+}
+
+/// Repairs, and does something at the first pause in which it waits.
+fn repair_and_meanwhile(vault: &Vault, meanwhile: &(dyn Fn() + Send + Sync)) -> RepairReport {
+    struct Pausing(Arc<dyn Environment>, Mutex<mpsc::Sender<()>>, Mutex<mpsc::Receiver<()>>);
+    impl Environment for Pausing {
+        fn now_unix_ns(&self) -> i64 {
+            self.0.now_unix_ns()
+        }
+
+        fn random(&self, buffer: &mut [u8]) -> Result<()> {
+            self.0.random(buffer)
+        }
+
+        fn pause(&self, _: Duration, _: &dyn Fn() -> Result<()>) -> Result<()> {
+            self.1.lock().unwrap().send(()).unwrap();
+            self.2.lock().unwrap().recv().unwrap();
+            Ok(())
+        }
+    }
+    let (waits, is_waiting) = mpsc::channel();
+    let (go_on, goes_on) = mpsc::channel();
+    let environment = Pausing(vault.environment.clone(), Mutex::new(waits), Mutex::new(goes_on));
+    let storage = Arc::new(vault.storage.clone());
+    let secret = passphrase(PASSWORD);
+    let repository =
+        Repository::open(storage, Arc::new(environment), &vault.cache("host"), &secret).unwrap();
+    std::thread::scope(|scope| {
+        let repairing = scope.spawn(|| {
+            let options =
+                RepairOptions { packs: &[], patience: PATIENT, host: "host", is_dry_run: false };
+            run_repair(&repository, &options, &vault.pool, &|_| Ok(()), &Silent).unwrap()
+        });
+        is_waiting.recv().unwrap();
+        meanwhile();
+        go_on.send(()).unwrap();
+        repairing.join().unwrap()
+    })
+}
+
+/// While a repair waits for a backup, a prune puts the new packs on its list: until that is over,
+/// what they hold may go, so the damaged pack stays.
+#[test]
+fn a_damaged_pack_stays_while_its_copy_is_listed_by_a_prune() {
+    let vault = with_points();
+    let damaged = vault.names(Folder::Packs)[0].clone();
+    assert!(vault.storage.corrupt(&damaged, |bytes| bytes[100] ^= 1));
+    let readable = broken(&vault, "stranger");
+    let lease = format!("leases/{}", "cd".repeat(16));
+    vault.storage.insert(&lease, b"of a backup".to_vec());
+    let meanwhile = || {
+        let other = vault.open("other").unwrap();
+        let id = |name: &String| PackId::from_hex(name.rsplit('/').next().unwrap()).unwrap();
+        let mut packs: Vec<PackId> = vault.names(Folder::Packs).iter().map(id).collect();
+        packs.retain(|pack| *pack != id(&damaged));
+        packs.sort_unstable();
+        put_list(&other, &packs, "other").unwrap();
+        vault.storage.remove(&lease);
+    };
+    let report = repair_and_meanwhile(&vault, &meanwhile);
+    assert_eq!((report.kept, report.set_aside.len()), (1, 0), "{report:?}");
+    assert!(vault.storage.snapshot().contains_key(&damaged));
+    assert_eq!(broken(&vault, "stranger"), readable);
+    // The prune is over and has kept them: now it can go.
+    vault.names(Folder::Condemned).iter().for_each(|list| _ = vault.storage.remove(list));
+    assert_eq!(repair(&vault, "host").set_aside.len(), 1);
+    assert_eq!(broken(&vault, "third"), readable);
 }
 
 /// A prune of the same host never deletes what a repair wanted to keep as evidence.
