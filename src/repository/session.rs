@@ -210,7 +210,11 @@ impl<'a> Session<'a> {
             storage.delete(&name)?;
             return Err(Error::new(ErrorKind::Fenced, "the lease of this backup was removed"));
         }
-        storage.put_new(&ObjectName::new(Folder::Points, &names::point_ok(id))?, &[])?;
+        match storage.put_new(&ObjectName::new(Folder::Points, &names::point_ok(id))?, &[]) {
+            // Taken for dead since the look, and completed by a resolver: it is as done.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            other => other?,
+        }
         // The point is done. What fails from here on costs time in the next run, not the point:
         // an index that forgets is filled again, a lease that stays is fenced by a prune.
         let _ = self.remember_complete(&manifest.series, id);
