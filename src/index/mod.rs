@@ -26,6 +26,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 pub const SEGMENTS_MAX: u32 = 1 << 20;
 /// Slots of one segment must be fewer than this.
 pub const SLOTS_MAX: u32 = 1 << 12;
+/// A file system in memory that every user may write to.
+const MEMORY_FOLDER: &str = "/dev/shm";
 /// Dropped packs remembered in RAM before the catalogue is told.
 const DROPPED_MAX: usize = 1024;
 
@@ -107,7 +109,21 @@ impl ChunkIndex {
     /// # Errors
     /// Fails if the directory cannot be written.
     pub fn open_elsewhere() -> Result<ChunkIndex> {
-        ChunkIndex::open_slot(Slot::elsewhere()?)
+        ChunkIndex::open_slot(Slot::elsewhere(&tempfile::env::temp_dir())?)
+    }
+
+    /// As [`ChunkIndex::open_elsewhere`], in memory: for a prune on a system whose only disk is full.
+    /// It takes some 30 bytes for each chunk of the repository. Nothing where the system has no
+    /// folder in memory.
+    ///
+    /// # Errors
+    /// As [`ChunkIndex::open_elsewhere`].
+    pub fn open_in_memory() -> Result<Option<ChunkIndex>> {
+        let parent = Path::new(MEMORY_FOLDER);
+        if !parent.is_dir() {
+            return Ok(None);
+        }
+        ChunkIndex::open_slot(Slot::elsewhere(parent)?).map(Some)
     }
 
     fn open_slot(mut slot: Slot) -> Result<ChunkIndex> {

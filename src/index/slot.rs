@@ -123,19 +123,18 @@ impl Slot {
         Err(Error::new(ErrorKind::Failed, text))
     }
 
-    /// Makes a private slot in the system's folder for temporary files that is removed when it is
+    /// Makes a private slot in the folder `parent`, for temporary files, that is removed when it is
     /// dropped. What a killed process leaves there is the system's to clear: nothing is removed by
     /// its name in a folder that others write to.
     ///
     /// # Errors
     /// Fails if the directory cannot be made.
-    pub fn elsewhere() -> Result<Slot> {
-        let parent = tempfile::env::temp_dir();
+    pub fn elsewhere(parent: &Path) -> Result<Slot> {
         let mut builder = tempfile::Builder::new();
         let builder = builder.prefix("diskvault-index-").permissions(Permissions::from_mode(0o700));
         let holder = builder
-            .tempdir_in(&parent)
-            .map_err(|cause| failed("make index directory in", &parent, cause))?;
+            .tempdir_in(parent)
+            .map_err(|cause| failed("make index directory in", parent, cause))?;
         let dir = holder.path().to_path_buf();
         // Nobody else knows it; the lock is what a slot has.
         let path = dir.join("lock");

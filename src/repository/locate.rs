@@ -41,7 +41,8 @@ pub struct Found {
 
 impl Locator {
     /// Opens this host's index and brings it up to date. Where the cache cannot be used, the index
-    /// is made in a temporary folder for this run, with a warning: it is never needed.
+    /// is made in a temporary folder for this run, or in memory if that is full too, with a warning:
+    /// it is never needed.
     ///
     /// # Errors
     /// Fails if the storage cannot be listed, or neither the cache nor the temporary folder can be
@@ -67,7 +68,16 @@ impl Locator {
             Err(error) if matches!(error.kind(), ErrorKind::Failed | ErrorKind::NoSpace) => {
                 let text = error.full_text();
                 monitor.warn(&format!("{text}; the index is made in a temporary folder"));
-                Self::synchronise(repository, Arc::new(ChunkIndex::open_elsewhere()?), monitor)
+                let made = ChunkIndex::open_elsewhere()
+                    .and_then(|index| Self::synchronise(repository, Arc::new(index), monitor));
+                match made {
+                    Err(error) if error.kind() == ErrorKind::NoSpace => {
+                        let Some(index) = ChunkIndex::open_in_memory()? else { return Err(error) };
+                        monitor.warn(&format!("{}; it is made in memory", error.full_text()));
+                        Self::synchronise(repository, Arc::new(index), monitor)
+                    }
+                    made => made,
+                }
             }
             other => other,
         }

@@ -121,6 +121,51 @@ fn a_repository_without_any_room_still_gives_back_what_it_has() {
     assert_eq!(outcome.code, 0, "{outcome:?}");
 }
 
+/// Everything lies on the one file system that is full: repository, cache and temporary files.
+#[test]
+fn a_prune_gives_room_back_when_there_is_hardly_any() {
+    let vault = Vault::new();
+    let at = vault.path("small");
+    let Some(_small) = Tmpfs::new(&at, "size=24m") else { return };
+    copy_folder(&vault.repo(), &at.join("repo"));
+    fs::create_dir(at.join("tmp")).unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = vault.command(arguments);
+        command.env("DISKVAULT_REPOSITORY", at.join("repo"));
+        command.env("DISKVAULT_CACHE_DIR", at.join("cache")).env("TMPDIR", at.join("tmp"));
+        finish(&mut command)
+    };
+    let kept = random(5, MIB);
+    vault.write("kept", &kept);
+    vault.write("gone", &random(6, 6 * MIB));
+    assert_eq!(run(&["backup", "--name", "a", "--disk", "vda=gone"]).code, 0);
+    assert_eq!(run(&["backup", "--name", "a", "--disk", "vda=kept"]).code, 0);
+    assert_eq!(run(&["forget", "--keep-last", "1"]).code, 0);
+    let mut filler = fs::File::create(at.join("filler")).unwrap();
+    let mut filled = 0;
+    let mut rest = 24 * MIB;
+    while rest > 0 {
+        match filler.write(&vec![1; usize::try_from(rest).unwrap()]) {
+            Ok(bytes) if bytes > 0 => filled += bytes as u64,
+            _ => rest /= 2,
+        }
+    }
+    // Not a byte is free: no list can be put, and without one nothing may be deleted.
+    let outcome = run(&["prune"]);
+    assert_eq!(outcome.code, 6, "{outcome:?}");
+    outcome.says("cannot write condemned/").hints("a few free KiB");
+    filler.set_len(filled - (64 << 10)).unwrap();
+    let outcome = run(&["prune"]);
+    assert!([0, 4].contains(&outcome.code), "{outcome:?}");
+    outcome.prints("freed 6.");
+    drop(filler);
+    assert_eq!(run(&["dump", "a"]).stdout, kept);
+    assert_eq!(run(&["backup", "--name", "a", "--disk", "vda=gone"]).code, 0);
+    fs::remove_file(at.join("filler")).unwrap();
+    let outcome = run(&["check", "--read-data"]);
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+}
+
 #[test]
 fn init_without_room_leaves_no_recovery_key() {
     let vault = Vault::without_repository();
