@@ -17,6 +17,7 @@ use diskvault::monitor::{Monitor, Silent};
 use diskvault::prune::choose::Unused;
 use diskvault::prune::{Patience, PruneOptions, PruneReport};
 use diskvault::repository::Repository;
+use diskvault::repository::locate::Locator;
 use diskvault::repository::points::{Point, PointSet};
 use diskvault::retention::forget::{ForgetOptions, forget};
 use diskvault::retention::undo::undo;
@@ -27,7 +28,7 @@ use rig::{FAULTS, adopt, assert_whole, count, machine, recover, set};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use support::vault::{Parts, Vault, damage_of, noise};
+use support::vault::{Parts, Vault, damage_of, noise, restore};
 
 const PATIENT: Patience = Patience { stands_still: Duration::from_secs(3600), waits: true };
 const HASTY: Patience = Patience { stands_still: Duration::from_millis(200), waits: true };
@@ -47,6 +48,22 @@ fn options(patience: Patience) -> PruneOptions<'static> {
 
 fn prune(vault: &Vault, repository: &Repository, patience: Patience) -> Result<PruneReport> {
     diskvault::prune::run(repository, &options(patience), &vault.pool, &|_| Ok(()), &Silent)
+}
+
+/// A reader holds no lease. What it read in the index before a prune is in other packs after it.
+#[test]
+fn a_reader_finds_what_a_prune_has_copied_elsewhere() {
+    let (mut vault, ids) = with_four_days();
+    let reader = vault.open("reader").unwrap();
+    let point = PointSet::load(&reader).unwrap().points.pop().unwrap();
+    assert_eq!(point.id, ids[3]);
+    let locator = Locator::open_for_reading(&reader, &Silent).unwrap();
+    let pruner = vault.open("host").unwrap();
+    forget_ids(&mut vault, &pruner, &ids[..3]);
+    let report = prune(&vault, &pruner, PATIENT).unwrap();
+    assert!(report.copied_bytes > 0 && report.deleted_packs > 0, "{report:?}");
+    let restored = restore(&reader, &locator, &point).unwrap();
+    assert!(restored == vault.known[&point.id]);
 }
 
 /// Four points of a machine, and their ids.

@@ -59,7 +59,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let old = context.find_point(&repository, &addresses[0], None)?;
     let new = context.find_point(&repository, &addresses[1], None)?;
     let wanted = choose(&old, &new, &addresses, arguments.disk.as_deref())?;
-    let locator = Locator::open(&repository, context.monitor())?;
+    let locator = Locator::open_for_reading(&repository, context.monitor())?;
     let monitor = context.monitor();
     let comparison = Comparison { repository: &repository, locator: &locator, monitor };
     let mut all = Vec::new();

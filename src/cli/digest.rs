@@ -44,7 +44,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         Some(name) => find_part(&point, name)?,
         None => only_part(&point)?,
     };
-    let locator = Locator::open(&repository, context.monitor())?;
+    let locator = Locator::open_for_reading(&repository, context.monitor())?;
     let pool = context.pool()?;
     let fetcher = context.fetcher(&repository, &locator);
     let digester = Digester { fetcher, pool: &pool };

@@ -37,7 +37,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         Some(name) => find_part(&point, name)?,
         None => only_part(&point)?,
     };
-    let locator = Locator::open(&repository, context.monitor())?;
+    let locator = Locator::open_for_reading(&repository, context.monitor())?;
     let fetcher = context.fetcher(&repository, &locator);
     context.monitor().start(&format!("dumping {}", part.name()), Some(part.bytes()));
     // Past the buffer of the standard library, which looks for line ends.

@@ -64,7 +64,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         let text = "only the disk is restored: name an existing folder to restore all parts";
         context.monitor().note(text);
     }
-    let locator = Locator::open(&repository, context.monitor())?;
+    let locator = Locator::open_for_reading(&repository, context.monitor())?;
     let fetcher = context.fetcher(&repository, &locator);
     let mut bytes = 0;
     for (part, path) in &plan {

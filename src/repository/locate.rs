@@ -1,7 +1,8 @@
 //! Where chunks and pages are: the index, brought up to what the storage lists.
 //!
 //! Invariant: after a `Locator` is open the index speaks of the listed packs only; whatever
-//! it says is verified against the pack's footer and the entry's id before it is used.
+//! it says is verified against the pack's footer and the entry's id before it is used. A reader's
+//! may look again: a prune has copied what is needed out of a pack before it takes that away.
 
 use super::entries::{Place, add_footer_to_index, known_bytes, places_of};
 use super::pack_reader::{OpenPack, PackCache, open_pack};
@@ -9,7 +10,7 @@ use super::splices::SpliceReader;
 use super::{Repository, lock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::ChunkIndex;
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Silent};
 use crate::storage::Folder;
 use diskvault_format::id::PackId;
 use std::collections::BTreeSet;
@@ -26,7 +27,20 @@ pub struct Locator {
     damaged: Vec<(PackId, Error)>,
     /// Packs that turned out to be damaged when something in them was wanted.
     met_damaged: Mutex<BTreeSet<PackId>>,
+    /// How often it may still look again; nothing unless it is a reader's.
+    looks_left: Option<Mutex<u32>>,
 }
+
+/// What the storage listed, compared with the index.
+struct Listing {
+    listed: BTreeSet<PackId>,
+    entries_read: u64,
+    vanished: Vec<PackId>,
+    damaged: Vec<(PackId, Error)>,
+}
+
+/// Looks of one reader beside the first: each follows a miss, and a miss that stays ends it.
+const LOOKS_MAX: u32 = 64;
 
 /// One entry, found and verified to be in its pack's footer.
 #[derive(Clone)]
@@ -55,6 +69,33 @@ impl Locator {
             Self::synchronise(repository, Arc::new(index), monitor)
         });
         Self::or_elsewhere(opened, repository, monitor)
+    }
+
+    /// As [`Locator::open`], for who only reads and holds no lease: packs may be taken away by a
+    /// prune meanwhile, and [`Locator::look_again`] finds what they held in others.
+    ///
+    /// # Errors
+    /// As [`Locator::open`].
+    pub fn open_for_reading(repository: &Repository, monitor: &dyn Monitor) -> Result<Locator> {
+        let looks_left = Some(Mutex::new(LOOKS_MAX));
+        Ok(Locator { looks_left, ..Self::open(repository, monitor)? })
+    }
+
+    /// Brings a reader's index up to what the storage lists now. True if it did: what was missed
+    /// is to be looked up once more. Never for a writer or a pruner, whose order of reading counts.
+    ///
+    /// # Errors
+    /// As [`Locator::open`].
+    pub fn look_again(&self, repository: &Repository) -> Result<bool> {
+        let Some(looks_left) = &self.looks_left else { return Ok(false) };
+        // Held meanwhile: whoever waits for it finds the index up to date.
+        let mut looks_left = lock(looks_left);
+        if *looks_left == 0 {
+            return Ok(false);
+        }
+        *looks_left -= 1;
+        update(repository, &self.index, &Silent)?;
+        Ok(true)
     }
 
     /// Tries anew in the temporary folder if it was the cache that failed.
@@ -103,81 +144,28 @@ impl Locator {
         Self::synchronise(repository, Arc::new(index), monitor)
     }
 
-    /// Lists the packs, forgets those that are gone and reads the footers of new ones.
+    /// Brings the index up to what the storage lists.
     fn synchronise(
         repository: &Repository,
         index: Arc<ChunkIndex>,
         monitor: &dyn Monitor,
     ) -> Result<Locator> {
-        let storage = repository.storage();
-        let mut listed = BTreeSet::new();
-        let mut changed = BTreeSet::new();
-        for entry in storage.list(Folder::Packs)? {
-            let Some(id) = PackId::from_hex(entry.name.leaf()) else { continue };
-            listed.insert(id);
-            // A pack never changes its size: one that did was cut or replaced, and its footer has
-            // to be read again before anything builds on it.
-            if known_bytes(&index, id)?.is_some_and(|known| known != entry.bytes) {
-                changed.insert(id);
-            }
-        }
-        let mut vanished = Vec::new();
-        let known = index.packs()?.into_iter().map(|record| PackId(record.id));
-        let gone: Vec<PackId> =
-            known.filter(|id| !listed.contains(id) || changed.contains(id)).collect();
-        if !gone.is_empty() {
-            // Before they are dropped: the next run would not know any more that they are gone,
-            // also if this one is no backup, or ends here.
-            note_loss(&index)?;
-        }
-        for id in gone {
-            index.drop_pack(&id.0)?;
-            if !listed.contains(&id) {
-                vanished.push(id);
-            }
-        }
-        let mut unknown = Vec::new();
-        for id in &listed {
-            if !index.has_pack(&id.0)? {
-                unknown.push(*id);
-            }
-        }
-        let (mut damaged, mut entries_read) = (Vec::new(), 0);
-        if unknown.len() > 64 {
-            monitor.start("reading pack footers", Some(unknown.len() as u64));
-        }
-        for id in &unknown {
-            monitor.check_cancelled()?;
-            match open_pack(storage.as_ref(), repository.keys(), *id) {
-                Ok(pack) => {
-                    entries_read += pack.footer.entry_count();
-                    add_footer_to_index(&index, pack.id, pack.kind, &pack.footer, pack.bytes)?;
-                }
-                // Deleted since the listing: it holds nothing any more.
-                Err(error) if error.kind() == ErrorKind::NotFound => {
-                    vanished.push(*id);
-                }
-                Err(error) if matches!(error.kind(), ErrorKind::Damage | ErrorKind::Newer) => {
-                    damaged.push((*id, error));
-                }
-                Err(error) => return Err(error),
-            }
-            if unknown.len() > 64 {
-                monitor.advance(1);
-            }
-        }
-        if unknown.len() > 64 {
-            monitor.finish();
-        }
-        for id in &vanished {
-            listed.remove(id);
-        }
-        if !unknown.is_empty() || !vanished.is_empty() {
-            index.flush()?;
-        }
+        let listing = update(repository, &index, monitor)?;
+        let Listing { listed, entries_read, vanished, damaged } = listing;
         let (packs, met_damaged) = (Arc::new(PackCache::new()), Mutex::default());
         let splices = Arc::new(SpliceReader::new(repository, &index, &packs));
-        Ok(Locator { index, packs, splices, listed, entries_read, vanished, damaged, met_damaged })
+        let looks_left = None;
+        Ok(Locator {
+            index,
+            packs,
+            splices,
+            listed,
+            entries_read,
+            vanished,
+            damaged,
+            met_damaged,
+            looks_left,
+        })
     }
 
     /// The index itself.
@@ -306,6 +294,77 @@ impl Locator {
         }
         Ok(Some(Found { pack, segment: place.segment, slot: place.slot }))
     }
+}
+
+/// Lists the packs, forgets those that are gone and reads the footers of new ones.
+fn update(repository: &Repository, index: &ChunkIndex, monitor: &dyn Monitor) -> Result<Listing> {
+    let storage = repository.storage();
+    let mut listed = BTreeSet::new();
+    let mut changed = BTreeSet::new();
+    for entry in storage.list(Folder::Packs)? {
+        let Some(id) = PackId::from_hex(entry.name.leaf()) else { continue };
+        listed.insert(id);
+        // A pack never changes its size: one that did was cut or replaced, and its footer has
+        // to be read again before anything builds on it.
+        if known_bytes(index, id)?.is_some_and(|known| known != entry.bytes) {
+            changed.insert(id);
+        }
+    }
+    let mut vanished = Vec::new();
+    let known = index.packs()?.into_iter().map(|record| PackId(record.id));
+    let gone: Vec<PackId> =
+        known.filter(|id| !listed.contains(id) || changed.contains(id)).collect();
+    if !gone.is_empty() {
+        // Before they are dropped: the next run would not know any more that they are gone,
+        // also if this one is no backup, or ends here.
+        note_loss(index)?;
+    }
+    for id in gone {
+        index.drop_pack(&id.0)?;
+        if !listed.contains(&id) {
+            vanished.push(id);
+        }
+    }
+    let mut unknown = Vec::new();
+    for id in &listed {
+        if !index.has_pack(&id.0)? {
+            unknown.push(*id);
+        }
+    }
+    let (mut damaged, mut entries_read) = (Vec::new(), 0);
+    if unknown.len() > 64 {
+        monitor.start("reading pack footers", Some(unknown.len() as u64));
+    }
+    for id in &unknown {
+        monitor.check_cancelled()?;
+        match open_pack(storage.as_ref(), repository.keys(), *id) {
+            Ok(pack) => {
+                entries_read += pack.footer.entry_count();
+                add_footer_to_index(index, pack.id, pack.kind, &pack.footer, pack.bytes)?;
+            }
+            // Deleted since the listing: it holds nothing any more.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                vanished.push(*id);
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::Damage | ErrorKind::Newer) => {
+                damaged.push((*id, error));
+            }
+            Err(error) => return Err(error),
+        }
+        if unknown.len() > 64 {
+            monitor.advance(1);
+        }
+    }
+    if unknown.len() > 64 {
+        monitor.finish();
+    }
+    for id in &vanished {
+        listed.remove(id);
+    }
+    if !unknown.is_empty() || !vanished.is_empty() {
+        index.flush()?;
+    }
+    Ok(Listing { listed, entries_read, vanished, damaged })
 }
 
 /// Note in the index: how often packs were found gone, changed or damaged.

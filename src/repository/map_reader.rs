@@ -48,6 +48,17 @@ impl<'a> MapReader<'a> {
     /// # Errors
     /// `Damage` if no pack holds it or its bytes do not fit its id.
     pub fn page(&self, id: PageId) -> Result<Vec<u8>> {
+        match self.find_page(id) {
+            Err(error)
+                if error.kind().is_finding() && self.locator.look_again(self.repository)? =>
+            {
+                self.find_page(id)
+            }
+            found => found,
+        }
+    }
+
+    fn find_page(&self, id: PageId) -> Result<Vec<u8>> {
         let mut damaged = Vec::new();
         let mut first_error = None;
         loop {

@@ -401,8 +401,17 @@ impl Fetcher<'_> {
         Ok(())
     }
 
-    /// A chunk from any segment but the damaged ones, by its bytes or as pieces of others.
+    /// A chunk from any segment but the damaged ones, by its bytes or as pieces of others; also
+    /// from packs that were put since the listing.
     fn read_undamaged(&self, item: &Wanted, damaged: &mut Vec<(PackId, u32)>) -> Option<Vec<u8>> {
+        if let Some(chunk) = self.read_known(item, damaged) {
+            return Some(chunk);
+        }
+        let is_new = self.locator.look_again(self.repository).ok()?;
+        is_new.then(|| self.read_known(item, damaged)).flatten()
+    }
+
+    fn read_known(&self, item: &Wanted, damaged: &mut Vec<(PackId, u32)>) -> Option<Vec<u8>> {
         let stored = self.read_stored(item.id, damaged);
         if let Some(chunk) = stored.filter(|chunk| chunk.len() == item.bytes as usize) {
             return Some(chunk);

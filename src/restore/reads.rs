@@ -211,6 +211,18 @@ impl Planner<'_> {
             }
             return Ok(());
         }
+        match self.add_known(item) {
+            // A prune may have taken away what held it, and have put it elsewhere.
+            Err(error)
+                if error.kind().is_finding() && self.locator.look_again(self.repository)? =>
+            {
+                self.add_known(item)
+            }
+            added => added,
+        }
+    }
+
+    fn add_known(&mut self, item: Wanted) -> Result<()> {
         let places = places_of(self.locator.index(), &item.id.0)?;
         match places.first() {
             Some(first) if !first.is_splice => {
