@@ -3,7 +3,6 @@
 //! Invariant: whoever waits for time to pass waits here. So a test decides when an hour is over.
 
 use crate::error::{Error, ErrorKind, Result};
-use rustix::time::{ClockId, clock_gettime};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -12,6 +11,15 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What the monotonic clock of this process counts from.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// The time since the machine was booted, and when that was read. Without it a run counts from its
+/// own start, which makes what it remembers of leases younger than it is, never older.
+static BOOTED: LazyLock<(Duration, Instant)> = LazyLock::new(|| {
+    let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let seconds = text.split(' ').next().and_then(|text| text.parse::<f64>().ok());
+    let uptime = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    (uptime.unwrap_or_default(), Instant::now())
+});
 
 /// Where time and random bytes come from, and how to wait.
 pub trait Environment: Send + Sync {
@@ -86,8 +94,8 @@ pub struct SystemEnvironment;
 
 impl Environment for SystemEnvironment {
     fn monotonic(&self) -> Duration {
-        let now = clock_gettime(ClockId::Monotonic);
-        Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
+        let (uptime, start) = &*BOOTED;
+        *uptime + start.elapsed()
     }
 
     fn boot_id(&self) -> Option<String> {

@@ -259,12 +259,12 @@ impl Archive {
         for id in self.known.keys() {
             promise!(visible.contains(id), "{what}: point {id} is gone");
             let outcome = self.run(&["dump", id])?;
-            let is_same = outcome.succeeded() && *self.known[id] == outcome.stdout;
+            let is_same = outcome.is_done() && *self.known[id] == outcome.stdout;
             let (code, stderr) = (outcome.code, &outcome.stderr);
             promise!(is_same, "{what}: point {id} does not come back: {code} {stderr}");
         }
         let outcome = self.run(&["check", "--read-data"])?;
-        promise!(outcome.succeeded(), "{what}: the check finds damage: {outcome:?}");
+        promise!(outcome.is_done(), "{what}: the check finds damage: {outcome:?}");
         Ok(())
     }
 
