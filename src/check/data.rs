@@ -6,7 +6,7 @@
 
 use super::CheckReport;
 use super::ledger::Ledger;
-use super::splices::{Quiet, Splices};
+use super::splices::{Quiet, Splices, look_again};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::entries::{known_bytes, places_of, prefix};
@@ -173,14 +173,15 @@ pub(super) fn check_packs(
         let joining = splices.join()?;
         refused.extend(splices.finish(joining)?);
     }
+    let (refused, newer) = look_again(&fetcher, refused, monitor)?;
+    let splices = newer.as_ref().unwrap_or(locator).splices();
     for (id, error) in refused {
         damaged.spliced.insert(prefix(&id.0));
         // A splice that no point needs may have lost its pieces to a prune; if one does, its map
         // shows.
-        if !locator.splices().has_whole_splice(id)? {
-            continue;
+        if splices.has_whole_splice(id)? {
+            report.damage(format!("chunk {id} cannot be put together: {}", error.full_text()));
         }
-        report.damage(format!("chunk {id} cannot be put together: {}", error.full_text()));
     }
     report.damaged_packs.clone_from(&bad);
     if let Err(error) = ledger.store(&whole, &bad, &mut locator.listed().iter().copied(), now) {

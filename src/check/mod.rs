@@ -166,11 +166,14 @@ pub fn run(
     Ok(report)
 }
 
-/// Checks all maps; and those once more that have findings, if a forget or a prune has been at
+/// Looks at what was found, each after more packs were taken away.
+const LOOKS_MAX: usize = 8;
+
+/// Checks all maps; and those again that have findings, while a forget or a prune has been at
 /// work meanwhile: pages and chunks may be in other packs now, and points gone.
 fn check_maps(
     repository: &Repository,
-    locator: Locator,
+    mut locator: Locator,
     points: &PointSet,
     damaged: &DamagedEntries,
     report: &mut CheckReport,
@@ -179,8 +182,10 @@ fn check_maps(
     let all: Vec<&Point> = points.points.iter().collect();
     let mut found = maps::check_maps(repository, &locator, &all, damaged, monitor)?;
     report.pages = found.pages;
-    if !found.findings.is_empty() && is_changed(repository, &locator)? {
-        drop(locator);
+    for _ in 0..LOOKS_MAX {
+        if found.findings.is_empty() || !is_changed(repository, &locator)? {
+            break;
+        }
         let touched: BTreeSet<PointId> = found
             .findings
             .iter()
@@ -189,15 +194,18 @@ fn check_maps(
         let points = PointSet::load(repository)?;
         let again: Vec<&Point> =
             points.points.iter().filter(|point| touched.contains(&point.id)).collect();
-        let locator = Locator::open_fresh(repository, monitor)?;
+        locator = Locator::open_fresh(repository, monitor)?;
         found = maps::check_maps(repository, &locator, &again, damaged, monitor)?;
     }
     report.findings.append(&mut found.findings);
     Ok(())
 }
 
-/// True if packs that were listed are gone.
+/// True if packs that were listed are gone, also if that was seen when their footers were read.
 fn is_changed(repository: &Repository, locator: &Locator) -> Result<bool> {
+    if !locator.vanished().is_empty() {
+        return Ok(true);
+    }
     let listing = repository.storage().list(Folder::Packs)?;
     let now: BTreeSet<PackId> =
         listing.iter().filter_map(|entry| PackId::from_hex(entry.name.leaf())).collect();

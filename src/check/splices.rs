@@ -6,6 +6,8 @@
 
 use crate::error::Result;
 use crate::monitor::Monitor;
+use crate::repository::entries::places_of;
+use crate::repository::locate::Locator;
 use crate::repository::objects::refused;
 use crate::repository::pack_reader::OpenPack;
 use crate::restore::fetch::{Fetcher, Refused, Wanted};
@@ -15,6 +17,7 @@ use diskvault_format::id::{ChunkId, PackId};
 use diskvault_format::pack::PackKind;
 use diskvault_format::segment::{EntryKind, SegmentDecoder};
 use diskvault_format::splice::Splice;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Splices that are put together while the packs are read; some 50 MiB of memory. What is beyond
@@ -112,6 +115,45 @@ fn add_splices(segment: &FooterSegment, data: &[u8], window: &mut Window) {
             window.push((Wanted { offset: 0, bytes, id }, splice));
         }
     }
+}
+
+/// Looks once more at splices that could not be put together while packs were taken away: a prune
+/// has copied what is needed first. Tells what is wrong with those that are still there, and where
+/// things are now if that has changed.
+///
+/// # Errors
+/// As [`Splices::join`].
+pub(super) fn look_again(
+    fetcher: &Fetcher<'_>,
+    mut refused: Refused,
+    monitor: &dyn Monitor,
+) -> Result<(Refused, Option<Locator>)> {
+    let mut newer: Option<Locator> = None;
+    for _ in 0..super::LOOKS_MAX {
+        let locator = newer.as_ref().unwrap_or(fetcher.locator);
+        if refused.is_empty() || !super::is_changed(fetcher.repository, locator)? {
+            break;
+        }
+        let ids: BTreeSet<ChunkId> = refused.drain(..).map(|(id, _)| id).collect();
+        let locator = Locator::open_fresh(fetcher.repository, monitor)?;
+        let fetcher = Fetcher { locator: &locator, ..*fetcher };
+        let mut window = Window::new();
+        for id in ids {
+            for place in places_of(locator.index(), &id.0)?.iter().filter(|it| it.is_splice) {
+                match locator.splices().read(id, place) {
+                    Ok(splice) => {
+                        let bytes = splice.chunk_bytes();
+                        window.push((Wanted { offset: 0, bytes, id }, splice));
+                    }
+                    Err(error) if error.kind().is_finding() => refused.push((id, error)),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        refused.extend(fetcher.put_together(window, &|_, _: &[u8]| Ok(()))?);
+        newer = Some(locator);
+    }
+    Ok((refused, newer))
 }
 
 /// Hears of an interruption and tells no progress: what is put together was counted when it was

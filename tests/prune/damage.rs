@@ -2,6 +2,7 @@
 //! needs, also not what would be needed once the damage is healed.
 
 use super::*;
+use diskvault::check::{self, CheckOptions, DataSubset};
 use diskvault::environment::Environment;
 use diskvault::error::Error;
 use diskvault::repository::pack_reader::open_pack;
@@ -421,4 +422,37 @@ fn two_owners_of_one_list_delete_nothing_that_is_needed() {
     publish();
     let report = vault.check(&vault.open("stranger").unwrap(), true).unwrap();
     assert_eq!(damage_of(&report), "");
+}
+
+/// Prunes at one of the moments at which a check looks for an interruption.
+struct PruneAt<'a> {
+    vault: &'a Vault,
+    at: u64,
+    calls: AtomicU64,
+}
+
+impl Monitor for PruneAt<'_> {
+    fn is_cancelled(&self) -> bool {
+        if self.calls.fetch_add(1, Ordering::Relaxed) == self.at {
+            prune(self.vault, &self.vault.open("pruner").unwrap(), PATIENT).unwrap();
+        }
+        false
+    }
+}
+
+#[test]
+fn a_check_takes_no_prune_for_damage() {
+    let base = with_splices();
+    for at in 0.. {
+        let vault = base.copy(800 + at);
+        let monitor = PruneAt { vault: &vault, at, calls: 0.into() };
+        let repository = vault.open("host").unwrap();
+        let options = CheckOptions { data: Some(DataSubset::All) };
+        let report = check::run(&repository, &options, &vault.pool, &monitor).unwrap();
+        assert_eq!(damage_of(&report), "", "pruned at {at}");
+        if monitor.calls.into_inner() <= at {
+            assert!(at > 2, "only {at} moments");
+            break;
+        }
+    }
 }
