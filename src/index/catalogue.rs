@@ -122,6 +122,11 @@ fn guarded<T>(verb: &str, work: impl FnOnce() -> sled::Result<T>) -> Result<T> {
 
 /// The open sled database. Everything but [`Catalogue::commit`] may be lost in a crash.
 pub struct Catalogue {
+    /// There until it is dropped: the last handle writes what sled holds, and panics if it cannot.
+    handles: Option<Handles>,
+}
+
+struct Handles {
     /// Ordinal (u32, big-endian) -> id 32, kind 1, entries 4 (big-endian).
     packs: sled::Tree,
     /// Id -> ordinal.
@@ -144,14 +149,19 @@ impl Catalogue {
                 .flush_every_ms(None)
                 .mode(sled::Mode::LowSpace);
             let db = open_unlocked(&config)?;
-            Ok(Catalogue {
+            let handles = Handles {
                 packs: db.open_tree("packs")?,
                 ordinals: db.open_tree("ordinals")?,
                 runs: db.open_tree("runs")?,
                 notes: db.open_tree("notes")?,
                 db,
-            })
+            };
+            Ok(Catalogue { handles: Some(handles) })
         })
+    }
+
+    fn sled(&self) -> sled::Result<&Handles> {
+        self.handles.as_ref().ok_or_else(|| sled::Error::Unsupported("it is closed".into()))
     }
 
     /// The state row.
@@ -159,7 +169,7 @@ impl Catalogue {
     /// # Errors
     /// Fails with [`ErrorKind::Damage`] if it is absent or does not decode.
     pub fn state(&self) -> Result<State> {
-        let row = guarded("read", || self.runs.get(STATE_KEY))?;
+        let row = guarded("read", || self.sled()?.runs.get(STATE_KEY))?;
         row.and_then(|row| State::decode(&row)).ok_or_else(|| damaged("the state row is bad"))
     }
 
@@ -169,9 +179,9 @@ impl Catalogue {
     /// Fails if sled cannot write; the old state counts then.
     pub fn commit(&self, state: &State) -> Result<()> {
         guarded("write", || {
-            self.db.flush()?;
-            self.runs.insert(STATE_KEY, state.encode())?;
-            self.db.flush().map(|_| ())
+            self.sled()?.db.flush()?;
+            self.sled()?.runs.insert(STATE_KEY, state.encode())?;
+            self.sled()?.db.flush().map(|_| ())
         })
     }
 
@@ -180,7 +190,7 @@ impl Catalogue {
     /// # Errors
     /// Fails if sled cannot write.
     pub fn flush(&self) -> Result<()> {
-        guarded("write", || self.db.flush().map(|_| ()))
+        guarded("write", || self.sled()?.db.flush().map(|_| ()))
     }
 
     /// Reads all pack rows, removes the leftovers and checks the rest against `state`.
@@ -203,7 +213,7 @@ impl Catalogue {
         })?;
         let mut strays = Vec::new();
         guarded("read", || {
-            for row in self.ordinals.iter() {
+            for row in self.sled()?.ordinals.iter() {
                 let (id, value) = row?;
                 let known = decode_ordinal(&value).and_then(|ordinal| packs.get(&ordinal));
                 if known.is_some_and(|known| known[..] == id[..]) {
@@ -220,13 +230,13 @@ impl Catalogue {
         }
         guarded("write", || {
             leftovers.iter().try_for_each(|(ordinal, _)| self.remove_row(*ordinal))?;
-            strays.iter().try_for_each(|id| self.ordinals.remove(id).map(|_| ()))
+            strays.iter().try_for_each(|id| self.sled()?.ordinals.remove(id).map(|_| ()))
         })?;
         Ok(packs)
     }
 
     fn remove_row(&self, ordinal: u32) -> sled::Result<()> {
-        self.packs.remove(ordinal.to_be_bytes()).map(|_| ())
+        self.sled()?.packs.remove(ordinal.to_be_bytes()).map(|_| ())
     }
 
     /// Calls `visit` with every pack row, those that do not count included.
@@ -234,7 +244,7 @@ impl Catalogue {
     /// # Errors
     /// Fails with [`ErrorKind::Damage`] on a malformed row, and if sled cannot read.
     pub fn each_row(&self, visit: &mut dyn FnMut(u32, PackRecord)) -> Result<()> {
-        let mut rows = self.packs.iter();
+        let mut rows = guarded("read", || Ok(self.sled()?.packs.iter()))?;
         while let Some((key, value)) = guarded("read", || rows.next().transpose())? {
             let row = decode_ordinal(&key).zip(decode_pack(&value));
             let (ordinal, pack) = row.ok_or_else(|| damaged("a pack row is malformed"))?;
@@ -248,7 +258,7 @@ impl Catalogue {
     /// # Errors
     /// Fails if sled cannot read.
     pub fn pack(&self, ordinal: u32) -> Result<Option<PackRecord>> {
-        let row = guarded("read", || self.packs.get(ordinal.to_be_bytes()))?;
+        let row = guarded("read", || self.sled()?.packs.get(ordinal.to_be_bytes()))?;
         Ok(row.and_then(|row| decode_pack(&row)))
     }
 
@@ -257,7 +267,7 @@ impl Catalogue {
     /// # Errors
     /// Fails if sled cannot read.
     pub fn ordinal(&self, id: &[u8; 32]) -> Result<Option<u32>> {
-        let row = guarded("read", || self.ordinals.get(id))?;
+        let row = guarded("read", || self.sled()?.ordinals.get(id))?;
         Ok(row.and_then(|row| decode_ordinal(&row)))
     }
 
@@ -271,8 +281,8 @@ impl Catalogue {
         row[32] = pack.kind;
         row[33..].copy_from_slice(&pack.entries.to_be_bytes());
         guarded("write", || {
-            self.packs.insert(ordinal.to_be_bytes(), &row[..])?;
-            self.ordinals.insert(pack.id, &ordinal.to_be_bytes()).map(|_| ())
+            self.sled()?.packs.insert(ordinal.to_be_bytes(), &row[..])?;
+            self.sled()?.ordinals.insert(pack.id, &ordinal.to_be_bytes()).map(|_| ())
         })
     }
 
@@ -283,7 +293,7 @@ impl Catalogue {
     pub fn remove_pack(&self, ordinal: u32, id: &[u8; 32]) -> Result<()> {
         guarded("write", || {
             self.remove_row(ordinal)?;
-            self.ordinals.remove(id).map(|_| ())
+            self.sled()?.ordinals.remove(id).map(|_| ())
         })
     }
 
@@ -293,8 +303,8 @@ impl Catalogue {
     /// Fails if sled cannot write.
     pub fn clear_packs(&self) -> Result<()> {
         guarded("write", || {
-            self.packs.clear()?;
-            self.ordinals.clear()
+            self.sled()?.packs.clear()?;
+            self.sled()?.ordinals.clear()
         })
     }
 
@@ -303,7 +313,7 @@ impl Catalogue {
     /// # Errors
     /// Fails if sled cannot write.
     pub fn clear_notes(&self) -> Result<()> {
-        guarded("write", || self.notes.clear())
+        guarded("write", || self.sled()?.notes.clear())
     }
 
     /// One note.
@@ -311,7 +321,7 @@ impl Catalogue {
     /// # Errors
     /// Fails if sled cannot read.
     pub fn note(&self, key: &str) -> Result<Option<Vec<u8>>> {
-        Ok(guarded("read", || self.notes.get(key))?.map(|value| value.to_vec()))
+        Ok(guarded("read", || self.sled()?.notes.get(key))?.map(|value| value.to_vec()))
     }
 
     /// Sets one note.
@@ -319,7 +329,17 @@ impl Catalogue {
     /// # Errors
     /// Fails if sled cannot write.
     pub fn set_note(&self, key: &str, value: &[u8]) -> Result<()> {
-        guarded("write", || self.notes.insert(key, value).map(|_| ()))
+        guarded("write", || self.sled()?.notes.insert(key, value).map(|_| ()))
+    }
+}
+
+impl Drop for Catalogue {
+    fn drop(&mut self) {
+        // sled panics if the last fsync fails. What counts was committed before.
+        let _ = guarded("close", || {
+            drop(self.handles.take());
+            Ok(())
+        });
     }
 }
 
@@ -381,11 +401,12 @@ mod tests {
         let state = State { first: 1, next: 3, packs, entries, dropping: vec![2], runs: vec![] };
         let loaded = catalogue.load(&state).unwrap();
         assert_eq!(loaded, HashMap::from([(1, [1; 32])]));
-        assert_eq!((catalogue.packs.len(), catalogue.ordinals.len()), (1, 1));
+        let sled = catalogue.sled().unwrap();
+        assert_eq!((sled.packs.len(), sled.ordinals.len()), (1, 1));
         for wrong in [State { packs: 2, ..state.clone() }, State { entries: 11, ..state.clone() }] {
             assert_eq!(catalogue.load(&wrong).unwrap_err().kind(), ErrorKind::Damage);
         }
-        catalogue.ordinals.remove([1; 32]).unwrap();
+        catalogue.sled().unwrap().ordinals.remove([1; 32]).unwrap();
         assert_eq!(catalogue.load(&state).unwrap_err().kind(), ErrorKind::Damage);
         catalogue.put_pack(1, &pack(1)).unwrap();
         catalogue.load(&state).unwrap();

@@ -113,7 +113,9 @@ impl Locator {
                     .and_then(|index| Self::synchronise(repository, Arc::new(index), monitor));
                 match made {
                     Err(error) if error.kind() == ErrorKind::NoSpace => {
-                        let Some(index) = ChunkIndex::open_in_memory()? else { return Err(error) };
+                        let Some(index) = ChunkIndex::open_in_memory()? else {
+                            return Err(error.hint("name a folder with room by --cache-dir"));
+                        };
                         monitor.warn(&format!("{}; it is made in memory", error.full_text()));
                         Self::synchronise(repository, Arc::new(index), monitor)
                     }
