@@ -30,6 +30,8 @@ pub struct Plan {
     pub copy_bytes: u64,
     /// Bytes that stay although nobody needs them.
     pub left_unused_bytes: u64,
+    /// True if only the limit of what may be copied keeps a pack from being rewritten.
+    pub is_limited: bool,
 }
 
 /// Chooses packs. Those with the least in use come first: they give the most room for the least
@@ -62,6 +64,7 @@ pub fn choose(packs: &[PackUsage], max_unused: Unused, max_repack: Option<u64>) 
         let copied = plan.copy_bytes + pack.used_bytes;
         let is_too_much = max_repack.is_some_and(|most| copied > most);
         if !pack.is_listed && (is_enough || is_too_much || pack.unused_bytes == 0) {
+            plan.is_limited |= !is_enough && pack.unused_bytes > 0;
             continue;
         }
         plan.repack.push(pack.id);
@@ -106,8 +109,10 @@ mod tests {
         assert_eq!((numbers(&plan.repack), plan.left_unused_bytes), (vec![3], 60));
         let plan = choose(&packs, Unused::MilliPercent(0), Some(60));
         assert_eq!((numbers(&plan.repack), plan.left_unused_bytes), (vec![3, 4], 10));
-        let plan = choose(&packs, Unused::Unlimited, None);
+        assert!(plan.is_limited);
+        let plan = choose(&packs, Unused::Unlimited, Some(0));
         assert_eq!((plan.repack.len(), numbers(&plan.delete)), (0, vec![2]));
+        assert!(!plan.is_limited);
     }
 
     #[test]

@@ -37,6 +37,15 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Where there is no room, the next round copies so many times less, ...
+const SHRINK: u64 = 4;
+/// ... and one that found room lets the next copy so many times more.
+const GROW: u64 = 2;
+/// A round that had no room for so little is the last.
+const COPY_BYTES_MIN: u64 = 64 << 10;
+/// Where there was room for so much there is enough.
+const COPY_BYTES_FREE: u64 = 1 << 30;
+
 /// What a prune may do.
 #[derive(Clone, Copy, Debug)]
 pub struct PruneOptions<'a> {
@@ -96,7 +105,7 @@ pub struct PruneReport {
 ///
 /// # Errors
 /// `Damage` or `Newer` if it cannot be told what has to stay; `NoSpace` if there is no room even
-/// for what needs no copying; what the storage says; `Cancelled`.
+/// to begin with; what the storage says; `Cancelled`.
 pub fn run(
     repository: &Repository,
     options: &PruneOptions<'_>,
@@ -123,11 +132,7 @@ pub fn run(
     }
     let trash = resolve::list_trash(repository)?;
     report.resolved = resolve::resolve(repository, monitor)?;
-    let needs_another = free(&run, announce, &mut report)?;
-    if needs_another && !report.is_waiting {
-        // There was no room to copy, or for the list; there is now.
-        free(&run, announce, &mut report)?;
-    }
+    free_in_rounds(&run, announce, &mut report)?;
     take_off_dead_writers(&run, &mut report)?;
     if !report.is_waiting {
         resolve::empty_trash(repository, &trash, kept_since)?;
@@ -238,17 +243,88 @@ fn look_once(run: &Run<'_>) -> Result<Looked> {
     Ok(Looked { outlook, locator, roots, broken_forgotten: usage.broken_forgotten })
 }
 
-/// One round of the protocol; true if packs were left because there was no room to copy.
+/// Rounds of the protocol: one, unless there is no room to copy. What such a round has copied
+/// goes with the next, which copies less; one that found room makes some for more.
+fn free_in_rounds(
+    run: &Run<'_>,
+    announce: &dyn Fn(&Outlook) -> Result<()>,
+    report: &mut PruneReport,
+) -> Result<()> {
+    let first = report.deleted_bytes;
+    let mut options = *run.options;
+    let mut lack: Option<Error> = None;
+    // What the round before had no room to copy: packs on a list are copied whatever the limit.
+    let mut failed = u64::MAX;
+    loop {
+        let round = Run { options: &options, ..*run };
+        let before = report.deleted_bytes;
+        let no_room = free(&round, announce, report)?;
+        if report.is_waiting {
+            return Ok(());
+        }
+        let has_freed = report.deleted_bytes > before;
+        let copied = report.copied_bytes;
+        let left = run.options.max_repack.map(|most| most.saturating_sub(copied));
+        let planned = report.outlook.plan.copy_bytes;
+        let is_limited = report.outlook.plan.is_limited && left != Some(0);
+        let is_without_room = matches!(no_room, Some(Some(_)));
+        let most = match no_room {
+            // There was no room for all of the list; there is now.
+            Some(None) if has_freed => left,
+            Some(None) => return Ok(()),
+            Some(Some(error)) if planned < failed && (has_freed || planned > COPY_BYTES_MIN) => {
+                lack = Some(error);
+                Some(planned / SHRINK)
+            }
+            Some(Some(error)) => {
+                return lacks_room(run.monitor, report.deleted_bytes > first, error);
+            }
+            None if has_freed && lack.is_some() && is_limited => grown(options.max_repack, left),
+            // Not even the pack that needs the least copying has room.
+            None => match lack {
+                Some(error) if is_limited => {
+                    return lacks_room(run.monitor, report.deleted_bytes > first, error);
+                }
+                _ => return Ok(()),
+            },
+        };
+        failed = if is_without_room { planned } else { u64::MAX };
+        options = PruneOptions { max_repack: most, ..options };
+    }
+}
+
+/// What the next round may copy after one that found room, of what is left to copy.
+fn grown(most: Option<u64>, left: Option<u64>) -> Option<u64> {
+    let more = most.and_then(|most| most.max(COPY_BYTES_MIN).checked_mul(GROW));
+    match (more, left) {
+        (Some(more), Some(left)) => Some(more.min(left)),
+        // Beyond that nothing holds it back.
+        (Some(more), None) => (more < COPY_BYTES_FREE).then_some(more),
+        (None, left) => left,
+    }
+}
+
+/// The end where packs stay that could not be copied: no failure if others went.
+fn lacks_room(monitor: &dyn Monitor, has_freed: bool, error: Error) -> Result<()> {
+    if has_freed {
+        monitor.warn(&format!("{}; what needs copying stays for now", error.full_text()));
+        return Ok(());
+    }
+    Err(error.hint("free some room by other means, as much as one pack takes"))
+}
+
+/// One round of the protocol. Tells if packs were left because there was no room, and the error
+/// if it was the copying that had none.
 fn free(
     run: &Run<'_>,
     announce: &dyn Fn(&Outlook) -> Result<()>,
     report: &mut PruneReport,
-) -> Result<bool> {
+) -> Result<Option<Option<Error>>> {
     let Run { repository, options, .. } = *run;
     let mut looked = look(run)?;
     announce(&looked.outlook)?;
     let mut changes = Changes::default();
-    let (packs, needs_another) = loop {
+    let (packs, no_room) = loop {
         match copy(run, &looked, report) {
             // Another prune has deleted what was to be copied; it has a copy, or nobody needs it.
             Err(error) if error.kind().is_finding() && changes.may_explain_it(repository)? => {
@@ -260,7 +336,7 @@ fn free(
     report.outlook = looked.outlook.clone();
     drop(looked);
     if packs.is_empty() {
-        return Ok(false);
+        return Ok(no_room.map(Some));
     }
     let list = put_list(repository, &packs, options.host)?;
     let is_short = list.packs.len() < packs.len();
@@ -268,16 +344,23 @@ fn free(
     let leases: BTreeSet<LeaseId> = condemned::leases(repository)?.into_keys().collect();
     condemned::remember(repository, &list, &leases, false)?;
     finish(run, &list, leases, report)?;
-    Ok(needs_another || is_short)
+    Ok(match no_room {
+        None => is_short.then_some(None),
+        lack => Some(lack),
+    })
 }
 
-/// The copying of step 1. Tells which packs go then, ascending, and whether some were left because
-/// there was no room to copy.
-fn copy(run: &Run<'_>, looked: &Looked, report: &mut PruneReport) -> Result<(Vec<PackId>, bool)> {
+/// The copying of step 1. Tells which packs go then, ascending, and the error if some were left
+/// because there was no room to copy.
+fn copy(
+    run: &Run<'_>,
+    looked: &Looked,
+    report: &mut PruneReport,
+) -> Result<(Vec<PackId>, Option<Error>)> {
     let Run { repository, pool, monitor, .. } = *run;
     let Looked { locator, roots, .. } = looked;
     let Plan { delete: mut packs, mut repack, .. } = looked.outlook.plan.clone();
-    let mut needs_another = false;
+    let mut no_room = None;
     while !repack.is_empty() {
         let leaving: HashSet<PackId> = repack.iter().chain(&packs).copied().collect();
         match repack::copy_out(repository, locator, roots, &leaving, pool, monitor) {
@@ -285,13 +368,11 @@ fn copy(run: &Run<'_>, looked: &Looked, report: &mut PruneReport) -> Result<(Vec
                 report.copied_bytes += bytes;
                 packs.append(&mut repack);
             }
-            Err(error) if error.kind() == ErrorKind::NoSpace && !packs.is_empty() => {
-                monitor.warn(&format!("{}; first goes what needs no copying", error.full_text()));
-                needs_another = true;
-                break;
-            }
             Err(error) if error.kind() == ErrorKind::NoSpace => {
-                return Err(error.hint("a smaller --max-repack frees the room bit by bit"));
+                let first = "first goes what needs little copying or none";
+                monitor.note(&format!("{}; {first}", error.full_text()));
+                no_room = Some(error);
+                break;
             }
             Err(error) if error.kind().is_finding() => {
                 // A damaged pack stays; what others have put or deleted is for who called.
@@ -307,7 +388,7 @@ fn copy(run: &Run<'_>, looked: &Looked, report: &mut PruneReport) -> Result<(Vec
         }
     }
     packs.sort_unstable();
-    Ok((packs, needs_another))
+    Ok((packs, no_room))
 }
 
 /// Puts a list of as many of the packs as there is room for.

@@ -166,6 +166,39 @@ fn a_prune_gives_room_back_when_there_is_hardly_any() {
     assert_eq!(outcome.code, 0, "{outcome:?}");
 }
 
+/// Every pack is needed in part, and there is no room to copy all that is needed at once.
+#[test]
+fn a_full_repository_is_pruned_bit_by_bit() {
+    let vault = Vault::new();
+    let at = vault.path("small");
+    let Some(_small) = Tmpfs::new(&at, "size=120m") else { return };
+    copy_folder(&vault.repo(), &at.join("repo"));
+    let run = |arguments: &[&str]| {
+        finish(vault.command(arguments).env("DISKVAULT_REPOSITORY", at.join("repo")))
+    };
+    let mut disk = random(5, 64 * MIB);
+    for seed in [6, 7] {
+        vault.write("disk", &disk);
+        assert_eq!(run(&["backup", "--name", "a", "--disk", "vda=disk"]).code, 0);
+        if seed == 6 {
+            let new = random(seed, 32 * MIB);
+            let mib = usize::try_from(MIB).unwrap();
+            for (number, new) in new.chunks(mib).enumerate() {
+                disk[2 * number * mib..][..mib].copy_from_slice(new);
+            }
+        }
+    }
+    assert_eq!(run(&["forget", "--keep-last", "1"]).code, 0);
+    let outcome = run(&["prune", "--max-unused", "0"]);
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    let packs = at.join("repo/packs");
+    let sizes = files(&packs).into_iter().map(|pack| fs::metadata(packs.join(pack)).unwrap().len());
+    let left: u64 = sizes.sum();
+    assert!(left < 66 * MIB, "{left} bytes are left");
+    assert!(run(&["dump", "a"]).stdout == disk);
+    assert_eq!(run(&["check", "--read-data"]).code, 0);
+}
+
 #[test]
 fn init_without_room_leaves_no_recovery_key() {
     let vault = Vault::without_repository();

@@ -4,7 +4,7 @@
 //! `strace` counts for each thread. A call may belong to the loader, to an output or to the cache:
 //! then the run may end as it likes, and what is promised of the repository holds all the same.
 
-use crate::archive::{Archive, Promise, backup_arguments, disk, promise, say, wait};
+use crate::archive::{Archive, Promise, backup_arguments, disk, promise, say, say_skipped, wait};
 use crate::image::Image;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -61,7 +61,7 @@ pub fn run(
     most: u64,
 ) -> Promise<String> {
     if !Command::new("strace").arg("-V").output().is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: there is no strace");
+        say_skipped("there is no strace");
         return Ok("inject: skipped".into());
     }
     let mut rig = Rig::new(program, folder, seed)?;
@@ -131,7 +131,7 @@ impl Rig {
         self.runs += 1;
         self.injected += u64::from(was_injected);
         self.failed += u64::from(was_injected && outcome.code != 0);
-        promise!(!outcome.stderr.contains("panicked"), "{what}: panicked: {outcome:?}");
+        promise!(!outcome.panicked(), "{what}: panicked: {outcome:?}");
         promise!(was_injected || outcome.code == 0, "{what}: fails by itself: {outcome:?}");
         // The loader's own error is 127, an error that could not be written has no text.
         let is_clear = outcome.is_clear(&what);
@@ -166,7 +166,8 @@ impl Rig {
             promise!(!aside.is_empty(), "{what}: the damaged pack is not aside");
             return Ok(());
         }
-        archive.adopt(what, &self.bytes)?;
+        archive.expect(&self.bytes);
+        archive.adopt(what)?;
         archive.with_cache(&stranger).assert_whole(what)?;
         match verb {
             Verb::Backup => archive.backup(what, &self.path, &self.bytes)?,

@@ -81,6 +81,7 @@ pub fn run(program: &Path, folder: &Path, seed: u64, runs: u64, mib: usize) -> P
         }
     }
     rig.archive.assert_garbage_goes("the end")?;
+    rig.archive.adopt("the end")?;
     rig.whole("the end")?;
     Ok(rig.figures)
 }
@@ -132,7 +133,8 @@ impl Rig {
         let before = self.archive.known.len();
         self.archive.learn(&outcome, &bytes);
         promise!(outcome.was_killed() || outcome.succeeded(), "{what}: {outcome:?}");
-        self.archive.adopt(what, &bytes)?;
+        self.archive.expect(&bytes);
+        self.archive.adopt(what)?;
         if outcome.was_killed() && self.archive.known.len() > before {
             self.figures.published += 1;
         }
@@ -151,8 +153,8 @@ impl Rig {
         let outcome = self.kill(1, child)?;
         outcome.is_clear(what)?;
         promise!(outcome.was_killed() || outcome.succeeded(), "{what}: {outcome:?}");
-        // A backup that was killed just before it was done is finished by a prune; nobody
-        // promised that it would be, so it is not known.
+        // It may have completed what a backup left that was killed just before it was done.
+        self.archive.adopt(what)?;
         self.whole(what)?;
         if self.numbers.within(0..2) == 0 {
             self.quiet_backup(what)?;
@@ -162,6 +164,7 @@ impl Rig {
         if outcome.was_killed() && self.numbers.within(0..3) == 0 {
             self.durations.learn(1, began.elapsed());
         }
+        self.archive.adopt(what)?;
         self.whole(what)
     }
 

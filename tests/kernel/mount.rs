@@ -1,6 +1,6 @@
 //! A file system of a small size in a file, mounted over a loop device.
 
-use crate::archive::{Promise, say};
+use crate::archive::{Promise, say, say_skipped};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -70,6 +70,6 @@ impl Drop for Mounted {
 }
 
 fn skip(why: &str) -> Option<Mounted> {
-    eprintln!("skipped: {why}");
+    say_skipped(why);
     None
 }

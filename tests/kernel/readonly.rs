@@ -68,10 +68,12 @@ pub fn run(program: &Path, folder: &Path, seed: u64, runs: u64) -> Promise<Strin
         }
         archive.learn(&outcome, &bytes);
         if !is_prune {
-            archive.adopt(&what, &bytes)?;
+            archive.expect(&bytes);
         }
+        archive.adopt(&what)?;
         archive.assert_whole(&what)?;
         archive.must(&what, &["prune", "--max-unused", "0", "--no-wait"])?;
+        archive.adopt(&what)?;
     }
     archive.assert_garbage_goes("the end")?;
     archive.assert_whole("the end")?;
