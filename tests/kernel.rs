@@ -46,8 +46,7 @@ fn a_full_file_system() {
 #[test]
 fn system_calls_that_fail() {
     let folder = tempfile::tempdir().unwrap();
-    // Not fsync: one that fails on the index's own files still ends a run by a panic (docs/testing.md).
-    let calls = [("/^rename", "EIO"), ("/^rename", "ENOSPC")];
+    let calls = [("fsync", "EIO"), ("/^rename", "EIO"), ("/^rename", "ENOSPC")];
     inject::run(program(), folder.path(), 1, &calls, 3).unwrap();
 }
 
