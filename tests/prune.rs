@@ -9,6 +9,9 @@ mod support;
 #[allow(dead_code, reason = "each test program uses a part of it")]
 mod rig;
 
+#[path = "prune/cost.rs"]
+mod cost;
+
 #[path = "prune/damage.rs"]
 mod damage;
 

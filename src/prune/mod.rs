@@ -26,6 +26,7 @@ use crate::repository::Repository;
 use crate::repository::aside::packs_aside;
 use crate::repository::condemned::{self, List};
 use crate::repository::locate::Locator;
+use crate::repository::marks::Marks;
 use crate::repository::parity::delete_orphaned_parity;
 use changes::Changes;
 use choose::{Plan, Unused, choose};
@@ -33,9 +34,10 @@ use condemn::Swept;
 use diskvault_format::id::{LeaseId, PackId};
 use rayon::ThreadPool;
 use roots::Root;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
+use usage::Usage;
 
 /// Where there is no room, the next round copies so many times less, ...
 const SHRINK: u64 = 4;
@@ -179,6 +181,9 @@ struct Looked {
     outlook: Outlook,
     locator: Locator,
     roots: Vec<Root>,
+    /// What the roots need.
+    marks: Marks,
+    unreadable: BTreeMap<PackId, Error>,
     broken_forgotten: u64,
 }
 
@@ -206,13 +211,13 @@ fn look(run: &Run<'_>) -> Result<Looked> {
 /// `Damage` if nobody can tell what is missing from what cannot be read.
 fn warn_of(looked: &Looked, monitor: &dyn Monitor) -> Result<()> {
     let missing = looked.outlook.missing_chunks;
-    if missing > 0 && !looked.locator.damaged().is_empty() {
+    if missing > 0 && !looked.unreadable.is_empty() {
         let text = "chunks are in no pack that can be read";
         let text = format!("cannot tell what has to stay: {missing} {text}");
         return Err(Error::new(ErrorKind::Damage, text)
             .hint("`diskvault repair packs` saves what can be read and names what is lost"));
     }
-    for (_, error) in looked.locator.damaged() {
+    for error in looked.unreadable.values() {
         monitor.warn(&format!("{}; it is left alone", error.full_text()));
     }
     if missing > 0 {
@@ -230,7 +235,9 @@ fn look_once(run: &Run<'_>) -> Result<Looked> {
     let Run { repository, options, kept_since, monitor, .. } = *run;
     let lists = condemned::read_lists(repository)?;
     let listed: HashSet<PackId> = lists.into_iter().flat_map(|list| list.packs).collect();
-    let locator = Locator::open_fresh(repository, monitor)?;
+    // This host's index will do here: where it is wrong, packs are chosen badly, and the second mark
+    // keeps those that are needed. That one reads all footers.
+    let locator = Locator::open(repository, monitor)?;
     let roots = roots::read_roots(repository, kept_since)?;
     let usage = usage::measure(repository, &locator, &roots, &listed, monitor)?;
     let outlook = Outlook {
@@ -240,7 +247,8 @@ fn look_once(run: &Run<'_>) -> Result<Looked> {
         missing_chunks: usage.missing,
         plan: choose(&usage.packs, options.max_unused, options.max_repack),
     };
-    Ok(Looked { outlook, locator, roots, broken_forgotten: usage.broken_forgotten })
+    let Usage { marks, unreadable, broken_forgotten, .. } = usage;
+    Ok(Looked { outlook, locator, roots, marks, unreadable, broken_forgotten })
 }
 
 /// Rounds of the protocol: one, unless there is no room to copy. What such a round has copied
@@ -328,6 +336,8 @@ fn free(
         match copy(run, &looked, report) {
             // Another prune has deleted what was to be copied; it has a copy, or nobody needs it.
             Err(error) if error.kind().is_finding() && changes.may_explain_it(repository)? => {
+                // It has the index, which the next look needs.
+                drop(looked);
                 looked = look(run)?;
             }
             other => break other?,
@@ -358,12 +368,11 @@ fn copy(
     report: &mut PruneReport,
 ) -> Result<(Vec<PackId>, Option<Error>)> {
     let Run { repository, pool, monitor, .. } = *run;
-    let Looked { locator, roots, .. } = looked;
     let Plan { delete: mut packs, mut repack, .. } = looked.outlook.plan.clone();
     let mut no_room = None;
     while !repack.is_empty() {
         let leaving: HashSet<PackId> = repack.iter().chain(&packs).copied().collect();
-        match repack::copy_out(repository, locator, roots, &leaving, pool, monitor) {
+        match repack::copy_out(repository, looked, &leaving, pool, monitor) {
             Ok(bytes) => {
                 report.copied_bytes += bytes;
                 packs.append(&mut repack);
@@ -376,7 +385,7 @@ fn copy(
             }
             Err(error) if error.kind().is_finding() => {
                 // A damaged pack stays; what others have put or deleted is for who called.
-                let damaged = locator.damaged_on_the_way();
+                let damaged = looked.locator.damaged_on_the_way();
                 let before = repack.len();
                 repack.retain(|id| !damaged.contains(id));
                 if repack.len() == before {

@@ -1,30 +1,33 @@
 //! Copying what is needed out of packs that are to go.
 //!
-//! Invariants: nothing is held that was not read back and verified by its id; chunks are copied in
-//! the order of the newest map that names them, so that what is read together lies together; no
-//! lease is needed, because a pack that nobody refers to yet does no harm.
+//! Invariants: nothing is held that was not read back and verified by its id; each segment is read
+//! once, and all that is needed of it is copied then, so that what lay together stays together;
+//! segments come in the order in which the newest map meets them; no lease is needed, because a pack
+//! that nobody refers to yet does no harm.
 
-use super::roots::{Needs, Root, walk};
+use super::Looked;
+use super::roots::{Needs, walk};
 use crate::environment::random_array;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::{Monitor, Silent};
 use crate::repository::Repository;
 use crate::repository::compression::Compression;
 use crate::repository::entries::Place;
-use crate::repository::locate::Locator;
 use crate::repository::map_reader::MapReader;
+use crate::repository::marks::Marks;
+use crate::repository::pack_reader::OpenPack;
 use crate::repository::packer::ChunkWriter;
 use crate::repository::session::Presence;
-use crate::repository::stored::{Stored, find_stored, find_whole};
+use crate::repository::stored::{Stored, find_stored, find_stored_rather, find_whole};
 use crate::restore::fetch::{Fetcher, Wanted};
 use diskvault_format::id::{ChunkId, LeaseId, PackId, PageId};
 use diskvault_format::pack::PackKind;
 use diskvault_format::segment::EntryKind;
 use rayon::ThreadPool;
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// Bytes of chunks that are read and written together: each segment is read once for them.
+/// Bytes of chunks that are read and written together, and up to a segment more.
 const WINDOW_BYTES: u64 = 8 << 20;
 
 /// Copies everything that the roots need and that only packs in `leaving` hold; bytes stored.
@@ -33,24 +36,31 @@ const WINDOW_BYTES: u64 = 8 << 20;
 /// `NoSpace`, or what reading and storing say.
 pub(super) fn copy_out(
     repository: &Repository,
-    locator: &Locator,
-    roots: &[Root],
+    looked: &Looked,
     leaving: &HashSet<PackId>,
     pool: &Arc<ThreadPool>,
     monitor: &dyn Monitor,
 ) -> Result<u64> {
+    let Looked { locator, roots, marks, .. } = looked;
     let presence = Arc::new(Presence::without(locator, leaving.clone()));
     let writer_id = LeaseId(random_array(repository.environment().as_ref())?);
-    let writer =
-        ChunkWriter::new(repository, writer_id, presence, pool.clone(), Compression::default());
+    let writer = ChunkWriter::new_small(
+        repository,
+        writer_id,
+        presence,
+        pool.clone(),
+        Compression::default(),
+    );
     let threads = pool.current_num_threads();
     let mut copier = Copier {
         reader: MapReader::new(repository, locator),
         fetcher: Fetcher { repository, locator, threads, monitor: &Silent },
         leaving,
+        marks,
         writer,
         window: Vec::new(),
         window_bytes: 0,
+        data: Vec::new(),
         queued: HashSet::new(),
     };
     walk(repository, locator, roots, "copying what is needed", &mut copier, monitor)?;
@@ -62,23 +72,34 @@ struct Copier<'a> {
     reader: MapReader<'a>,
     fetcher: Fetcher<'a>,
     leaving: &'a HashSet<PackId>,
+    /// What the first mark found to be needed.
+    marks: &'a Marks,
     writer: ChunkWriter,
     /// Chunks that wait to be read, in the order in which they are to be stored.
     /// With the anchor each one has.
     window: Vec<(Wanted, Option<u64>)>,
     window_bytes: u64,
+    /// What was read of the window.
+    data: Vec<u8>,
     queued: HashSet<ChunkId>,
 }
 
 impl Copier<'_> {
-    /// Sees to it that a chunk will be there by its bytes.
-    fn need_whole(&mut self, id: ChunkId, place: &Place) -> Result<()> {
+    /// True if a chunk will be there by its bytes whatever is done.
+    fn stays(&self, id: ChunkId) -> Result<bool> {
+        // In this order: a pack is told to the index before its entries are no longer on their way.
+        if self.queued.contains(&id) || self.writer.is_on_its_way(&id.0) {
+            return Ok(true);
+        }
         let leaving = self.leaving;
         let stays = |place: &Place| !leaving.contains(&place.pack);
-        if find_whole(self.reader.locator(), id, &stays)?.is_some() {
-            return Ok(());
-        }
-        if self.writer.is_on_its_way(&id.0) || !self.queued.insert(id) {
+        Ok(find_whole(self.reader.locator(), id, &stays)?.is_some())
+    }
+
+    /// Sees to it that a chunk will be there by its bytes; and with it all others of its segment
+    /// that are needed, so that the segment is read once.
+    fn need_whole(&mut self, id: ChunkId, place: &Place) -> Result<()> {
+        if self.stays(id)? {
             return Ok(());
         }
         let found = self.reader.locator().found_at(self.reader.repository(), &id.0, place)?;
@@ -86,37 +107,50 @@ impl Copier<'_> {
             let text = format!("cannot copy chunk {id}: its pack does not hold it");
             return Err(Error::new(ErrorKind::Damage, text));
         };
-        let segment = &found.pack.footer.segments[found.segment as usize];
-        let bytes = segment.entries[found.slot as usize].bytes;
-        let anchor = segment.anchors.iter().find(|anchor| anchor.slot == found.slot);
+        let marked = self.marks.of(found.pack.id, found.segment as usize);
+        let entries = &found.pack.footer.segments[found.segment as usize].entries;
+        for (slot, entry) in (0..).zip(entries) {
+            let is_it = slot == found.slot;
+            let goes_along = entry.kind == EntryKind::Chunk && marked.contains(slot as usize);
+            if is_it || goes_along && !self.stays(ChunkId(entry.id))? {
+                self.queue(&found.pack, found.segment, slot);
+            }
+        }
+        if self.window_bytes >= WINDOW_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    fn queue(&mut self, pack: &OpenPack, segment: u32, slot: u32) {
+        let segment = &pack.footer.segments[segment as usize];
+        let entry = &segment.entries[slot as usize];
+        let (id, bytes) = (ChunkId(entry.id), entry.bytes);
+        let anchor = segment.anchors.iter().find(|anchor| anchor.slot == slot);
         // The offset is the place in the window.
         let wanted = Wanted { offset: self.window_bytes, bytes, id };
         self.window.push((wanted, anchor.map(|anchor| anchor.value)));
         self.window_bytes += u64::from(bytes);
-        if self.window_bytes >= WINDOW_BYTES {
-            self.flush()?;
-        }
-        Ok(())
+        self.queued.insert(id);
     }
 
     /// Reads the chunks of the window and stores them in their order.
     fn flush(&mut self) -> Result<()> {
         let window = std::mem::take(&mut self.window);
         let bytes = usize::try_from(std::mem::take(&mut self.window_bytes)).unwrap_or(usize::MAX);
-        self.queued.clear();
-        let data = Mutex::new(vec![0; bytes]);
+        let mut data = std::mem::take(&mut self.data);
+        data.resize(data.len().max(bytes), 0);
+        let data = Mutex::new(data);
         let wanted = window.iter().map(|(wanted, _)| *wanted).collect();
         self.fetcher.fetch(wanted, &|offset, read| {
             let start = offset as usize;
             crate::repository::lock(&data)[start..start + read.len()].copy_from_slice(read);
             Ok(())
         })?;
-        let data = crate::repository::lock(&data);
+        self.data = data.into_inner().unwrap_or_else(PoisonError::into_inner);
         for (wanted, anchor) in window {
             let start = wanted.offset as usize;
-            let chunk = &data[start..start + wanted.bytes as usize];
+            let chunk = &self.data[start..start + wanted.bytes as usize];
             self.writer.append(PackKind::Data, EntryKind::Chunk, wanted.id.0, chunk, anchor)?;
         }
+        self.queued.clear();
         Ok(())
     }
 }
@@ -138,10 +172,14 @@ impl Needs for Copier<'_> {
         let leaving = self.leaving;
         let stays = |place: &Place| !leaving.contains(&place.pack);
         let locator = self.reader.locator();
-        if find_stored(locator, id, &stays)?.is_some() || self.queued.contains(&id) {
+        if self.queued.contains(&id)
+            || self.writer.is_on_its_way(&id.0)
+            || find_stored(locator, id, &stays)?.is_some()
+        {
             return Ok(());
         }
-        match find_stored(locator, id, &|_| true)? {
+        // As the first mark did, so that each chunk comes of the segment that is read anyway.
+        match find_stored_rather(locator, id, &|place| self.marks.contains(place))? {
             Some(Stored::Whole(place)) => self.need_whole(id, &place),
             Some(Stored::Spliced { place, splice, pieces }) => {
                 for (piece, place) in splice.pieces().iter().zip(&pieces) {

@@ -8,6 +8,7 @@ use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::repository::locate::Locator;
 use crate::repository::map_reader::MapReader;
+use crate::repository::marks::MetPages;
 use crate::repository::notes::Notes;
 use crate::repository::points::read_manifest;
 use crate::repository::reach::{Visitor, visit};
@@ -16,7 +17,7 @@ use diskvault_format::id::{ChunkId, PageId, PointId};
 use diskvault_format::manifest::Manifest;
 use diskvault_format::names::{self, PointName};
 use diskvault_format::small::NOTE_REMOVAL;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 /// A manifest, and the point it is of.
 pub(super) struct Root {
@@ -105,7 +106,7 @@ pub(super) fn walk(
     monitor: &dyn Monitor,
 ) -> Result<u64> {
     let reader = MapReader::new(repository, locator);
-    let mut once = Once { seen: HashSet::new(), needs, monitor };
+    let mut once = Once { met: MetPages::new(locator), needs, monitor };
     let mut broken = 0;
     monitor.start(stage, Some(roots.len() as u64));
     for root in roots {
@@ -126,15 +127,14 @@ pub(super) fn walk(
 }
 
 struct Once<'a> {
-    /// The first half of each page's id decides, as in the index: 16 bytes for 64 chunks.
-    seen: HashSet<[u8; 16]>,
+    met: MetPages<'a>,
     needs: &'a mut dyn Needs,
     monitor: &'a dyn Monitor,
 }
 
 impl Visitor for Once<'_> {
     fn page(&mut self, id: PageId) -> Result<bool> {
-        if !self.seen.insert(crate::repository::entries::prefix(&id.0)) {
+        if !self.met.insert(id)? {
             return Ok(false);
         }
         self.monitor.check_cancelled()?;

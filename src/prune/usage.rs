@@ -4,15 +4,15 @@
 //! points.
 
 use super::roots::{Needs, Root, walk};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::repository::entries::Place;
+use crate::repository::entries::{Place, known_figures};
 use crate::repository::locate::Locator;
 use crate::repository::marks::{Marks, stored_share};
 use crate::repository::stored::{Stored, find_stored_rather, find_whole};
 use diskvault_format::id::{ChunkId, PackId, PageId};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 /// One pack, and how much of it is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,11 @@ pub struct PackUsage {
 pub(super) struct Usage {
     /// All packs that can be read, by id.
     pub packs: Vec<PackUsage>,
+    /// What the roots need.
+    pub marks: Marks,
+    /// Packs that cannot be read, and why. One that this host's index knows and of which nothing or
+    /// everything is needed is not looked at.
+    pub unreadable: BTreeMap<PackId, Error>,
     /// Chunks that no pack holds: lost already, whatever a prune does.
     pub missing: u64,
     /// Forgotten points that are to be kept and have a map that cannot be read in full.
@@ -55,32 +60,63 @@ pub(super) fn measure(
     let mut mark = Mark { locator, listed, marks: Marks::default(), missing: 0 };
     let broken_forgotten =
         walk(repository, locator, roots, "marking what is needed", &mut mark, monitor)?;
-    let marks = mark.marks;
-    let mut usage = Usage { packs: Vec::new(), missing: mark.missing, broken_forgotten };
+    let (marks, missing) = (mark.marks, mark.missing);
+    let mut usage = Usage { missing, broken_forgotten, ..Usage::default() };
+    let damaged = locator.damaged().iter();
+    usage.unreadable = damaged.map(|(id, error)| (*id, repeat(error))).collect();
     for id in locator.listed() {
-        let pack = match locator.pack(repository, *id) {
-            Ok(pack) => pack,
+        monitor.check_cancelled()?;
+        if usage.unreadable.contains_key(id) {
             // Not to be touched: what cannot be read is evidence, not garbage.
-            Err(error) if error.kind().is_finding() => continue,
-            Err(error) => return Err(error),
-        };
-        let (mut used_bytes, mut all_bytes) = (0, 0);
-        for (ordinal, segment) in pack.footer.segments.iter().enumerate() {
-            all_bytes += u64::from(segment.stored_bytes());
-            let marked = marks.of(*id, ordinal);
-            let entries = segment.entries.iter().enumerate();
-            let used = entries.filter(|(slot, _)| marked.contains(*slot));
-            let used: u64 = used.map(|(_, entry)| u64::from(entry.bytes)).sum();
-            used_bytes += stored_share(segment, used);
+            continue;
         }
-        let is_listed = listed.contains(id);
-        // Something of it is needed, however little: never nothing.
-        let used_bytes = if marks.has_pack(*id) { used_bytes.max(1) } else { 0 };
-        let unused_bytes = all_bytes.saturating_sub(used_bytes);
-        let bytes = pack.bytes;
-        usage.packs.push(PackUsage { id: *id, bytes, used_bytes, unused_bytes, is_listed });
+        match measure_pack(repository, locator, &marks, *id) {
+            Ok(pack) => usage.packs.push(PackUsage { is_listed: listed.contains(id), ..pack }),
+            // Deleted since the listing.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) if error.kind().is_finding() => _ = usage.unreadable.insert(*id, error),
+            Err(error) => return Err(error),
+        }
     }
+    usage.marks = marks;
     Ok(usage)
+}
+
+fn repeat(error: &Error) -> Error {
+    Error::new(error.kind(), error.full_text())
+}
+
+/// How much of a pack is marked. Its footer is opened only if the index cannot tell: if something
+/// of it is marked and something is not.
+fn measure_pack(
+    repository: &Repository,
+    locator: &Locator,
+    marks: &Marks,
+    id: PackId,
+) -> Result<PackUsage> {
+    let usage = |bytes, used_bytes, unused_bytes| {
+        Ok(PackUsage { id, bytes, used_bytes, unused_bytes, is_listed: false })
+    };
+    if let Some(known) = known_figures(locator.index(), id)? {
+        match marks.count(id) {
+            0 => return usage(known.bytes, 0, known.segment_bytes),
+            marked if marked == known.entries => return usage(known.bytes, known.segment_bytes, 0),
+            _ => {}
+        }
+    }
+    let pack = locator.pack(repository, id)?;
+    let (mut used_bytes, mut all_bytes) = (0, 0);
+    for (ordinal, segment) in pack.footer.segments.iter().enumerate() {
+        all_bytes += u64::from(segment.stored_bytes());
+        let marked = marks.of(id, ordinal);
+        let entries = segment.entries.iter().enumerate();
+        let used = entries.filter(|(slot, _)| marked.contains(*slot));
+        let used: u64 = used.map(|(_, entry)| u64::from(entry.bytes)).sum();
+        used_bytes += stored_share(segment, used);
+    }
+    // Something of it is needed, however little: never nothing.
+    let used_bytes = if marks.has_pack(id) { used_bytes.max(1) } else { 0 };
+    usage(pack.bytes, used_bytes, all_bytes.saturating_sub(used_bytes))
 }
 
 struct Mark<'a> {

@@ -11,10 +11,11 @@ use crate::repository::Repository;
 use crate::repository::locate::Locator;
 use crate::repository::lost::{put_lists, read_lists};
 use crate::repository::map_reader::MapReader;
+use crate::repository::marks::MetPages;
 use crate::repository::points::PointSet;
 use crate::repository::reach::{Visitor, visit};
 use diskvault_format::id::{ChunkId, PageId};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 
 /// Names what no pack gives: of `suspects`, of the lists there are, and of what the points need.
 ///
@@ -57,7 +58,7 @@ fn add_missing(
 ) -> Result<()> {
     let points = PointSet::load(repository)?;
     let reader = MapReader::new(repository, locator);
-    let mut missing = Missing { locator, seen: HashSet::new(), suspects, monitor };
+    let mut missing = Missing { locator, met: MetPages::new(locator), suspects, monitor };
     monitor.start("looking for what is missing", Some(points.points.len() as u64));
     for point in &points.points {
         match visit(&reader, &point.manifest, &mut missing) {
@@ -75,8 +76,7 @@ fn add_missing(
 
 struct Missing<'a> {
     locator: &'a Locator,
-    /// The first half of each page's id, as in the index.
-    seen: HashSet<[u8; 16]>,
+    met: MetPages<'a>,
     suspects: &'a mut BTreeSet<[u8; 32]>,
     monitor: &'a dyn Monitor,
 }
@@ -84,7 +84,7 @@ struct Missing<'a> {
 impl Visitor for Missing<'_> {
     fn page(&mut self, id: PageId) -> Result<bool> {
         self.monitor.check_cancelled()?;
-        if !self.seen.insert(crate::repository::entries::prefix(&id.0)) {
+        if !self.met.insert(id)? {
             return Ok(false);
         }
         if !self.locator.splices().is_present(ChunkId(id.0), &|_, _| true)? {

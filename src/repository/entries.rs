@@ -107,7 +107,9 @@ pub fn add_footer_to_index(
     footer: &Footer,
     bytes: u64,
 ) -> Result<()> {
-    index.set_note(&bytes_key(id), &bytes.to_le_bytes())?;
+    let segments = footer.segments.iter().map(|segment| u64::from(segment.stored_bytes()));
+    let figures = [bytes, footer.entry_count(), segments.sum()];
+    index.set_note(&figures_key(id), &figures.map(u64::to_le_bytes).concat())?;
     let anchors = new_anchors(index, footer)?;
     let segments = || (0..).zip(&footer.segments);
     let entries = segments().flat_map(|(number, segment)| entries_of(number, segment));
@@ -143,8 +145,32 @@ fn new_anchors(index: &ChunkIndex, footer: &Footer) -> Result<Vec<([u8; 16], u32
     Ok(new)
 }
 
-fn bytes_key(id: PackId) -> String {
+fn figures_key(id: PackId) -> String {
     format!("pack-bytes/{id}")
+}
+
+/// What the index keeps of a pack beside its entries, as it was when it was added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackFigures {
+    /// Length of the pack.
+    pub bytes: u64,
+    /// Chunks, pages and splices in it.
+    pub entries: u64,
+    /// Bytes of its segments: what is left are header, footer and padding.
+    pub segment_bytes: u64,
+}
+
+/// The figures of a pack; nothing for one that is not known, or was added by a program that did not
+/// keep them.
+///
+/// # Errors
+/// What the index says.
+pub fn known_figures(index: &ChunkIndex, id: PackId) -> Result<Option<PackFigures>> {
+    let note = index.get_note(&figures_key(id))?.unwrap_or_default();
+    let (numbers, _) = note.as_chunks::<8>();
+    let &[bytes, entries, segment_bytes] = numbers else { return Ok(None) };
+    let [bytes, entries, segment_bytes] = [bytes, entries, segment_bytes].map(u64::from_le_bytes);
+    Ok(Some(PackFigures { bytes, entries, segment_bytes }))
 }
 
 /// The length of a pack as it was when it was added.
@@ -152,6 +178,6 @@ fn bytes_key(id: PackId) -> String {
 /// # Errors
 /// What the index says.
 pub fn known_bytes(index: &ChunkIndex, id: PackId) -> Result<Option<u64>> {
-    let note = index.get_note(&bytes_key(id))?;
-    Ok(note.and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes))
+    let note = index.get_note(&figures_key(id))?;
+    Ok(note.and_then(|note| note.first_chunk().copied()).map(u64::from_le_bytes))
 }

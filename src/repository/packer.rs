@@ -38,6 +38,8 @@ const MAP_SEGMENT_BYTES: usize = 256 << 10;
 const STORING_THREADS: usize = 2;
 /// Packs that wait to be stored or are being stored: one more than threads, so that none is idle.
 const PACKS_RUNNING_MAX: usize = 3;
+/// The same for who has other things in memory and can wait for a pack.
+const PACKS_RUNNING_FEW: usize = 1;
 
 /// What the last segment, the footer's rounding and the padding add to a pack's size.
 const PACK_SLACK_BYTES: usize = 6 << 20;
@@ -70,6 +72,7 @@ struct Shared {
     parity_per_mille: u32,
     pool: Arc<ThreadPool>,
     segments_running_max: usize,
+    packs_running_max: usize,
     compression: Compression,
     state: Mutex<State>,
     changed: Condvar,
@@ -154,6 +157,30 @@ impl ChunkWriter {
         pool: Arc<ThreadPool>,
         compression: Compression,
     ) -> ChunkWriter {
+        let most = PACKS_RUNNING_MAX;
+        ChunkWriter::start(repository, lease, presence, pool, compression, most)
+    }
+
+    /// As [`ChunkWriter::new`], but with fewer packs in memory: it stores one at a time.
+    pub fn new_small(
+        repository: &Repository,
+        lease: LeaseId,
+        presence: Arc<Presence>,
+        pool: Arc<ThreadPool>,
+        compression: Compression,
+    ) -> ChunkWriter {
+        let most = PACKS_RUNNING_FEW;
+        ChunkWriter::start(repository, lease, presence, pool, compression, most)
+    }
+
+    fn start(
+        repository: &Repository,
+        lease: LeaseId,
+        presence: Arc<Presence>,
+        pool: Arc<ThreadPool>,
+        compression: Compression,
+        packs_running_max: usize,
+    ) -> ChunkWriter {
         let threads = pool.current_num_threads();
         let shared = Arc::new(Shared {
             storage: repository.storage().clone(),
@@ -165,6 +192,7 @@ impl ChunkWriter {
             parity_per_mille: repository.config().parity_per_mille(),
             pool,
             segments_running_max: threads + 2,
+            packs_running_max,
             compression,
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -173,7 +201,7 @@ impl ChunkWriter {
             spare: Mutex::default(),
         });
         let (sender, receiver) = unbounded();
-        let storing = (0..STORING_THREADS)
+        let storing = (0..STORING_THREADS.min(packs_running_max))
             .map(|_| {
                 let (shared, receiver) = (shared.clone(), receiver.clone());
                 std::thread::spawn(move || store_packs(&shared, &receiver))
@@ -374,7 +402,7 @@ fn dispatch(shared: &Arc<Shared>, lane: &mut Lane, sealed: Option<&Sender<Sealed
     let most = shared.segments_running_max;
     let level = choose_level(shared);
     let mut state = wait(shared, |state| {
-        state.segments_running < most && state.packs_running < PACKS_RUNNING_MAX
+        state.segments_running < most && state.packs_running < shared.packs_running_max
     })?;
     state.segments_running += 1;
     drop(state);
@@ -405,7 +433,7 @@ fn choose_level(shared: &Shared) -> Option<i32> {
         Compression::Level(level) => Some(level),
         Compression::Auto => {
             let mut state = lock(&shared.state);
-            let waits_for_storage = state.packs_running >= PACKS_RUNNING_MAX;
+            let waits_for_storage = state.packs_running >= shared.packs_running_max;
             let waits_for_worker = state.segments_running >= shared.segments_running_max;
             let level = ZSTD_LEVEL + state.auto_levels;
             let level = next_auto_level(level, waits_for_storage, waits_for_worker);
