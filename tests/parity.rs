@@ -47,7 +47,6 @@ fn prune(vault: &Vault, repository: &Repository) -> PruneReport {
         accepts_vanished: false,
         patience: Patience { stands_still: Duration::from_secs(3600), waits: true },
         host: "host",
-        is_dry_run: false,
     };
     diskvault::prune::run(repository, &options, &vault.pool, &|_| Ok(()), &Silent).unwrap()
 }

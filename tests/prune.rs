@@ -18,7 +18,7 @@ mod damage;
 use diskvault::error::{ErrorKind, Result};
 use diskvault::monitor::{Monitor, Silent};
 use diskvault::prune::choose::Unused;
-use diskvault::prune::{Patience, PruneOptions, PruneReport};
+use diskvault::prune::{Outlook, Patience, PruneOptions, PruneReport};
 use diskvault::repository::Repository;
 use diskvault::repository::locate::Locator;
 use diskvault::repository::points::{Point, PointSet};
@@ -45,8 +45,13 @@ fn options(patience: Patience) -> PruneOptions<'static> {
         accepts_vanished: false,
         patience,
         host: "host",
-        is_dry_run: false,
     }
+}
+
+fn foresee(vault: &Vault, repository: &Repository, forgotten: &[PointId]) -> Outlook {
+    let forgotten = forgotten.iter().copied().collect();
+    let (options, pool) = (options(PATIENT), &vault.pool);
+    diskvault::prune::foresee(repository, &options, &forgotten, pool, &Silent).unwrap()
 }
 
 fn prune(vault: &Vault, repository: &Repository, patience: Patience) -> Result<PruneReport> {
@@ -143,17 +148,12 @@ fn points_go_in_any_order_and_the_others_stay() {
 fn a_dry_run_says_it_and_does_nothing() {
     let (mut vault, ids) = with_four_days();
     let repository = vault.open("host").unwrap();
+    let supposed = foresee(&vault, &repository, &ids[..2]).plan;
     forget_ids(&mut vault, &repository, &ids[..2]);
     let before = vault.storage.snapshot();
-    let heard = Mutex::new(Vec::new());
-    let announce = |outlook: &diskvault::prune::Outlook| {
-        heard.lock().unwrap().push(outlook.plan.clone());
-        Ok(())
-    };
-    let dry = PruneOptions { is_dry_run: true, ..options(PATIENT) };
-    diskvault::prune::run(&repository, &dry, &vault.pool, &announce, &Silent).unwrap();
+    let plan = foresee(&vault, &repository, &[]).plan;
+    assert_eq!(plan, supposed);
     assert_eq!(vault.storage.snapshot(), before);
-    let plan = heard.lock().unwrap().remove(0);
     let report = prune(&vault, &repository, PATIENT).unwrap();
     assert_eq!(report.outlook.plan, plan);
     assert_eq!(report.deleted_bytes, plan.delete_bytes + plan.repack_bytes);
@@ -392,7 +392,7 @@ fn a_point_that_is_forgotten_meanwhile_can_still_come_back() {
     let repository = vault.open("host").unwrap();
     forget_ids(&mut vault, &repository, &ids[..1]);
     let late = PointSet::load(&repository).unwrap().points[0].clone();
-    let announce = |_: &diskvault::prune::Outlook| {
+    let announce = |_: &Outlook| {
         let options = ForgetOptions { host: "host", reason: "policy", ends_pins: false };
         forget(&repository, &[&late], &options, &Silent).map(|_| ())
     };

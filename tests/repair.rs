@@ -385,7 +385,6 @@ fn a_prune_drops_the_list_of_a_repair_that_died() {
             accepts_vanished: false,
             patience: PATIENT,
             host: "host",
-            is_dry_run: false,
         };
         let _ = diskvault::prune::run(&repository, &options, &vault.pool, &|_| Ok(()), &Silent);
         let all = vault.storage.snapshot();

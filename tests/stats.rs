@@ -49,7 +49,6 @@ fn forget_and_prune(vault: &Vault, repository: &Repository, ids: &[PointId]) -> 
         accepts_vanished: false,
         patience: Patience { stands_still: Duration::from_secs(3600), waits: true },
         host: "host",
-        is_dry_run: false,
     };
     prune(repository, &options, &vault.pool, &|_| Ok(()), &Silent).unwrap();
     before - pack_bytes(vault)

@@ -42,8 +42,8 @@ pub struct Arguments {
     /// Forget named points also if they are pinned or the newest of their series
     #[arg(long, requires = "points")]
     force: bool,
-    /// Prune afterwards, as `prune` does without options
-    #[arg(long, conflicts_with = "dry_run")]
+    /// Prune afterwards, as `prune` does without options; with --dry-run say what that would free
+    #[arg(long)]
     prune: bool,
     /// Bring a forgotten point back, by its id
     #[arg(long, value_name = "POINT", conflicts_with_all = ["points", "series", "dry_run", "prune"])]
@@ -214,7 +214,12 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         decided.iter().filter(|one| one.kept.is_empty()).map(|one| one.point).collect();
     print(context, &decided)?;
     if arguments.dry_run {
-        return summarise(context, decided.len() - going.len(), going.len(), true);
+        summarise(context, decided.len() - going.len(), going.len(), true)?;
+        if arguments.prune {
+            let going = going.iter().map(|point| point.id).collect();
+            prune(context, &repository, &super::prune::Arguments::standard(), Some(&going))?;
+        }
+        return Ok(());
     }
     let reason = if has_policy { "policy" } else { "named by a user" };
     let host = host_name();
@@ -223,7 +228,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     summarise(context, decided.len() - going.len(), gone.len(), false)?;
     delete_lonely_oks(&repository, &points)?;
     if arguments.prune {
-        prune(context, &repository, &super::prune::Arguments::standard())?;
+        prune(context, &repository, &super::prune::Arguments::standard(), None)?;
     }
     Ok(())
 }

@@ -5,10 +5,12 @@ use super::output::{json_line, line};
 use super::sizes::{format_bytes, parse_bytes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::prune::choose::Unused;
-use crate::prune::{Outlook, Patience, PruneOptions, PruneReport, run as run_prune};
+use crate::prune::{Outlook, Patience, PruneOptions, PruneReport, foresee, run as run_prune};
 use crate::repository::Repository;
+use diskvault_format::id::PointId;
 use jiff::{Span, SpanRelativeTo};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Two heartbeats may be late, or lost with a failed write.
@@ -104,14 +106,21 @@ pub(super) fn parse_lease_timeout(text: &str) -> Result<Duration> {
 /// `Usage`, or as [`run_prune`].
 pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let repository = context.open()?;
-    prune(context, &repository, arguments)
+    let nothing = BTreeSet::new();
+    prune(context, &repository, arguments, arguments.dry_run.then_some(&nothing))
 }
 
-/// Prunes an open repository.
+/// Prunes an open repository; or says what that would do once the points in `dry_run` were
+/// forgotten.
 ///
 /// # Errors
 /// As [`run`].
-pub fn prune(context: &Context, repository: &Repository, arguments: &Arguments) -> Result<()> {
+pub fn prune(
+    context: &Context,
+    repository: &Repository,
+    arguments: &Arguments,
+    dry_run: Option<&BTreeSet<PointId>>,
+) -> Result<()> {
     let host = host_name();
     let options = PruneOptions {
         max_unused: parse_unused(&arguments.max_unused)?,
@@ -123,14 +132,14 @@ pub fn prune(context: &Context, repository: &Repository, arguments: &Arguments) 
         },
         host: &host,
         accepts_vanished: arguments.force,
-        is_dry_run: arguments.dry_run,
     };
-    let announce = |outlook: &Outlook| announce(context, outlook, arguments.dry_run);
-    let report = run_prune(repository, &options, &context.pool()?, &announce, context.monitor())?;
-    if arguments.dry_run {
-        return Ok(());
+    let (pool, monitor) = (context.pool()?, context.monitor());
+    if let Some(forgotten) = dry_run {
+        let outlook = foresee(repository, &options, forgotten, &pool, monitor)?;
+        return announce(context, &outlook, true);
     }
-    tell(context, &report)
+    let announce = |outlook: &Outlook| announce(context, outlook, false);
+    tell(context, &run_prune(repository, &options, &pool, &announce, monitor)?)
 }
 
 fn announce(context: &Context, outlook: &Outlook, is_dry_run: bool) -> Result<()> {

@@ -31,7 +31,7 @@ use crate::repository::parity::delete_orphaned_parity;
 use changes::Changes;
 use choose::{Plan, Unused, choose};
 use condemn::Swept;
-use diskvault_format::id::{LeaseId, PackId};
+use diskvault_format::id::{LeaseId, PackId, PointId};
 use rayon::ThreadPool;
 use roots::Root;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -63,8 +63,6 @@ pub struct PruneOptions<'a> {
     pub host: &'a str,
     /// True to go on although points have vanished that nobody forgot.
     pub accepts_vanished: bool,
-    /// Only say what would be done.
-    pub is_dry_run: bool,
 }
 
 /// What there is, and what a prune is about to do.
@@ -103,6 +101,23 @@ pub struct PruneReport {
     pub is_waiting: bool,
 }
 
+/// What a prune would do if `forgotten` were forgotten first. Writes nothing but the host's caches.
+///
+/// # Errors
+/// As [`run`].
+pub fn foresee(
+    repository: &Repository,
+    options: &PruneOptions<'_>,
+    forgotten: &BTreeSet<PointId>,
+    pool: &Arc<ThreadPool>,
+    monitor: &dyn Monitor,
+) -> Result<Outlook> {
+    vanished::refuse_vanished(repository, false, options.host, monitor)?;
+    let kept_since = kept_since(repository, options);
+    let run = Run { repository, options, kept_since, without: forgotten, pool, monitor };
+    Ok(look(&run)?.outlook)
+}
+
 /// Frees what nobody needs. `announce` hears what will be done before it is.
 ///
 /// # Errors
@@ -116,17 +131,11 @@ pub fn run(
     monitor: &dyn Monitor,
 ) -> Result<PruneReport> {
     let kept_since = kept_since(repository, options);
-    if options.is_dry_run {
-        vanished::refuse_vanished(repository, false, options.host, monitor)?;
-        let run = Run { repository, options, kept_since, pool, monitor };
-        let outlook = look(&run)?.outlook;
-        announce(&outlook)?;
-        return Ok(PruneReport { outlook, ..PruneReport::default() });
-    }
     repository.check_may_write()?;
     let lock = condemned::claim(repository, "prune")?;
     vanished::refuse_vanished(repository, options.accepts_vanished, options.host, monitor)?;
-    let run = Run { repository, options, kept_since, pool, monitor };
+    let without = &BTreeSet::new();
+    let run = Run { repository, options, kept_since, without, pool, monitor };
     let mut report = PruneReport::default();
     condemned::drop_empty_lists(repository)?;
     if lock.is_some() {
@@ -172,6 +181,8 @@ struct Run<'a> {
     repository: &'a Repository,
     options: &'a PruneOptions<'a>,
     kept_since: Option<i64>,
+    /// Points that count as forgotten.
+    without: &'a BTreeSet<PointId>,
     pool: &'a Arc<ThreadPool>,
     monitor: &'a dyn Monitor,
 }
@@ -232,13 +243,14 @@ fn warn_of(looked: &Looked, monitor: &dyn Monitor) -> Result<()> {
 }
 
 fn look_once(run: &Run<'_>) -> Result<Looked> {
-    let Run { repository, options, kept_since, monitor, .. } = *run;
+    let Run { repository, options, kept_since, without, monitor, .. } = *run;
     let lists = condemned::read_lists(repository)?;
     let listed: HashSet<PackId> = lists.into_iter().flat_map(|list| list.packs).collect();
     // This host's index will do here: where it is wrong, packs are chosen badly, and the second mark
     // keeps those that are needed. That one reads all footers.
     let locator = Locator::open(repository, monitor)?;
-    let roots = roots::read_roots(repository, kept_since)?;
+    let mut roots = roots::read_roots(repository, kept_since)?;
+    roots.retain(|root| !without.contains(&root.id));
     let usage = usage::measure(repository, &locator, &roots, &listed, monitor)?;
     let outlook = Outlook {
         packs: usage.packs.len() as u64,

@@ -44,6 +44,10 @@ fn a_policy_says_why_and_does_what_it_said() {
         ]
     );
     assert_eq!(vault.point_count(), 5, "a dry run does nothing");
+    let both = vault.ok(&[&["forget"], &rules[..], &["--prune", "--dry-run"]].concat());
+    both.prints("would keep 2, forget 2 points").prints("would free about ");
+    let foreseen: Vec<_> = both.text().lines().rev().take(3).map(String::from).collect();
+    assert_eq!(vault.point_count(), 5, "nor does one with a prune");
     // In New York the first two are of the evening of 31 October.
     let there =
         decisions(&vault, &[&rules[..], &["-n", "--timezone", "America/New_York"]].concat());
@@ -54,6 +58,9 @@ fn a_policy_says_why_and_does_what_it_said() {
     let left: Vec<&str> =
         left.as_array().unwrap().iter().map(|point| point["point_id"].as_str().unwrap()).collect();
     assert_eq!(left, [other[0].as_str(), &ids[2], &ids[3]]);
+    // What the prune would do was told in the dry run already.
+    let left = vault.ok(&["prune", "--dry-run"]);
+    assert!(foreseen.iter().all(|line| left.text().contains(line)), "{foreseen:?} {left:?}");
     vault.assert_intact();
     assert_eq!(decisions(&vault, &rules), planned[2..], "a second time there is nothing to do");
 }

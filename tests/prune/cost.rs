@@ -94,17 +94,12 @@ fn the_first_mark_asks_the_index_and_opens_only_packs_that_are_partly_needed() {
     let repository = vault.open("host").unwrap();
     // The index knows all packs from now on.
     prune(&vault, &repository, PATIENT).unwrap();
-    let dry = PruneOptions { is_dry_run: true, ..options(PATIENT) };
     let opened = |vault: &Vault| {
         let repository = vault.open("host").unwrap();
-        let (from, seen) = (vault.storage.operations(), Mutex::default());
-        let announce = |outlook: &diskvault::prune::Outlook| {
-            *seen.lock().unwrap() = outlook.clone();
-            Ok(())
-        };
-        diskvault::prune::run(&repository, &dry, &vault.pool, &announce, &Silent).unwrap();
+        let from = vault.storage.operations();
+        let outlook = foresee(vault, &repository, &[]);
         let reads = count_of(vault, from, vault.storage.operations(), Operation::Range);
-        (reads, seen.into_inner().unwrap())
+        (reads, outlook)
     };
     let packs = packs(&vault);
     let is_data = |name: &&String| packs[*name].kind == PackKind::Data;
@@ -153,7 +148,7 @@ fn a_wrong_index_costs_nothing_that_is_needed() {
         drop(index);
         let options = PruneOptions { max_unused, ..options(PATIENT) };
         let planned = Mutex::new(0);
-        let announce = |outlook: &diskvault::prune::Outlook| {
+        let announce = |outlook: &Outlook| {
             *planned.lock().unwrap() += outlook.plan.delete.len();
             Ok(())
         };

@@ -12,6 +12,7 @@ use diskvault::storage::{ObjectEntry, ObjectName};
 use diskvault_format::id::PackId;
 use diskvault_format::manifest::Manifest;
 use diskvault_format::segment::EntryKind;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use support::vault::{PASSWORD, copy_folder, passphrase};
@@ -255,16 +256,16 @@ fn points_that_vanished_stop_it_until_they_are_given_up() {
         }
         let before = copy.names(Folder::Packs);
         let repository = copy.open(cache).unwrap();
-        for is_dry_run in [true, false] {
-            let options = PruneOptions { is_dry_run, ..options(PATIENT) };
-            let error =
-                diskvault::prune::run(&repository, &options, &copy.pool, &|_| Ok(()), &Silent)
-                    .unwrap_err();
+        let nothing = BTreeSet::new();
+        let (options, pool) = (options(PATIENT), &copy.pool);
+        let foreseen = diskvault::prune::foresee(&repository, &options, &nothing, pool, &Silent);
+        let real = prune(&copy, &repository, PATIENT);
+        for error in [foreseen.unwrap_err(), real.unwrap_err()] {
             assert_eq!(error.kind(), ErrorKind::Damage, "{what}");
             assert!(error.full_text().contains("gone without a removal note"), "{error:?}");
         }
         assert_eq!(copy.names(Folder::Packs), before, "{what}");
-        let forced = PruneOptions { accepts_vanished: true, ..options(PATIENT) };
+        let forced = PruneOptions { accepts_vanished: true, ..options };
         diskvault::prune::run(&repository, &forced, &copy.pool, &|_| Ok(()), &Silent).unwrap();
         assert!(copy.names(Folder::Packs).len() < before.len(), "{what}");
         // From now on everybody knows why.

@@ -21,9 +21,10 @@ use diskvault::retention::forget::{ForgetOptions, forget};
 use diskvault::retention::undo::{forgotten, undo};
 use diskvault::source::{DiskSource, Extent, InputKind, open_disk};
 use rayon::ThreadPool;
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Something to do.
@@ -342,7 +343,6 @@ fn prune_options(host: &str, patience: Patience) -> PruneOptions<'_> {
         accepts_vanished: false,
         patience,
         host,
-        is_dry_run: false,
     }
 }
 
@@ -354,17 +354,7 @@ pub fn outlook(repository: &Repository, threads: usize) -> Result<Outlook> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool
         .map_err(|cause| Error::new(ErrorKind::Failed, format!("cannot start threads: {cause}")))?;
-    let heard = Mutex::new(Outlook::default());
-    let announce = |outlook: &Outlook| {
-        *locked(&heard) = outlook.clone();
-        Ok(())
-    };
     let patience = Patience { stands_still: Duration::from_secs(3600), waits: false };
-    let options = PruneOptions { is_dry_run: true, ..prune_options("nobody", patience) };
-    diskvault::prune::run(repository, &options, &Arc::new(pool), &announce, &Silent)?;
-    Ok(locked(&heard).clone())
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    let options = prune_options("nobody", patience);
+    diskvault::prune::foresee(repository, &options, &BTreeSet::new(), &Arc::new(pool), &Silent)
 }
