@@ -43,7 +43,7 @@ fn the_same_seed_is_the_same_history() {
     let _alone = alone();
     let play = |seed| {
         let played = history(&beginning().unwrap(), seed, &mut Figures::default());
-        played.map_err(|(text, _)| text).unwrap()
+        played.map_err(|(text, _)| text).unwrap().0
     };
     let first: Vec<String> = (3..6).map(play).collect();
     let again: Vec<String> = (3..6).map(play).collect();

@@ -283,7 +283,7 @@ fn duel(world: &mut World, chance: &mut Chance) -> Result<(Vec<Script>, Vec<Plan
     };
     let mut actions = Vec::new();
     for _ in 0..=chance.below(2) {
-        let is_forgotten = chance.percent(70) && !forgotten.is_empty();
+        let is_forgotten = chance.percent(80) && !forgotten.is_empty();
         actions.push(match is_forgotten {
             true => {
                 let given = chance.pick(&forgotten).clone();
@@ -293,7 +293,7 @@ fn duel(world: &mut World, chance: &mut Chance) -> Result<(Vec<Script>, Vec<Plan
         });
     }
     for _ in 0..=chance.below(2) {
-        let stands_still = *chance.pick(&[1, 15, 90]);
+        let stands_still = *chance.pick(&[1, 5, 90]);
         let (waits, unused, keeps) = (chance.percent(80), 0, None);
         actions.push(Action::Prune { waits, stands_still, unused, keeps });
     }
@@ -302,9 +302,11 @@ fn duel(world: &mut World, chance: &mut Chance) -> Result<(Vec<Script>, Vec<Plan
     for (number, action) in actions.into_iter().enumerate() {
         let host = world.hosts[(first + number) % HOSTS.len()].clone();
         let seat = world.seat(&host);
-        if chance.percent(40) {
-            let time = Duration::from_secs(*chance.pick(&[10, 100, 1000, 20_000]));
-            let at = chance.below(DUEL_OPERATIONS / 2);
+        if chance.percent(50) {
+            // Mostly somewhere between its registration and its end, and long enough to be taken
+            // for dead.
+            let time = Duration::from_secs(*chance.pick(&[30, 1000, 20_000]));
+            let at = 8 + chance.below(DUEL_OPERATIONS / 3);
             naps.push(Planned { of: Some(seat.actor), at, blow: Blow::Freeze { time } });
         }
         scripts.push(vec![(seat, action)]);
@@ -388,7 +390,7 @@ pub fn settle(world: &mut World, chance: &mut Chance, figures: &mut Figures) -> 
     Ok(())
 }
 
-/// The history of a seed; a hash of all that happened.
+/// The history of a seed; a hash of all that happened, and the last steps.
 ///
 /// # Errors
 /// The first promise that was broken, and what happened before.
@@ -396,7 +398,7 @@ pub fn history(
     beginning: &Saved,
     seed: u64,
     figures: &mut Figures,
-) -> Result<String, (String, String)> {
+) -> Result<(String, String), (String, String)> {
     let mut chance = Chance::new(seed, "history");
     let mut world = World::restore(beginning, seed);
     for host in &mut world.hosts {
@@ -417,7 +419,7 @@ pub fn history(
     let result = run();
     figures.add("histories", 1);
     world.stage.with_record(|record| match result {
-        Ok(()) => Ok(record.hash()),
+        Ok(()) => Ok((record.hash(), record.tail())),
         Err(text) => Err((text, record.tail())),
     })
 }

@@ -98,12 +98,13 @@ fn play(seeds: Vec<(u64, bool)>, is_told: bool) -> ExitCode {
     for (seed, is_script) in seeds {
         let extent = Extent { only_cuts: seed % 8 != 0, stride: 1, actions: usize::MAX };
         let played = match is_script {
-            true => every_fault(&beginning, seed, extent, &mut figures).map(|()| String::new()),
+            true => every_fault(&beginning, seed, extent, &mut figures)
+                .map(|()| <(String, String)>::default()),
             false => history(&beginning, seed, &mut figures),
         };
         let option = if is_script { "--script" } else { "--seed" };
         match played {
-            Ok(told) if is_told => println!("{told}"),
+            Ok((hash, tail)) if is_told => println!("{tail}{hash}"),
             Ok(_) => {}
             Err((text, tail)) => {
                 println!("{}{option} {seed}: {text}", if is_told { tail.as_str() } else { "" });
