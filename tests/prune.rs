@@ -15,6 +15,7 @@ mod cost;
 #[path = "prune/damage.rs"]
 mod damage;
 
+use diskvault::environment::Environment;
 use diskvault::error::{ErrorKind, Result};
 use diskvault::monitor::{Monitor, Silent};
 use diskvault::prune::choose::Unused;
@@ -28,14 +29,16 @@ use diskvault::storage::memory::Operation;
 use diskvault::storage::{Folder, Storage};
 use diskvault_format::id::PointId;
 use rig::{FAULTS, adopt, assert_whole, count, machine, recover, set};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::vault::{Parts, Vault, damage_of, noise, restore};
 
 const PATIENT: Patience = Patience { stands_still: Duration::from_secs(3600), waits: true };
 const HASTY: Patience = Patience { stands_still: Duration::from_millis(200), waits: true };
 const NOT_WAITING: Patience = Patience { stands_still: Duration::from_secs(3600), waits: false };
+
+const DAY: Duration = Duration::from_secs(86_400);
 
 fn options(patience: Patience) -> PruneOptions<'static> {
     PruneOptions {
@@ -370,8 +373,7 @@ fn forgotten_points_come_back_until_their_time_is_over() {
     let repository = vault.open("host").unwrap();
     let contents = vault.known[&ids[0]].clone();
     forget_ids(&mut vault, &repository, &ids[..1]);
-    let keeping =
-        PruneOptions { keep_forgotten: Some(Duration::from_secs(86400)), ..options(PATIENT) };
+    let keeping = PruneOptions { keep_forgotten: Some(DAY), ..options(PATIENT) };
     let keep = |repository: &Repository| {
         diskvault::prune::run(repository, &keeping, &vault.pool, &|_| Ok(()), &Silent).unwrap()
     };
@@ -384,6 +386,47 @@ fn forgotten_points_come_back_until_their_time_is_over() {
     let error = undo(&repository, &new.to_hex(), "host", &Silent).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert_whole(&vault, "stranger", "collected");
+}
+
+/// The clock of a host, off by so many years.
+struct YearsOff(Arc<dyn Environment>, i64);
+
+impl Environment for YearsOff {
+    fn now_unix_ns(&self) -> i64 {
+        self.0.now_unix_ns() + self.1 * 365 * 86_400 * 1_000_000_000
+    }
+
+    fn random(&self, buffer: &mut [u8]) -> Result<()> {
+        self.0.random(buffer)
+    }
+}
+
+#[test]
+fn clocks_that_are_years_off_lose_nothing() {
+    for (of_backups, of_prunes) in [(30, 0), (-40, 0), (0, 30), (0, -40)] {
+        let what = format!("backups {of_backups}, prunes {of_prunes} years off");
+        let mut vault = Vault::new(1);
+        let right = vault.environment.clone();
+        vault.environment = Arc::new(YearsOff(right.clone(), of_backups));
+        let repository = vault.open("host").unwrap();
+        let ids: Vec<PointId> = (1..=4)
+            .map(|day| vault.backup(&repository, "web01", &machine(day)).unwrap().point)
+            .collect();
+        forget_ids(&mut vault, &repository, &ids[..2]);
+        vault.environment = Arc::new(YearsOff(right, of_prunes));
+        let pruner = vault.open("pruner").unwrap();
+        let kept = PruneOptions { keep_forgotten: Some(DAY), ..options(PATIENT) };
+        diskvault::prune::run(&pruner, &kept, &vault.pool, &|_| Ok(()), &Silent).unwrap();
+        assert_whole(&vault, "stranger", &what);
+        // Forgotten in what is the future here, or just now: not a day ago.
+        let is_kept = !vault.names(Folder::Trash).is_empty();
+        assert_eq!(is_kept, of_backups > of_prunes, "{what}");
+        assert!(prune(&vault, &pruner, PATIENT).is_ok(), "{what}");
+        vault.backup(&repository, "web01", &machine(3)).unwrap();
+        vault.backup(&pruner, "web01", &machine(2)).unwrap();
+        assert_whole(&vault, "stranger", &what);
+        assert_clear(&vault, &what);
+    }
 }
 
 #[test]

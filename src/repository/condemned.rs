@@ -5,6 +5,7 @@
 //! once and wait for exactly these. A lease stands still by a monotonic clock of this process alone.
 
 use super::Repository;
+use super::address::format_time_utc;
 use super::host_memory::{CondemnedMemory, StandingLease};
 use super::objects::{get_record, refused, seal_record};
 use super::pack_reader::pack_name;
@@ -15,7 +16,7 @@ use crate::storage::{Folder, ObjectName};
 use diskvault_format::crypto::ObjectKind;
 use diskvault_format::id::{LeaseId, PackId, to_hex};
 use diskvault_format::names;
-use diskvault_format::small::Condemned;
+use diskvault_format::small::{Condemned, Lease};
 use rustix::fs::{FlockOperation, flock};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -236,10 +237,11 @@ fn fence(
     monitor: &dyn Monitor,
 ) -> Result<()> {
     let storage = repository.storage();
-    storage.delete(&ObjectName::new(Folder::Leases, &lease.to_hex())?)?;
+    let name = ObjectName::new(Folder::Leases, &lease.to_hex())?;
+    let writer = describe_writer(repository, &name);
+    storage.delete(&name)?;
     monitor.warn(&format!(
-        "the backup with lease {lease} gave no sign of life and was taken off; \
-         if it still runs it starts over"
+        "{writer} gave no sign of life and was taken off; if it still runs it starts over"
     ));
     for number in newest.saturating_sub(1)..=newest {
         if number > 0 {
@@ -247,6 +249,18 @@ fn fence(
         }
     }
     Ok(())
+}
+
+/// Whose lease it is, as far as it says.
+fn describe_writer(repository: &Repository, name: &ObjectName) -> String {
+    let (storage, keys) = (repository.storage().as_ref(), repository.keys());
+    match get_record::<Lease>(storage, keys, ObjectKind::Lease, name) {
+        Ok(Lease { host, process, started_unix_ns, .. }) => {
+            let (host, since) = (host.escape_debug(), format_time_utc(started_unix_ns));
+            format!("the backup of host {host}, process {process}, that began at {since}")
+        }
+        Err(_) => format!("the backup with lease {}", name.leaf()),
+    }
 }
 
 /// Deletes heartbeats of leases that are gone.
