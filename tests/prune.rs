@@ -388,6 +388,54 @@ fn forgotten_points_come_back_until_their_time_is_over() {
     assert_whole(&vault, "stranger", "collected");
 }
 
+/// Cancels once a pack is deleted.
+#[derive(Default)]
+struct CancelsDeletion {
+    is_deleting: AtomicBool,
+    is_cancelled: AtomicBool,
+}
+
+impl Monitor for CancelsDeletion {
+    fn start(&self, stage: &str, _total: Option<u64>) {
+        self.is_deleting.store(stage == "deleting packs", Ordering::Relaxed);
+    }
+
+    fn advance(&self, _amount: u64) {
+        if self.is_deleting.load(Ordering::Relaxed) {
+            self.is_cancelled.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.is_cancelled.load(Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn a_prune_that_is_interrupted_while_it_deletes_is_finished_by_the_next() {
+    let (mut vault, ids) = with_four_days();
+    let repository = vault.open("host").unwrap();
+    forget_ids(&mut vault, &repository, &ids[..2]);
+    // What a forget leaves that dies before its last step goes with the garbage.
+    vault.storage.insert(format!("points/{}.ok", ids[0]), Vec::new());
+    let planned = foresee(&vault, &repository, &[]).plan;
+    let before = vault.names(Folder::Packs).len();
+    let monitor = CancelsDeletion::default();
+    let error =
+        diskvault::prune::run(&repository, &options(PATIENT), &vault.pool, &|_| Ok(()), &monitor)
+            .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+    assert_eq!(vault.names(Folder::Condemned).len(), 1);
+    assert_whole(&vault, "stranger", "interrupted");
+    let report = prune(&vault, &repository, PATIENT).unwrap();
+    let going = planned.delete.len() + planned.repack.len();
+    assert!(going > 2 && before > going, "{planned:?}");
+    assert_eq!(report.deleted_packs, going as u64 - 1);
+    assert!(PointSet::load(&repository).unwrap().lonely_oks.is_empty());
+    assert_whole(&vault, "stranger", "finished");
+    assert_clear(&vault, "finished");
+}
+
 /// The clock of a host, off by so many years.
 struct YearsOff(Arc<dyn Environment>, i64);
 

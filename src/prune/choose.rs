@@ -63,7 +63,8 @@ pub fn choose(packs: &[PackUsage], max_unused: Unused, max_repack: Option<u64>) 
         };
         let copied = plan.copy_bytes + pack.used_bytes;
         let is_too_much = max_repack.is_some_and(|most| copied > most);
-        if !pack.is_listed && (is_enough || is_too_much || pack.unused_bytes == 0) {
+        let may_stay = !pack.is_listed && (is_enough || pack.unused_bytes == 0);
+        if may_stay || is_too_much {
             plan.is_limited |= !is_enough && pack.unused_bytes > 0;
             continue;
         }
@@ -96,6 +97,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_listed_is_copied_first_but_no_more_than_allowed() {
+        let mut packs = packs(&[10, 60, 100]);
+        packs[2].is_listed = true;
+        let plan = choose(&packs, Unused::Unlimited, None);
+        assert_eq!(numbers(&plan.repack), [2]);
+        let plan = choose(&packs, Unused::MilliPercent(0), Some(110));
+        assert_eq!(numbers(&plan.repack), [2, 0]);
+        let plan = choose(&packs, Unused::MilliPercent(0), Some(70));
+        assert_eq!(numbers(&plan.repack), [0, 1]);
+    }
+
+    #[test]
     fn what_gives_most_for_least_copying_comes_first() {
         let packs = packs(&[100, 90, 0, 10, 50]);
         let plan = choose(&packs, Unused::MilliPercent(0), None);
@@ -113,13 +126,5 @@ mod tests {
         let plan = choose(&packs, Unused::Unlimited, Some(0));
         assert_eq!((plan.repack.len(), numbers(&plan.delete)), (0, vec![2]));
         assert!(!plan.is_limited);
-    }
-
-    #[test]
-    fn packs_on_another_list_are_rewritten_whatever_is_allowed() {
-        let mut packs = packs(&[100, 100]);
-        packs[1].is_listed = true;
-        let plan = choose(&packs, Unused::Unlimited, Some(0));
-        assert_eq!((numbers(&plan.repack), plan.delete.len()), (vec![1], 0));
     }
 }

@@ -53,6 +53,8 @@ pub(super) fn sweep(
     swept.kept = (own.packs.len() - going.len()) as u64;
     monitor.start("deleting packs", Some(going.len() as u64));
     for id in going {
+        // What is left stays on the list, with which the next run goes on.
+        monitor.check_cancelled()?;
         let name = pack_name(id)?;
         if let Some(bytes) = storage.size(&name)? {
             storage.delete(&name)?;

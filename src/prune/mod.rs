@@ -28,6 +28,7 @@ use crate::repository::condemned::{self, List};
 use crate::repository::locate::Locator;
 use crate::repository::marks::Marks;
 use crate::repository::parity::delete_orphaned_parity;
+use crate::repository::points::{PointSet, delete_lonely_oks};
 use changes::Changes;
 use choose::{Plan, Unused, choose};
 use condemn::Swept;
@@ -147,6 +148,7 @@ pub fn run(
     take_off_dead_writers(&run, &mut report)?;
     if !report.is_waiting {
         resolve::empty_trash(repository, &trash, kept_since)?;
+        delete_lonely_oks(repository, &PointSet::load(repository)?)?;
     }
     condemned::delete_orphaned_heartbeats(repository)?;
     condemned::drop_empty_lists(repository)?;

@@ -222,6 +222,30 @@ impl PointSet {
     }
 }
 
+/// The name of what makes a point visible.
+///
+/// # Errors
+/// Never for an id.
+pub fn ok_name(id: PointId) -> Result<ObjectName> {
+    ObjectName::new(Folder::Points, &names::point_ok(id))
+}
+
+/// Deletes the `ok`s of which the manifest is gone for a reason that a note or the trash tells:
+/// what a forget leaves that was stopped between its last two steps.
+///
+/// # Errors
+/// What the storage says.
+pub fn delete_lonely_oks(repository: &Repository, points: &PointSet) -> Result<()> {
+    if points.lonely_oks.is_empty() {
+        return Ok(());
+    }
+    let removed = removed_points(repository)?;
+    for id in points.lonely_oks.iter().filter(|id| removed.contains(id)) {
+        repository.storage().delete(&ok_name(*id)?)?;
+    }
+    Ok(())
+}
+
 /// Points that a removal note or the trash explains.
 ///
 /// # Errors

@@ -9,10 +9,9 @@ use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::repository::notes::{Notes, end_pins, put_note};
 use crate::repository::objects::get_hashed;
-use crate::repository::points::{Point, PointSet, manifest_name};
+use crate::repository::points::{Point, manifest_name, ok_name};
 use crate::storage::{Folder, ObjectName};
 use diskvault_format::id::PointId;
-use diskvault_format::names;
 use diskvault_format::small::NOTE_REMOVAL;
 
 /// How points are forgotten.
@@ -106,24 +105,4 @@ fn put_into_trash(repository: &Repository, id: PointId, sealed: &[u8]) -> Result
     }
     storage.delete(&trash)?;
     storage.put_new(&trash, sealed)
-}
-
-fn ok_name(id: PointId) -> Result<ObjectName> {
-    ObjectName::new(Folder::Points, &names::point_ok(id))
-}
-
-/// Deletes the `ok`s of which the manifest is gone for a reason that a note or the trash tells:
-/// what a forget leaves that was stopped between its last two steps.
-///
-/// # Errors
-/// What the storage says.
-pub fn delete_lonely_oks(repository: &Repository, points: &PointSet) -> Result<()> {
-    if points.lonely_oks.is_empty() {
-        return Ok(());
-    }
-    let removed = crate::repository::points::removed_points(repository)?;
-    for id in points.lonely_oks.iter().filter(|id| removed.contains(id)) {
-        repository.storage().delete(&ok_name(*id)?)?;
-    }
-    Ok(())
 }
