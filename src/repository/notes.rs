@@ -44,7 +44,7 @@ impl Notes {
     /// Reads all notes.
     ///
     /// # Errors
-    /// Fails if the notes cannot be listed. One that cannot be read is remembered.
+    /// What the storage says. A note that is damaged or of a newer version is remembered.
     pub fn load(repository: &Repository) -> Result<Notes> {
         Notes::load_some(repository, &|_| true)
     }
@@ -69,9 +69,10 @@ impl Notes {
                     notes.by_point.entry(point).or_default().push(StoredNote { random, note });
                 }
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => {
+                Err(error) if error.kind().is_finding() => {
                     notes.damaged.insert(point, error);
                 }
+                Err(error) => return Err(error),
             }
         }
         for stored in notes.by_point.values_mut() {

@@ -172,7 +172,7 @@ impl PointSet {
     /// no newer point has followed since.
     ///
     /// # Errors
-    /// Fails only if the notes cannot be listed.
+    /// What the storage says of the notes.
     pub fn doubts(&self, repository: &Repository) -> Result<Vec<String>> {
         let mut doubts: Vec<String> =
             self.damaged.iter().map(|(_, error)| error.full_text()).collect();
@@ -195,7 +195,7 @@ impl PointSet {
     /// note or the trash.
     ///
     /// # Errors
-    /// Fails only if the notes cannot be listed.
+    /// What the storage says of the notes.
     pub fn unexplained_heads(&self, repository: &Repository) -> Result<Vec<GoneHead>> {
         let known: BTreeSet<PointId> = self
             .points
@@ -249,7 +249,7 @@ pub fn delete_lonely_oks(repository: &Repository, points: &PointSet) -> Result<(
 /// Points that a removal note or the trash explains.
 ///
 /// # Errors
-/// Fails only if a folder cannot be listed.
+/// What the storage says.
 pub fn removed_points(repository: &Repository) -> Result<BTreeSet<PointId>> {
     let mut removed = Notes::load(repository)?.removed();
     for entry in repository.storage().list(Folder::Trash)? {

@@ -7,7 +7,7 @@ use diskvault::environment::Environment;
 use diskvault::error::Error;
 use diskvault::repository::pack_reader::open_pack;
 use diskvault::repository::session::{Session, remember_heads};
-use diskvault::storage::memory::MemoryStorage;
+use diskvault::storage::memory::{FaultKind, MemoryStorage};
 use diskvault::storage::{ObjectEntry, ObjectName};
 use diskvault_format::id::PackId;
 use diskvault_format::manifest::Manifest;
@@ -423,6 +423,28 @@ fn two_owners_of_one_list_delete_nothing_that_is_needed() {
     publish();
     let report = vault.check(&vault.open("stranger").unwrap(), true).unwrap();
     assert_eq!(damage_of(&report), "");
+}
+
+/// An error of the storage is told as such, at whatever operation: nothing is taken for damaged or
+/// vanished because of it.
+#[test]
+fn a_failed_read_is_no_damage() {
+    let (mut base, ids) = with_four_days();
+    let repository = base.open("host").unwrap();
+    forget_ids(&mut base, &repository, &ids[..2]);
+    for n in 0.. {
+        let copy = base.copy(700 + n);
+        let repository = copy.open("host").unwrap();
+        let before = copy.storage.operations();
+        set(&copy.storage, n, FaultKind::Error, true);
+        let result = prune(&copy, &repository, PATIENT);
+        if copy.storage.operations() - before <= n {
+            assert!(n > 20 && result.is_ok(), "only {n} operations");
+            break;
+        }
+        let Err(error) = result else { continue };
+        assert_eq!(error.kind(), ErrorKind::Storage, "operation {n}: {error:?}");
+    }
 }
 
 /// Prunes at one of the moments at which a check looks for an interruption.
