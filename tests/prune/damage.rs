@@ -431,7 +431,10 @@ fn two_owners_of_one_list_delete_nothing_that_is_needed() {
 fn a_failed_read_is_no_damage() {
     let (mut base, ids) = with_four_days();
     let repository = base.open("host").unwrap();
-    forget_ids(&mut base, &repository, &ids[..2]);
+    forget_ids(&mut base, &repository, &ids[1..2]);
+    // The next point names it, and from now on its note alone explains where it is.
+    prune(&base, &repository, PATIENT).unwrap();
+    forget_ids(&mut base, &repository, &ids[..1]);
     for n in 0.. {
         let copy = base.copy(700 + n);
         let repository = copy.open("host").unwrap();
