@@ -22,6 +22,7 @@ use diskvault::source::{DiskSource, Extent, ExtentKind, InputKind};
 use diskvault::storage::local::LocalStorage;
 use diskvault_format::key_slot::KdfCost;
 use std::fs::{self, File};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -95,8 +96,12 @@ impl DiskSource for Synthetic {
         "raw"
     }
 
-    fn extents(&self, each: &mut dyn FnMut(Extent) -> Result<()>) -> Result<()> {
-        each(Extent { start: 0, bytes: self.size(), kind: ExtentKind::Data })
+    fn extents_in(
+        &self,
+        range: Range<u64>,
+        each: &mut dyn FnMut(Extent) -> Result<()>,
+    ) -> Result<()> {
+        each(Extent { start: range.start, bytes: range.end - range.start, kind: ExtentKind::Data })
     }
 
     fn allocation_known(&self) -> bool {
@@ -212,11 +217,7 @@ fn make(folder: &Path, disks: u64, chunks: u64) {
         for number in (0..disks).step_by(step) {
             let options = BackupOptions {
                 series: format!("vm{number}"),
-                inputs: vec![InputRequest {
-                    name: Some("disk".into()),
-                    path: path.clone(),
-                    kind: Some(InputKind::Disk),
-                }],
+                inputs: vec![InputRequest::new(Some("disk".into()), &path, Some(InputKind::Disk))],
                 chunker: ChunkerChoice::Fixed,
                 compression: Compression::default(),
                 stdin_name: None,
@@ -225,7 +226,7 @@ fn make(folder: &Path, disks: u64, chunks: u64) {
                 digests: Vec::new(),
                 host: "scale".into(),
             };
-            let open = |_: &Path| -> Result<Box<dyn DiskSource>> {
+            let open = |_: &InputRequest| -> Result<Box<dyn DiskSource>> {
                 Ok(Box::new(Synthetic { number, chunks, generation }))
             };
             let report = run_with(&repository, &options, &open, &pool, &Silent).unwrap();

@@ -286,7 +286,7 @@ fn every_kind_of_part_comes_over_with_its_cut_and_its_holes() {
     let bytes = std::fs::read(&path).unwrap();
     for (series, cut) in [("grid", ChunkerChoice::Fixed), ("cuts", ChunkerChoice::Content)] {
         let (name, path, kind) = (Some("vda".into()), path.clone(), Some(InputKind::Disk));
-        let mut options = vault::options(series, vec![InputRequest { name, path, kind }]);
+        let mut options = vault::options(series, vec![InputRequest::new(name, path, kind)]);
         options.chunker = cut;
         options.digests = vec![backup::DigestKind::Sha256];
         let report = backup::run(&repository, &options, &source.pool, &Silent).unwrap();

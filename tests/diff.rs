@@ -227,7 +227,7 @@ fn no_data_is_read_and_equal_pages_are_not() {
 fn backup_cut(vault: &Vault, repository: &Repository, cut: ChunkerChoice, data: &[u8]) -> Point {
     let path = vault.folder.path().join("disk");
     std::fs::write(&path, data).unwrap();
-    let input = InputRequest { name: Some("vda".into()), path, kind: Some(InputKind::Disk) };
+    let input = InputRequest::new(Some("vda".into()), path, Some(InputKind::Disk));
     let mut options = vault::options("web", vec![input]);
     options.chunker = cut;
     let report = backup::run(repository, &options, &vault.pool, &Silent).unwrap();

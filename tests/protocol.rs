@@ -171,7 +171,7 @@ fn a_fenced_backup_of_a_pipe_fails_and_publishes_nothing() -> Result<()> {
     let path = vault.folder.path().join("fifo");
     rustix::fs::mkfifoat(rustix::fs::CWD, &path, 0o600.into()).unwrap();
     let (name, kind) = (Some("pipe".into()), Some(InputKind::Stream));
-    let inputs = vec![InputRequest { name, path: path.clone(), kind }];
+    let inputs = vec![InputRequest::new(name, &path, kind)];
     let writer = std::thread::spawn(move || std::fs::write(path, noise(9, 100_000)));
     let fencer = fencer(&vault, 1);
     let result = backup::run(&repository, &options("dump", inputs), &vault.pool, &fencer);

@@ -286,7 +286,7 @@ fn open_repository(folder: &Folder) -> Repository {
 }
 
 fn backup(repository: &Repository, folder: &Folder) {
-    let input = InputRequest { name: None, path: folder.join("disk"), kind: Some(InputKind::Disk) };
+    let input = InputRequest::new(None, folder.join("disk"), Some(InputKind::Disk));
     let options = BackupOptions {
         series: "bench".into(),
         inputs: vec![input],

@@ -26,11 +26,10 @@ use crate::repository::compression::Compression;
 use crate::repository::packer::ChunkWriter;
 use crate::repository::points::{Point, PointSet};
 use crate::repository::session::{Session, remember_heads};
-use crate::source::{DiskSource, open_disk};
+use crate::source::{DiskSource, open_image};
 use diskvault_format::id::{BackupId, PointId};
 use diskvault_format::manifest::{Manifest, Statistics};
 use rayon::ThreadPool;
-use std::path::Path;
 use std::sync::Arc;
 
 /// A backup that is fenced starts over; more often than this somebody has to look.
@@ -93,11 +92,12 @@ pub fn run(
     pool: &Arc<ThreadPool>,
     monitor: &dyn Monitor,
 ) -> Result<BackupReport> {
-    run_with(repository, options, &open_disk, pool, monitor)
+    let open = |input: &InputRequest| open_image(&input.path, &input.image, monitor);
+    run_with(repository, options, &open, pool, monitor)
 }
 
-/// How a path becomes a disk.
-pub type OpenDisk<'a> = &'a dyn Fn(&Path) -> Result<Box<dyn DiskSource>>;
+/// How an input becomes a disk.
+pub type OpenDisk<'a> = &'a dyn Fn(&InputRequest) -> Result<Box<dyn DiskSource>>;
 
 /// As [`run`], with disks that `open` opens; again for each try.
 ///

@@ -11,7 +11,8 @@ use crate::repository::Repository;
 use crate::repository::address::LATEST;
 use crate::repository::points::Point;
 use crate::source::{
-    DiskSource, InputKind, STANDARD_INPUT, default_kind, open_stream, partition_layout,
+    DiskSource, ImageOptions, InputKind, STANDARD_INPUT, default_kind, open_stream,
+    partition_layout,
 };
 use diskvault_format::limits::{FIELDS_MAX, PARTS_MAX, TEXT_BYTES_MAX};
 use diskvault_format::manifest::{validate_part_name, validate_series_name};
@@ -42,9 +43,20 @@ pub struct InputRequest {
     pub path: PathBuf,
     /// Disk or stream; by size and history if `None`.
     pub kind: Option<InputKind>,
+    /// How it is opened if it is a disk.
+    pub image: ImageOptions,
 }
 
 impl InputRequest {
+    /// An input whose format shows by itself.
+    pub fn new(
+        name: Option<String>,
+        path: impl Into<PathBuf>,
+        kind: Option<InputKind>,
+    ) -> InputRequest {
+        InputRequest { name, path: path.into(), kind, image: ImageOptions::default() }
+    }
+
     /// True for `-`.
     pub fn is_standard_input(&self) -> bool {
         self.path == Path::new(STANDARD_INPUT)
@@ -59,7 +71,11 @@ impl InputRequest {
         self.is_standard_input() || std::fs::metadata(&self.path).is_ok_and(is_read_once)
     }
 
-    fn part_name(&self, stdin_name: Option<&str>) -> Result<String> {
+    /// Its name, or what becomes of its path.
+    ///
+    /// # Errors
+    /// `Usage` for a path without a name.
+    pub fn part_name(&self, stdin_name: Option<&str>) -> Result<String> {
         if let Some(name) = &self.name {
             return Ok(name.clone());
         }
@@ -183,7 +199,7 @@ pub fn decide(
                     let text = "cannot read a disk from standard input: it has no size";
                     return Err(Error::new(ErrorKind::Usage, text).hint("use --stream"));
                 }
-                let source: Arc<dyn DiskSource> = Arc::from(open(path)?);
+                let source: Arc<dyn DiskSource> = Arc::from(open(&input.request)?);
                 let chunk_bytes = repository.config().chunk_bytes;
                 let (chunking, why) = cut_disk(options.chunker, source.as_ref(), chunk_bytes)?;
                 monitor.note(&format!("disk {}: {why}", input.name.escape_debug()));

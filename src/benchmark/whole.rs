@@ -25,7 +25,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -154,11 +154,11 @@ fn make_repository(root: &Path, cache: &Path) -> Result<Repository> {
 fn backup_options(disk: &File) -> BackupOptions {
     BackupOptions {
         series: "benchmark".into(),
-        inputs: vec![InputRequest {
-            name: Some("disk".into()),
-            path: PathBuf::from(format!("/proc/self/fd/{}", disk.as_raw_fd())),
-            kind: Some(InputKind::Disk),
-        }],
+        inputs: vec![InputRequest::new(
+            Some("disk".into()),
+            format!("/proc/self/fd/{}", disk.as_raw_fd()),
+            Some(InputKind::Disk),
+        )],
         chunker: ChunkerChoice::Fixed,
         compression: Compression::default(),
         stdin_name: None,

@@ -10,7 +10,7 @@ use crate::backup::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::address::{format_time_utc, parse_time};
 use crate::repository::compression::{Compression, LEVELS};
-use crate::source::InputKind;
+use crate::source::{ImageFormat, InputKind};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -30,6 +30,15 @@ pub struct Arguments {
     /// Disks and files of one point; `-` is standard input
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
+    /// Format of a disk: raw or qcow2; by its name and first bytes by default
+    #[arg(long, value_name = "[NAME=]FORMAT")]
+    format: Vec<String>,
+    /// Internal snapshot of a qcow2 image to read, by name or number
+    #[arg(long, value_name = "[NAME=]SNAPSHOT")]
+    snapshot: Vec<String>,
+    /// Follow images to backing files outside their folder
+    #[arg(long)]
+    allow_backing: bool,
     /// How disks are cut
     #[arg(long, value_enum, default_value_t = Chunker::Auto)]
     chunker: Chunker,
@@ -108,6 +117,32 @@ fn split_pair<'a>(text: &'a str, option: &str) -> Result<(&'a str, &'a str)> {
     })
 }
 
+fn parse_format(text: &str) -> Result<ImageFormat> {
+    ImageFormat::parse(text).ok_or_else(|| {
+        let text = format!("cannot read the format {text:?}: expected raw or qcow2");
+        Error::new(ErrorKind::Usage, text)
+    })
+}
+
+/// Sets what `text` says for the disk that it names as `NAME=`, or for all if it names none.
+fn for_disk(
+    inputs: &mut [InputRequest],
+    stdin_name: Option<&str>,
+    text: &str,
+    set: &dyn Fn(&mut InputRequest, &str) -> Result<()>,
+) -> Result<()> {
+    let Some((name, value)) = text.split_once('=') else {
+        return inputs.iter_mut().try_for_each(|input| set(input, text));
+    };
+    for input in inputs {
+        if input.part_name(stdin_name)? == name {
+            return set(input, value);
+        }
+    }
+    let text = format!("cannot find a disk named {} on the command line", name.escape_debug());
+    Err(Error::new(ErrorKind::Usage, text))
+}
+
 fn options_of(arguments: Arguments) -> Result<BackupOptions> {
     let mut inputs = Vec::new();
     for (list, option, kind) in [
@@ -117,11 +152,29 @@ fn options_of(arguments: Arguments) -> Result<BackupOptions> {
         for text in list {
             let (name, path) = split_pair(text, option)?;
             let name = Some(name.to_string());
-            inputs.push(InputRequest { name, path: PathBuf::from(path), kind: Some(kind) });
+            inputs.push(InputRequest::new(name, path, Some(kind)));
         }
     }
     for path in arguments.paths {
-        inputs.push(InputRequest { name: None, path, kind: None });
+        inputs.push(InputRequest::new(None, path, None));
+    }
+    let stdin_name = arguments.stdin_name;
+    for input in &mut inputs {
+        input.image.allows_backing = arguments.allow_backing;
+    }
+    for text in &arguments.format {
+        let set = |input: &mut InputRequest, format: &str| {
+            input.image.format = Some(parse_format(format)?);
+            Ok(())
+        };
+        for_disk(&mut inputs, stdin_name.as_deref(), text, &set)?;
+    }
+    for text in &arguments.snapshot {
+        let set = |input: &mut InputRequest, snapshot: &str| {
+            input.image.snapshot = Some(snapshot.to_string());
+            Ok(())
+        };
+        for_disk(&mut inputs, stdin_name.as_deref(), text, &set)?;
     }
     let mut tags = Vec::new();
     for text in &arguments.tag {
@@ -137,7 +190,7 @@ fn options_of(arguments: Arguments) -> Result<BackupOptions> {
             Chunker::Fastcdc => ChunkerChoice::Content,
         },
         compression: arguments.compression,
-        stdin_name: arguments.stdin_name,
+        stdin_name,
         tags,
         time_unix_ns: arguments.time.as_deref().map(parse_time).transpose()?,
         digests: arguments.digest.into_iter().map(Digest::kind).collect(),

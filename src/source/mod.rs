@@ -4,16 +4,22 @@
 //! Invariant of this floor: nothing is ever written to a source, and a source that changes its
 //! size while it is read is an error, never a silently shorter disk.
 
+mod extents;
+mod image;
 pub mod partitions;
 mod pipe;
+pub mod qcow2;
 mod raw;
 
+pub use extents::{Extent, ExtentKind};
+pub use image::{ImageFormat, ImageOptions, open_image};
 pub use partitions::{PartitionLayout, partition_layout};
 pub use pipe::open_stream;
 pub use raw::open_disk;
 
 use crate::error::{Error, ErrorKind, Result};
 use std::fs::Metadata;
+use std::ops::Range;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
@@ -27,26 +33,6 @@ const DISK_BYTES_MIN: u64 = 1 << 20;
 /// The sector size that every disk's size is a multiple of, in bytes.
 const SECTOR_BYTES: u64 = 512;
 
-/// What is known about the bytes of an extent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExtentKind {
-    /// May hold anything, zeros included; has to be read.
-    Data,
-    /// Not allocated: reads as zeros and need not be read.
-    Hole,
-}
-
-/// A range of a disk that is all data or all hole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
-    /// Offset of the first byte.
-    pub start: u64,
-    /// Length in bytes, never 0.
-    pub bytes: u64,
-    /// Whether the range has to be read.
-    pub kind: ExtentKind,
-}
-
 /// Random-access disk source. All methods may be called from any thread at the same time.
 pub trait DiskSource: Send + Sync {
     /// Virtual size in bytes, fixed at open.
@@ -55,19 +41,31 @@ pub trait DiskSource: Send + Sync {
     /// The path, for messages.
     fn describe(&self) -> String;
 
-    /// The format, as it is written into a manifest: `raw` or `block-device`.
+    /// The format, as it is written into a manifest: `raw`, `block-device` or `qcow2`.
     fn format(&self) -> &'static str;
 
-    /// Calls `each` with extents in order that cover `0..size` exactly, adjacent ones of one
-    /// kind merged; a disk of 0 bytes has none. Where [`DiskSource::allocation_known`] is false
-    /// that is one extent of data.
+    /// Calls `each` with extents in order that cover `range`, as far as it lies on the disk, exactly,
+    /// adjacent ones of one kind merged. Where [`DiskSource::allocation_known`] is false that is one
+    /// extent of data.
     ///
     /// A source that is written to meanwhile gives extents of different moments, but they
-    /// still cover the disk once and the walk ends.
+    /// still cover the range once and the walk ends.
     ///
     /// # Errors
     /// [`ErrorKind::Source`] if the allocation cannot be read; and whatever `each` returns.
-    fn extents(&self, each: &mut dyn FnMut(Extent) -> Result<()>) -> Result<()>;
+    fn extents_in(
+        &self,
+        range: Range<u64>,
+        each: &mut dyn FnMut(Extent) -> Result<()>,
+    ) -> Result<()>;
+
+    /// The extents of all of the disk; one of 0 bytes has none.
+    ///
+    /// # Errors
+    /// As [`DiskSource::extents_in`].
+    fn extents(&self, each: &mut dyn FnMut(Extent) -> Result<()>) -> Result<()> {
+        self.extents_in(0..self.size(), each)
+    }
 
     /// True when holes can be told from written zeros.
     fn allocation_known(&self) -> bool;
@@ -105,8 +103,8 @@ pub enum InputKind {
     Stream,
 }
 
-/// Chooses how `path` is stored: a block device and a regular file of at least 1 MiB whose
-/// size is a multiple of 512 bytes are disks; everything else, `-` and FIFOs included, is a
+/// Chooses how `path` is stored: a block device, a regular file of at least 1 MiB whose size is a
+/// multiple of 512 bytes, and an image of a known format are disks; everything else, `-` and FIFOs included, is a
 /// stream.
 ///
 /// # Errors
@@ -119,7 +117,8 @@ pub fn default_kind(path: &Path) -> Result<InputKind> {
     let kind = metadata.file_type();
     let size = metadata.len();
     let is_disk = kind.is_block_device()
-        || (kind.is_file() && size >= DISK_BYTES_MIN && size.is_multiple_of(SECTOR_BYTES));
+        || (kind.is_file() && size >= DISK_BYTES_MIN && size.is_multiple_of(SECTOR_BYTES))
+        || (kind.is_file() && image::begins_as_image(path));
     Ok(if is_disk { InputKind::Disk } else { InputKind::Stream })
 }
 

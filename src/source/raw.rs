@@ -3,6 +3,7 @@
 //! Invariant: `extents` covers the disk exactly once, in order, and ends, whatever somebody
 //! else does to the file meanwhile.
 
+use super::extents::Merger;
 use super::{DiskSource, Extent, ExtentKind, examine};
 use crate::error::{Error, ErrorKind, Result};
 use rustix::fs::{Advice, Mode, OFlags, SeekFrom, fadvise, open, seek};
@@ -10,6 +11,7 @@ use rustix::io::Errno;
 use std::fs::{File, Metadata};
 use std::io;
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -153,33 +155,6 @@ impl RawSource {
     }
 }
 
-/// Joins adjacent extents of one kind before they are passed on.
-struct Merger<'a> {
-    each: &'a mut dyn FnMut(Extent) -> Result<()>,
-    pending: Option<Extent>,
-}
-
-impl Merger<'_> {
-    /// Takes the range `start..end`; an empty one is ignored.
-    fn add(&mut self, start: u64, end: u64, kind: ExtentKind) -> Result<()> {
-        let bytes = end.saturating_sub(start);
-        if bytes == 0 {
-            return Ok(());
-        }
-        if let Some(pending) = self.pending.as_mut().filter(|pending| pending.kind == kind) {
-            pending.bytes += bytes;
-            return Ok(());
-        }
-        self.flush()?;
-        self.pending = Some(Extent { start, bytes, kind });
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        self.pending.take().map_or(Ok(()), &mut *self.each)
-    }
-}
-
 impl DiskSource for RawSource {
     fn size(&self) -> u64 {
         self.size
@@ -193,17 +168,23 @@ impl DiskSource for RawSource {
         if self.is_device { "block-device" } else { "raw" }
     }
 
-    fn extents(&self, each: &mut dyn FnMut(Extent) -> Result<()>) -> Result<()> {
-        let mut merger = Merger { each, pending: None };
+    fn extents_in(
+        &self,
+        range: Range<u64>,
+        each: &mut dyn FnMut(Extent) -> Result<()>,
+    ) -> Result<()> {
+        let end = range.end.min(self.size);
+        let mut merger = Merger::new(each);
         if !self.allocation_known {
-            merger.add(0, self.size, ExtentKind::Data)?;
+            merger.add_range(range.start, end, ExtentKind::Data)?;
             return merger.flush();
         }
-        let mut position = 0;
-        while position < self.size {
+        let mut position = range.start;
+        while position < end {
             let (hole_end, data_end) = self.next_ends(position)?;
-            merger.add(position, hole_end, ExtentKind::Hole)?;
-            merger.add(hole_end, data_end, ExtentKind::Data)?;
+            let (hole_end, data_end) = (hole_end.min(end), data_end.min(end));
+            merger.add_range(position, hole_end, ExtentKind::Hole)?;
+            merger.add_range(hole_end, data_end, ExtentKind::Data)?;
             position = data_end;
         }
         merger.flush()

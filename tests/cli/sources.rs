@@ -186,3 +186,60 @@ fn a_source_inside_a_folder_that_is_not_there_with_json() {
     assert_eq!(error["code"], 1);
     assert!(error["message"].as_str().unwrap().starts_with("cannot open source no/disk"));
 }
+
+/// The guest's view of a qcow2 chain is stored as the disk that it is; what no image allocates is
+/// not read, and the next point finds what both have.
+#[test]
+fn a_qcow2_chain_is_the_disk_that_its_guest_sees() {
+    if Command::new("qemu-img").arg("--version").output().is_err() {
+        eprintln!("skipped: there is no qemu-img");
+        return;
+    }
+    let vault = Vault::new();
+    let run = |program: &str, arguments: &[&str]| {
+        let status = Command::new(program).args(arguments).current_dir(vault.path("")).output();
+        assert!(status.unwrap().status.success(), "{program} {arguments:?}");
+    };
+    vault.write("base.raw", &random(1, 8 * MIB));
+    let below = ["-F", "raw", "-b", "base.raw", "top.qcow2", "64M"];
+    run("qemu-img", &[&["create", "-q", "-f", "qcow2"][..], &below].concat());
+    run("qemu-io", &["-c", "write -P 7 4M 1M", "-c", "write -P 8 40M 64k", "top.qcow2"]);
+    run("qemu-img", &["snapshot", "-c", "before", "top.qcow2"]);
+    let backup = ["--json", "backup", "--name", "web01"];
+    let stored = |further: &[&str]| vault.ok(&[&backup[..], further].concat()).json();
+    let first = stored(&["--disk", "vda=top.qcow2"]);
+    assert_eq!(first["virtual_bytes"], 64 * MIB);
+    assert_eq!(first["read_bytes"], 8 * MIB + (64 << 10));
+    run("qemu-img", &["convert", "-O", "raw", "top.qcow2", "view"]);
+    let view = fs::read(vault.path("view")).unwrap();
+    vault.assert_restores("web01/vda", &view);
+    run("qemu-io", &["-c", "write -P 9 60M 128k", "top.qcow2"]);
+    let second = stored(&["--disk", "vda=top.qcow2"]);
+    assert!(second["new_bytes"].as_u64().unwrap() <= 128 << 10, "{second}");
+    stored(&["--disk", "vda=top.qcow2", "--snapshot", "vda=before"]);
+    vault.assert_restores("web01/vda", &view);
+    vault.ok(&["show", "web01"]).prints("qcow2");
+    // Nothing is made of what cannot be told, or must not be opened.
+    let points = vault.point_count();
+    fs::rename(vault.path("top.qcow2"), vault.path("top.img")).unwrap();
+    vault
+        .fails(2, &["backup", "--name", "web01", "top.img"], "cannot tell the format of top.img")
+        .hints("use --format qcow2, or --format raw");
+    vault.ok(&["backup", "--name", "web01", "--disk", "vda=top.img", "--format", "vda=qcow2"]);
+    for (arguments, code, text) in [
+        (["--format", "vhs"], 2, "cannot read the format \"vhs\": expected raw or qcow2"),
+        (["--format", "vdb=qcow2"], 2, "cannot find a disk named vdb"),
+        (["--snapshot", "after"], 2, "cannot read a snapshot of base.raw: it is raw"),
+    ] {
+        let all = ["backup", "--name", "b", "--disk", "vda=base.raw"];
+        vault.fails(code, &[&all[..], &arguments].concat(), text);
+    }
+    fs::create_dir(vault.path("away")).unwrap();
+    fs::rename(vault.path("top.img"), vault.path("away/top.qcow2")).unwrap();
+    run("qemu-img", &["rebase", "-u", "-F", "raw", "-b", "../base.raw", "away/top.qcow2"]);
+    let outside = ["backup", "--name", "c", "--disk", "vda=away/top.qcow2"];
+    vault.fails(1, &outside, "is outside of the image's folder").hints("--allow-backing");
+    vault.ok(&[&outside[..], &["--allow-backing"]].concat());
+    assert_eq!(vault.point_count(), points + 2);
+    vault.assert_intact();
+}

@@ -22,7 +22,7 @@ use diskvault::retention::undo::{forgotten, undo};
 use diskvault::source::{DiskSource, Extent, InputKind, open_disk};
 use rayon::ThreadPool;
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -179,12 +179,13 @@ fn back_up(
         let path = seat.sources.join(name);
         std::fs::write(&path, data).map_err(cannot)?;
         let kind = if name.starts_with("vd") { InputKind::Disk } else { InputKind::Stream };
-        inputs.push(InputRequest { name: Some(name.clone()), path, kind: Some(kind) });
+        inputs.push(InputRequest::new(Some(name.clone()), path, Some(kind)));
     }
     let mut options = options(series, inputs);
     options.tags = vec![(RUN_TAG.into(), seat.actor.to_string())];
-    let open =
-        |path: &Path| -> Result<Box<dyn DiskSource>> { Ok(Box::new(Unmarked(open_disk(path)?))) };
+    let open = |input: &InputRequest| -> Result<Box<dyn DiskSource>> {
+        Ok(Box::new(Unmarked(open_disk(&input.path)?)))
+    };
     let heard = Restarts::default();
     let made = backup::run_with(repository, &options, &open, pool, &heard);
     let _ = std::fs::remove_dir_all(&seat.sources);
@@ -223,8 +224,12 @@ impl DiskSource for Unmarked {
         self.0.format()
     }
 
-    fn extents(&self, each: &mut dyn FnMut(Extent) -> Result<()>) -> Result<()> {
-        self.0.extents(each)
+    fn extents_in(
+        &self,
+        range: Range<u64>,
+        each: &mut dyn FnMut(Extent) -> Result<()>,
+    ) -> Result<()> {
+        self.0.extents_in(range, each)
     }
 
     fn allocation_known(&self) -> bool {

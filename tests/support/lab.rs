@@ -195,10 +195,10 @@ impl Lab {
 
 /// A disk to back up.
 pub fn disk(name: &str, path: &Path) -> InputRequest {
-    InputRequest { name: Some(name.into()), path: path.into(), kind: Some(InputKind::Disk) }
+    InputRequest::new(Some(name.into()), path, Some(InputKind::Disk))
 }
 
 /// A stream to back up.
 pub fn stream(name: &str, path: &Path) -> InputRequest {
-    InputRequest { name: Some(name.into()), path: path.into(), kind: Some(InputKind::Stream) }
+    InputRequest::new(Some(name.into()), path, Some(InputKind::Stream))
 }

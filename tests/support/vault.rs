@@ -204,7 +204,7 @@ impl Vault {
             let path = folder.path().join(name);
             std::fs::write(&path, data).unwrap();
             let kind = if name.starts_with("vd") { InputKind::Disk } else { InputKind::Stream };
-            inputs.push(InputRequest { name: Some(name.clone()), path, kind: Some(kind) });
+            inputs.push(InputRequest::new(Some(name.clone()), path, Some(kind)));
         }
         backup::run(repository, &options(series, inputs), &self.pool, monitor)
     }

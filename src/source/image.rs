@@ -1,0 +1,217 @@
+//! Opening a disk by its path: what format it has, and what other files it refers to.
+//!
+//! Invariants: a format is never guessed from bytes that a guest may have written; no file outside
+//! the image's own folder is opened on an image's word, unless the user allows it; a chain ends.
+
+use super::qcow2::{Header, MAGIC, Others, Qcow2Source};
+use super::{DiskSource, open_disk};
+use crate::error::{Error, ErrorKind, Result};
+use crate::monitor::Monitor;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+/// Images of a chain; QEMU itself gets slow long before.
+const CHAIN_MAX: usize = 64;
+
+/// The format of a disk image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageFormat {
+    /// The bytes of the disk themselves.
+    Raw,
+    /// QEMU's copy-on-write format, versions 2 and 3.
+    Qcow2,
+}
+
+impl ImageFormat {
+    /// The format that an image or a user names.
+    pub fn parse(name: &str) -> Option<ImageFormat> {
+        match name {
+            "raw" | "host_device" | "file" => Some(ImageFormat::Raw),
+            "qcow2" => Some(ImageFormat::Qcow2),
+            _ => None,
+        }
+    }
+
+    /// The format that a file name stands for.
+    fn of_name(path: &Path) -> Option<ImageFormat> {
+        match path.extension().and_then(OsStr::to_str)?.to_ascii_lowercase().as_str() {
+            "raw" => Some(ImageFormat::Raw),
+            "qcow2" | "qcow" | "q2" => Some(ImageFormat::Qcow2),
+            _ => None,
+        }
+    }
+}
+
+/// How a user wants a disk opened.
+#[derive(Clone, Debug, Default)]
+pub struct ImageOptions {
+    /// Its format; by its name and first bytes if `None`.
+    pub format: Option<ImageFormat>,
+    /// The internal snapshot to read, by name or number.
+    pub snapshot: Option<String>,
+    /// True to follow an image to files outside its folder.
+    pub allows_backing: bool,
+}
+
+/// Opens the disk at a path: a raw file, a block device, or the guest's view of an image.
+///
+/// # Errors
+/// `Source` for what cannot be read, is damaged or refers to what it may not; `Usage` if the format
+/// cannot be told or has no snapshots; `NotFound` for a snapshot that is not there.
+pub fn open_image(
+    path: &Path,
+    options: &ImageOptions,
+    monitor: &dyn Monitor,
+) -> Result<Box<dyn DiskSource>> {
+    let file = open_disk(path)?;
+    let format = match options.format {
+        Some(format) => format,
+        None => tell_format(file.as_ref(), path)?,
+    };
+    let mut opener = Opener { options, monitor, folder: folder_of(path)?, chain: Vec::new() };
+    match (format, &options.snapshot) {
+        (ImageFormat::Raw, None) => Ok(file),
+        (ImageFormat::Raw, Some(_)) => {
+            let text = format!("cannot read a snapshot of {}: it is raw", path.display());
+            Err(Error::new(ErrorKind::Usage, text))
+        }
+        (ImageFormat::Qcow2, snapshot) => opener.open_qcow2(path, file, snapshot.as_deref()),
+    }
+}
+
+/// True if a file begins like an image of a format that is read as a disk.
+pub(super) fn begins_as_image(path: &Path) -> bool {
+    open_disk(path).is_ok_and(|file| has_magic(file.as_ref()).unwrap_or(false))
+}
+
+fn has_magic(file: &dyn DiskSource) -> Result<bool> {
+    let mut start = [0; MAGIC.len()];
+    if file.size() < start.len() as u64 {
+        return Ok(false);
+    }
+    file.read_at(0, &mut start)?;
+    Ok(start == MAGIC)
+}
+
+/// The format by name and first bytes. The bytes alone do not tell: the guest of a raw disk can
+/// write any there, and have files of the host read as its disk.
+fn tell_format(file: &dyn DiskSource, path: &Path) -> Result<ImageFormat> {
+    match (ImageFormat::of_name(path), has_magic(file)?) {
+        (Some(format), _) => Ok(format),
+        (None, false) => Ok(ImageFormat::Raw),
+        (None, true) => {
+            let path = path.display();
+            let text = format!("cannot tell the format of {path}: it begins as a qcow2 image");
+            Err(Error::new(ErrorKind::Usage, text).hint("use --format qcow2, or --format raw"))
+        }
+    }
+}
+
+fn folder_of(path: &Path) -> Result<PathBuf> {
+    let real = canonical(path)?;
+    Ok(real.parent().map(Path::to_path_buf).unwrap_or_default())
+}
+
+fn canonical(path: &Path) -> Result<PathBuf> {
+    path.canonicalize().map_err(|cause| {
+        Error::io(ErrorKind::Source, format!("cannot open disk {}", path.display()), cause)
+    })
+}
+
+struct Opener<'a> {
+    options: &'a ImageOptions,
+    monitor: &'a dyn Monitor,
+    /// That of the image that the user named, without links.
+    folder: PathBuf,
+    /// The files that were opened, without links.
+    chain: Vec<PathBuf>,
+}
+
+impl Opener<'_> {
+    fn open_qcow2(
+        &mut self,
+        path: &Path,
+        file: Box<dyn DiskSource>,
+        snapshot: Option<&str>,
+    ) -> Result<Box<dyn DiskSource>> {
+        self.enter(path)?;
+        let header = Header::read(file.as_ref())?;
+        if header.is_encrypted {
+            let path = path.display();
+            self.monitor.warn(&format!("{path} is encrypted; the image is stored as it is"));
+            return Ok(file);
+        }
+        let data_file = header.data_file.as_deref();
+        let data_file = data_file.map(|name| self.open_data_file(path, name)).transpose()?;
+        let backing = match &header.backing {
+            Some(name) => Some(self.open_backing(path, name, header.backing_format.as_deref())?),
+            None => None,
+        };
+        let others = Others { backing, data_file };
+        Ok(Box::new(Qcow2Source::new(file, &header, snapshot, others)?))
+    }
+
+    fn enter(&mut self, path: &Path) -> Result<()> {
+        let real = canonical(path)?;
+        let path = path.display();
+        if self.chain.contains(&real) {
+            let text = format!("cannot open disk {path}: its backing files lead back to it");
+            return Err(Error::new(ErrorKind::Source, text));
+        }
+        if self.chain.len() == CHAIN_MAX {
+            let text = format!("cannot open disk {path}: more than {CHAIN_MAX} images in a chain");
+            return Err(Error::new(ErrorKind::Source, text));
+        }
+        self.chain.push(real);
+        Ok(())
+    }
+
+    fn open_data_file(&self, image: &Path, name: &str) -> Result<Box<dyn DiskSource>> {
+        open_disk(&self.resolve(image, name)?)
+    }
+
+    fn open_backing(
+        &mut self,
+        image: &Path,
+        name: &str,
+        format: Option<&str>,
+    ) -> Result<Box<dyn DiskSource>> {
+        let path = self.resolve(image, name)?;
+        let file = open_disk(&path)?;
+        let format = match format {
+            None => tell_format(file.as_ref(), &path)?,
+            Some(name) => ImageFormat::parse(name).ok_or_else(|| {
+                let (path, name) = (image.display(), name.escape_debug());
+                let text = format!("cannot open disk {path}: its backing file has format {name}");
+                Error::new(ErrorKind::Source, text)
+            })?,
+        };
+        match format {
+            ImageFormat::Raw => Ok(file),
+            ImageFormat::Qcow2 => self.open_qcow2(&path, file, None),
+        }
+    }
+
+    /// The file that an image names, beside it if the name is not absolute.
+    fn resolve(&self, image: &Path, name: &str) -> Result<PathBuf> {
+        let refused = |why: &str| {
+            let (image, name) = (image.display(), name.escape_debug());
+            let text = format!("cannot open disk {image}: its file {name} {why}");
+            Error::new(ErrorKind::Source, text)
+        };
+        let name = name.strip_prefix("file:").unwrap_or(name);
+        // As QEMU tells protocols: a colon in front of the first slash.
+        let protocol = name.split_once(':').map(|(protocol, _)| protocol);
+        if protocol.is_some_and(|protocol| !protocol.contains('/')) {
+            return Err(refused("is no plain file"));
+        }
+        let path = image.parent().unwrap_or(Path::new("")).join(name);
+        let real =
+            path.canonicalize().map_err(|cause| refused("cannot be found").because(cause))?;
+        if !self.options.allows_backing && !real.starts_with(&self.folder) {
+            let error = refused("is outside of the image's folder");
+            return Err(error.hint("use --allow-backing if you trust the image"));
+        }
+        Ok(path)
+    }
+}

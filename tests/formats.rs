@@ -1,0 +1,151 @@
+//! Disk images of every format against the tools that wrote them: the guest's view is what they
+//! convert to, what is not allocated is not read, and what is hostile is refused.
+
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test may stop where it fails")]
+#![allow(clippy::print_stderr, reason = "a test says what it skips")]
+
+use diskvault::error::{Error, ErrorKind, Result};
+use diskvault::monitor::{Monitor, Silent};
+use diskvault::source::{DiskSource, ExtentKind, ImageFormat, ImageOptions, open_image};
+use std::fs;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Mutex;
+use tempfile::TempDir;
+
+#[path = "formats/qcow2.rs"]
+mod qcow2;
+
+/// A folder for images, and the program that makes them.
+struct Workshop(TempDir);
+
+impl Workshop {
+    /// Nothing, with a message, where there is no qemu-img.
+    fn new() -> Option<Workshop> {
+        if Command::new("qemu-img").arg("--version").output().is_err() {
+            eprintln!("skipped: there is no qemu-img");
+            return None;
+        }
+        Some(Workshop(tempfile::tempdir().unwrap()))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Runs a program in the folder; its output.
+    fn run(&self, program: &str, arguments: &[&str]) -> Vec<u8> {
+        let output =
+            Command::new(program).args(arguments).current_dir(self.0.path()).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program} {arguments:?}: {error}");
+        output.stdout
+    }
+
+    fn qemu_img(&self, arguments: &[&str]) -> Vec<u8> {
+        self.run("qemu-img", arguments)
+    }
+
+    /// Writes to an image as a guest would: each command is one of qemu-io.
+    fn write(&self, image: &str, commands: &[&str]) {
+        let mut arguments = vec![];
+        for command in commands {
+            arguments.extend(["-c", command]);
+        }
+        arguments.push(image);
+        self.run("qemu-io", &arguments);
+    }
+
+    fn open_with(&self, name: &str, options: &ImageOptions) -> Result<Box<dyn DiskSource>> {
+        open_image(&self.path(name), options, &Silent)
+    }
+
+    fn open(&self, name: &str) -> Result<Box<dyn DiskSource>> {
+        self.open_with(name, &ImageOptions::default())
+    }
+
+    /// The view is what qemu-img makes of the image, in pieces of any size, and what it says of
+    /// allocation is what qemu-img says.
+    fn assert_same_view(&self, name: &str) -> Box<dyn DiskSource> {
+        self.qemu_img(&["convert", "-O", "raw", name, "converted"]);
+        let expected = fs::read(self.path("converted")).unwrap();
+        let source = self.open(name).unwrap();
+        assert_view(source.as_ref(), &expected, name);
+        let map = self.qemu_img(&["map", "--output=json", name]);
+        let map: serde_json::Value = serde_json::from_slice(&map).unwrap();
+        let mut data: Vec<Range<u64>> = Vec::new();
+        for entry in map.as_array().unwrap() {
+            let (start, bytes) =
+                (entry["start"].as_u64().unwrap(), entry["length"].as_u64().unwrap());
+            if !entry["data"].as_bool().unwrap() {
+                continue;
+            }
+            match data.last_mut().filter(|last| last.end == start) {
+                Some(last) => last.end += bytes,
+                None => data.push(start..start + bytes),
+            }
+        }
+        assert_eq!(data_of(source.as_ref()), data, "{name}: allocation");
+        source
+    }
+}
+
+/// The ranges that have to be read; the extents cover the disk.
+fn data_of(source: &dyn DiskSource) -> Vec<Range<u64>> {
+    let (mut at, mut data) = (0, Vec::new());
+    source
+        .extents(&mut |extent| {
+            assert_eq!(extent.start, at);
+            at += extent.bytes;
+            if extent.kind == ExtentKind::Data {
+                data.push(extent.start..at);
+            }
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(at, source.size());
+    data
+}
+
+fn assert_view(source: &dyn DiskSource, expected: &[u8], what: &str) {
+    assert_eq!(source.size(), expected.len() as u64, "{what}: size");
+    for step in [3_000_001, 65_536, 4096 * 3 + 512] {
+        let mut found = vec![0xaa; expected.len()];
+        for (number, piece) in found.chunks_mut(step).enumerate() {
+            source.read_at((number * step) as u64, piece).unwrap();
+        }
+        assert!(found == expected, "{what}: in steps of {step}");
+    }
+    let mut hole = 0;
+    for range in data_of(source) {
+        let before = &expected[hole as usize..range.start as usize];
+        assert!(before.iter().all(|byte| *byte == 0), "{what}: a hole in front of {range:?}");
+        hole = range.end;
+    }
+    assert!(expected[hole as usize..].iter().all(|byte| *byte == 0), "{what}: the last hole");
+}
+
+/// The error of what must not open or must not be read.
+fn refused(workshop: &Workshop, name: &str) -> Error {
+    let read = |source: Box<dyn DiskSource>| -> Result<()> {
+        source.extents(&mut |_| Ok(()))?;
+        let mut buffer = vec![0; 1 << 20];
+        for at in (0..source.size().min(64 << 20)).step_by(buffer.len()) {
+            let bytes = (source.size() - at).min(buffer.len() as u64) as usize;
+            source.read_at(at, &mut buffer[..bytes])?;
+        }
+        Ok(())
+    };
+    workshop.open(name).and_then(read).expect_err(name)
+}
+
+/// Remembers what it is warned of.
+#[derive(Default)]
+struct Heard(Mutex<Vec<String>>);
+
+impl Monitor for Heard {
+    fn warn(&self, text: &str) {
+        self.0.lock().unwrap().push(text.to_string());
+    }
+}
