@@ -21,6 +21,7 @@ pub use keyless::check_names;
 use crate::error::Result;
 use crate::monitor::Monitor;
 use crate::repository::Repository;
+use crate::repository::aside::packs_aside;
 use crate::repository::locate::Locator;
 use crate::repository::points::{Point, PointSet};
 use crate::storage::Folder;
@@ -201,7 +202,8 @@ fn check_maps(
     Ok(())
 }
 
-/// True if packs that were listed are gone, also if that was seen when their footers were read.
+/// True if packs that were listed are gone, also if that was seen when their footers were read; or
+/// if a healing has put one back.
 fn is_changed(repository: &Repository, locator: &Locator) -> Result<bool> {
     if !locator.vanished().is_empty() {
         return Ok(true);
@@ -209,5 +211,9 @@ fn is_changed(repository: &Repository, locator: &Locator) -> Result<bool> {
     let listing = repository.storage().list(Folder::Packs)?;
     let now: BTreeSet<PackId> =
         listing.iter().filter_map(|entry| PackId::from_hex(entry.name.leaf())).collect();
-    Ok(!locator.listed().is_subset(&now))
+    if !locator.listed().is_subset(&now) {
+        return Ok(true);
+    }
+    let aside = packs_aside(repository)?;
+    Ok(now.difference(locator.listed()).any(|id| aside.contains_key(id)))
 }

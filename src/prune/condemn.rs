@@ -122,7 +122,9 @@ impl Keeps<'_> {
     /// Keeps every listed pack that holds the chunk or page by its bytes, unless another holds it.
     fn keep_whole(&mut self, id: ChunkId) -> Result<()> {
         let (locator, listed) = (self.locator, self.listed);
-        let unlisted = |place: &Place| !listed.contains(&place.pack);
+        // A pack that turned out to be damaged may hold it no more.
+        let unlisted =
+            |place: &Place| !listed.contains(&place.pack) && !locator.is_met_damaged(place.pack);
         if find_whole(locator, id, &unlisted)?.is_some() {
             return Ok(());
         }

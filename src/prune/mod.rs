@@ -272,7 +272,7 @@ fn free_in_rounds(
     announce: &dyn Fn(&Outlook) -> Result<()>,
     report: &mut PruneReport,
 ) -> Result<()> {
-    let first = report.deleted_bytes;
+    let (first, mut copied) = (report.deleted_bytes, report.copied_bytes);
     let mut options = *run.options;
     let mut lack: Option<Error> = None;
     // What the round before had no room to copy: packs on a list are copied whatever the limit.
@@ -285,15 +285,23 @@ fn free_in_rounds(
             return Ok(());
         }
         let has_freed = report.deleted_bytes > before;
-        let copied = report.copied_bytes;
+        // What a round without room has copied in vain goes with the next, which is no gain.
+        let has_copied = report.copied_bytes > copied;
+        copied = report.copied_bytes;
         let left = run.options.max_repack.map(|most| most.saturating_sub(copied));
         let planned = report.outlook.plan.copy_bytes;
         let is_limited = report.outlook.plan.is_limited && left != Some(0);
         let is_without_room = matches!(no_room, Some(Some(_)));
+        let has_shrunk = !has_freed || lack.is_some();
         let most = match no_room {
             // There was no room for all of the list; there is now.
             Some(None) if has_freed => left,
             Some(None) => return Ok(()),
+            // What went first was garbage, so there may be room for all now.
+            Some(Some(error)) if has_freed && lack.is_none() => {
+                lack = Some(error);
+                left
+            }
             Some(Some(error)) if planned < failed && (has_freed || planned > COPY_BYTES_MIN) => {
                 lack = Some(error);
                 Some(planned / SHRINK)
@@ -301,7 +309,7 @@ fn free_in_rounds(
             Some(Some(error)) => {
                 return lacks_room(run.monitor, report.deleted_bytes > first, error);
             }
-            None if has_freed && lack.is_some() && is_limited => grown(options.max_repack, left),
+            None if has_copied && lack.is_some() && is_limited => grown(options.max_repack, left),
             // Not even the pack that needs the least copying has room.
             None => match lack {
                 Some(error) if is_limited => {
@@ -310,7 +318,9 @@ fn free_in_rounds(
                 _ => return Ok(()),
             },
         };
-        failed = if is_without_room { planned } else { u64::MAX };
+        if (is_without_room && has_shrunk) || has_copied {
+            failed = if is_without_room { planned } else { u64::MAX };
+        }
         options = PruneOptions { max_repack: most, ..options };
     }
 }

@@ -158,9 +158,10 @@ impl Copier<'_> {
 impl Needs for Copier<'_> {
     fn page(&mut self, id: PageId) -> Result<()> {
         let leaving = self.leaving;
-        let stays = |place: &Place| !leaving.contains(&place.pack);
-        let chunk = ChunkId(id.0);
         let locator = self.reader.locator();
+        let stays =
+            |place: &Place| !leaving.contains(&place.pack) && !locator.is_met_damaged(place.pack);
+        let chunk = ChunkId(id.0);
         if self.writer.is_on_its_way(&id.0) || find_whole(locator, chunk, &stays)?.is_some() {
             return Ok(());
         }

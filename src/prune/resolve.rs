@@ -8,9 +8,11 @@ use super::roots::{Needs, Root, forgotten_at, walk};
 use crate::error::{ErrorKind, Result};
 use crate::monitor::{Monitor, Silent};
 use crate::repository::Repository;
+use crate::repository::aside::packs_aside;
 use crate::repository::condemned::read_lists;
 use crate::repository::entries::Place;
 use crate::repository::locate::Locator;
+use crate::repository::lost;
 use crate::repository::notes::Notes;
 use crate::repository::points::{PointSet, manifest_name, read_manifest};
 use crate::repository::stored::{find_stored, find_whole};
@@ -50,10 +52,16 @@ pub(super) fn resolve(repository: &Repository, monitor: &dyn Monitor) -> Result<
     let lists = read_lists(repository)?;
     let listed: HashSet<PackId> = lists.into_iter().flat_map(|list| list.packs).collect();
     let locator = Locator::open_fresh(repository, monitor)?;
+    // After the packs were listed: one that is being healed is aside for a moment.
+    let aside = packs_aside(repository)?;
+    let has_more_aside = aside.keys().any(|id| !locator.listed().contains(id));
+    let lost: HashSet<[u8; 32]> =
+        lost::read_lists(repository)?.into_iter().flat_map(|list| list.ids).collect();
     for root in waiting {
         let id = root.id;
-        let mut found = Found { locator: &locator, listed: &listed, state: State::Complete };
-        match walk(repository, &locator, &[root], "", &mut found, &Silent) {
+        let (locator, listed, lost) = (&locator, &listed, &lost);
+        let mut found = Found { locator, listed, has_more_aside, lost, state: State::Complete };
+        match walk(repository, locator, &[root], "", &mut found, &Silent) {
             Ok(_) => {}
             // A page that is in no pack was noted; another fault of it is for a check to tell.
             Err(error) if error.kind().is_finding() => found.at_most(State::Unclear),
@@ -92,28 +100,49 @@ enum State {
 struct Found<'a> {
     locator: &'a Locator,
     listed: &'a HashSet<PackId>,
+    /// True if packs are set aside that are not in their place.
+    has_more_aside: bool,
+    /// What no pack gives, as far as that is named.
+    lost: &'a HashSet<[u8; 32]>,
     state: State,
 }
 
 impl Found<'_> {
     fn at_most(&mut self, state: State) {
-        // What is in no pack may be in one that cannot be read just now.
-        let is_sure = self.locator.damaged().is_empty();
-        let state = if is_sure { state } else { state.min(State::Unclear) };
         self.state = self.state.max(state);
+    }
+
+    /// Something is in no pack. It may be in one that cannot be read just now, or that is aside to
+    /// be healed; what a repair has given up is named as lost.
+    fn lacks(&mut self, id: &[u8; 32]) {
+        let may_come_back = self.has_more_aside && !self.lost.contains(id);
+        let is_sure = self.locator.damaged().is_empty() && !may_come_back;
+        self.at_most(if is_sure { State::Incomplete } else { State::Unclear });
+    }
+
+    fn look_for_page(&mut self, id: PageId) -> Result<()> {
+        let (locator, listed) = (self.locator, self.listed);
+        let unlisted =
+            |place: &Place| !listed.contains(&place.pack) && !locator.is_met_damaged(place.pack);
+        let chunk = ChunkId(id.0);
+        if find_whole(locator, chunk, &unlisted)?.is_none() {
+            match find_whole(locator, chunk, &|_| true)? {
+                Some(_) => self.at_most(State::Unclear),
+                None => self.lacks(&id.0),
+            }
+        }
+        Ok(())
     }
 }
 
 impl Needs for Found<'_> {
+    /// One that is in no pack ends the walk when it is read.
+    fn before_page(&mut self, id: PageId) -> Result<()> {
+        self.look_for_page(id)
+    }
+
     fn page(&mut self, id: PageId) -> Result<()> {
-        let (locator, listed) = (self.locator, self.listed);
-        let unlisted = |place: &Place| !listed.contains(&place.pack);
-        let chunk = ChunkId(id.0);
-        if find_whole(locator, chunk, &unlisted)?.is_none() {
-            let is_anywhere = find_whole(locator, chunk, &|_| true)?.is_some();
-            self.at_most(if is_anywhere { State::Unclear } else { State::Incomplete });
-        }
-        Ok(())
+        self.look_for_page(id)
     }
 
     fn chunk(&mut self, id: ChunkId) -> Result<()> {
@@ -128,7 +157,7 @@ impl Needs for Found<'_> {
             // A splice that cannot be read: nobody knows.
             None => self.at_most(State::Unclear),
             Some(false) => match is_there(&|_| true)? {
-                Some(false) => self.at_most(State::Incomplete),
+                Some(false) => self.lacks(&id.0),
                 _ => self.at_most(State::Unclear),
             },
         }

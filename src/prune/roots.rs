@@ -78,7 +78,16 @@ fn cannot_prune(cause: &Error) -> Error {
 
 /// Is told each page once, and each chunk as often as a new page names it.
 pub(super) trait Needs {
-    /// A page.
+    /// A page that is about to be read, as often as it is.
+    ///
+    /// # Errors
+    /// Ends the walk.
+    fn before_page(&mut self, _id: PageId) -> Result<()> {
+        Ok(())
+    }
+
+    /// A page that was read, and all below it told: a pack whose copy of it is damaged is known to
+    /// be by now.
     ///
     /// # Errors
     /// Ends the walk.
@@ -134,12 +143,18 @@ struct Once<'a> {
 
 impl Visitor for Once<'_> {
     fn page(&mut self, id: PageId) -> Result<bool> {
-        if !self.met.insert(id)? {
+        self.monitor.check_cancelled()?;
+        if self.met.contains(id)? {
             return Ok(false);
         }
-        self.monitor.check_cancelled()?;
-        self.needs.page(id)?;
+        self.needs.before_page(id)?;
         Ok(true)
+    }
+
+    fn page_done(&mut self, id: PageId) -> Result<()> {
+        // Only now: what is below a page that cannot be read in full is not known, also not to the
+        // next root that shares it.
+        if self.met.insert(id)? { self.needs.page(id) } else { Ok(()) }
     }
 
     fn chunk(&mut self, id: ChunkId) -> Result<()> {

@@ -129,11 +129,15 @@ struct Mark<'a> {
 impl Needs for Mark<'_> {
     fn page(&mut self, id: PageId) -> Result<()> {
         let (locator, listed) = (self.locator, self.listed);
-        let unlisted = |place: &Place| !listed.contains(&place.pack);
-        let found = match find_whole(locator, ChunkId(id.0), &unlisted)? {
-            Some(place) => Some(place),
-            None => find_whole(locator, ChunkId(id.0), &|_| true)?,
-        };
+        let is_whole = |place: &Place| !locator.is_met_damaged(place.pack);
+        let unlisted = |place: &Place| is_whole(place) && !listed.contains(&place.pack);
+        let mut found = find_whole(locator, ChunkId(id.0), &unlisted)?;
+        if found.is_none() {
+            found = find_whole(locator, ChunkId(id.0), &is_whole)?;
+        }
+        if found.is_none() {
+            found = find_whole(locator, ChunkId(id.0), &|_| true)?;
+        }
         // One that is in no pack is met when it is read.
         if let Some(place) = found {
             self.marks.insert(&place);

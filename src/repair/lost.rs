@@ -84,13 +84,17 @@ struct Missing<'a> {
 impl Visitor for Missing<'_> {
     fn page(&mut self, id: PageId) -> Result<bool> {
         self.monitor.check_cancelled()?;
-        if !self.met.insert(id)? {
+        if self.met.contains(id)? {
             return Ok(false);
         }
         if !self.locator.splices().is_present(ChunkId(id.0), &|_, _| true)? {
             self.suspects.insert(id.0);
         }
         Ok(true)
+    }
+
+    fn page_done(&mut self, id: PageId) -> Result<()> {
+        self.met.insert(id).map(|_| ())
     }
 
     fn chunk(&mut self, id: ChunkId) -> Result<()> {

@@ -6,6 +6,7 @@
 
 use super::Repository;
 use super::address::format_time_utc;
+use super::aside::packs_aside;
 use super::host_memory::{CondemnedMemory, StandingLease};
 use super::objects::{get_record, refused, seal_record};
 use super::pack_reader::pack_name;
@@ -283,7 +284,8 @@ pub fn delete_orphaned_heartbeats(repository: &Repository) -> Result<()> {
     Ok(())
 }
 
-/// Drops the lists of which no pack exists any more: anybody may.
+/// Drops the lists of which no pack exists any more, also not aside, from where a healing puts it
+/// back: anybody may.
 ///
 /// # Errors
 /// What the storage says.
@@ -294,6 +296,11 @@ pub fn drop_empty_lists(repository: &Repository) -> Result<()> {
         let mut is_empty = true;
         for id in &list.packs {
             is_empty = is_empty && storage.size(&pack_name(*id)?)?.is_none();
+        }
+        // Looked up behind the packs: one that was taken aside before is there now.
+        if is_empty && !list.packs.is_empty() {
+            let aside = packs_aside(repository)?;
+            is_empty = !list.packs.iter().any(|id| aside.contains_key(id));
         }
         if is_empty {
             storage.delete(&list.name)?;

@@ -190,6 +190,11 @@ impl Locator {
         lock(&self.met_damaged).insert(pack);
     }
 
+    /// True if a pack has turned out to be damaged so far.
+    pub fn is_met_damaged(&self, pack: PackId) -> bool {
+        lock(&self.met_damaged).contains(&pack)
+    }
+
     /// The packs that turned out to be damaged so far.
     pub fn damaged_on_the_way(&self) -> BTreeSet<PackId> {
         lock(&self.met_damaged).clone()

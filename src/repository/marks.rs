@@ -80,7 +80,7 @@ impl SegmentMarks<'_> {
     }
 }
 
-/// The pages that a walk has met. They are known by where they are stored: a bit for each instead of
+/// The pages that a walk is done with. They are known by where they are stored: a bit for each instead of
 /// the id in a set, which takes 18 to 36 bytes.
 pub struct MetPages<'a> {
     locator: &'a Locator,
@@ -91,6 +91,15 @@ impl<'a> MetPages<'a> {
     /// No page yet.
     pub fn new(locator: &'a Locator) -> MetPages<'a> {
         MetPages { locator, marks: Marks::default() }
+    }
+
+    /// True if the page was added before.
+    ///
+    /// # Errors
+    /// What the index says.
+    pub fn contains(&self, id: PageId) -> Result<bool> {
+        let places = places_of(self.locator.index(), &id.0)?;
+        Ok(places.iter().any(|place| !place.is_splice && self.marks.contains(place)))
     }
 
     /// Adds a page; false if it was met before. One that no pack holds is new each time.

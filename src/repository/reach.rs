@@ -1,7 +1,8 @@
 //! Everything that a point needs: the pages of its maps and the chunks they name.
 //!
 //! Invariant: nothing is left out. What is below a page depends on its bytes alone, so a visitor
-//! that has seen a page anywhere has seen all below it.
+//! that was told that a page is done has seen all below it, wherever that was. A page that was told
+//! and is not done has something below it that could not be read.
 
 use super::map_reader::{MapReader, StreamPlace, stream_level};
 use super::objects::refused;
@@ -19,6 +20,14 @@ pub trait Visitor {
     /// # Errors
     /// Ends the walk.
     fn page(&mut self, id: PageId) -> Result<bool>;
+
+    /// A page of which all below has been told, or was not to be.
+    ///
+    /// # Errors
+    /// Ends the walk.
+    fn page_done(&mut self, _id: PageId) -> Result<()> {
+        Ok(())
+    }
 
     /// A chunk; one that is named several times is told as often.
     ///
@@ -82,7 +91,7 @@ impl Walk<'_, '_> {
                     self.visitor.chunk(*id)?;
                 }
             }
-            return Ok(());
+            return self.visitor.page_done(id);
         }
         let inner = self.reader.decode_inner(id, shape, level, number)?;
         for (slot, child) in inner.slots.iter().enumerate() {
@@ -91,7 +100,7 @@ impl Walk<'_, '_> {
                 self.disk_page(shape, *page, level - 1, below)?;
             }
         }
-        Ok(())
+        self.visitor.page_done(id)
     }
 
     fn stream(&mut self, stream: &StreamReference) -> Result<()> {
@@ -123,6 +132,6 @@ impl Walk<'_, '_> {
                 }
             }
         }
-        Ok(())
+        self.visitor.page_done(id)
     }
 }

@@ -5,12 +5,13 @@ use super::*;
 use diskvault::check::{self, CheckOptions, DataSubset};
 use diskvault::environment::Environment;
 use diskvault::error::Error;
-use diskvault::repository::pack_reader::open_pack;
+use diskvault::repository::pack_reader::{OpenPack, open_pack};
 use diskvault::repository::session::{Session, remember_heads};
 use diskvault::storage::memory::{FaultKind, MemoryStorage};
 use diskvault::storage::{ObjectEntry, ObjectName};
 use diskvault_format::id::PackId;
 use diskvault_format::manifest::Manifest;
+use diskvault_format::pack::PackKind;
 use diskvault_format::segment::EntryKind;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -423,6 +424,82 @@ fn two_owners_of_one_list_delete_nothing_that_is_needed() {
     publish();
     let report = vault.check(&vault.open("stranger").unwrap(), true).unwrap();
     assert_eq!(damage_of(&report), "");
+}
+
+/// A forgotten point that is kept and has a damaged map must not hide what others need below the
+/// pages that it shares with them.
+#[test]
+fn a_broken_forgotten_point_hides_nothing() {
+    let mut base = Vault::new(1);
+    let repository = base.open("host").unwrap();
+    let disk = |seed, kib: usize| ("vda".to_string(), noise(seed, kib << 10));
+    let more = ("vdb".to_string(), noise(71, 64 << 10));
+    let points = [
+        // It has the list of what is allocated, which the next two share.
+        Parts::from([disk(69, 300)]),
+        Parts::from([disk(70, 300)]),
+        Parts::from([disk(70, 300), more]),
+        Parts::from([disk(72, 200)]),
+    ];
+    let ids = points.map(|contents| base.backup(&repository, "web01", &contents).unwrap().point);
+    forget_ids(&mut base, &repository, &ids[2..3]);
+    let maps = open_packs(&base).into_iter().filter(|pack| pack.kind == PackKind::Map);
+    let mut stopped = 0;
+    for pack in maps.collect::<Vec<_>>() {
+        for segment in &pack.footer.segments {
+            let copy = base.copy(31);
+            let at = segment.offset as usize + 40;
+            assert!(copy.storage.corrupt(pack_name_of(pack.id), |bytes| bytes[at] ^= 1));
+            let before = copy.names(Folder::Packs);
+            let keeping = PruneOptions { keep_forgotten: Some(DAY), ..options(PATIENT) };
+            let repository = copy.open("host").unwrap();
+            let result =
+                diskvault::prune::run(&repository, &keeping, &copy.pool, &|_| Ok(()), &Silent);
+            stopped += u32::from(result.is_err());
+            // Unless it went, because nobody needs it.
+            copy.storage.corrupt(pack_name_of(pack.id), |bytes| bytes[at] ^= 1);
+            assert!(result.is_ok() || copy.names(Folder::Packs) == before);
+            assert_whole(&copy, "stranger", "the segment is whole again");
+        }
+    }
+    assert!(stopped > 0, "no segment is of a point that stays");
+}
+
+/// The map of a disk is stored in two packs, because the first is damaged; its footer is not.
+#[test]
+fn the_only_whole_copy_of_a_page_stays() {
+    let whole = |vault: &Vault, host: &str| {
+        let restored = vault.restore_all(&vault.open(host).unwrap()).unwrap();
+        restored.values().filter(|result| result.is_ok()).count()
+    };
+    // Which of the two an index names first goes by their ids.
+    for seed in 0..8 {
+        let mut vault = Vault::new(seed);
+        let repository = vault.open("host").unwrap();
+        let contents = Parts::from([("vda".to_string(), noise(70, 300 << 10))]);
+        vault.backup(&repository, "web01", &contents).unwrap();
+        let mut packs = open_packs(&vault).into_iter();
+        let first = packs.find(|pack| pack.kind == PackKind::Map).unwrap();
+        let at = first.footer.segments[0].offset as usize + 40;
+        assert!(vault.storage.corrupt(pack_name_of(first.id), |bytes| bytes[at] ^= 1));
+        vault.backup(&repository, "web01", &contents).unwrap();
+        assert_eq!(whole(&vault, "reader"), 2, "the second backup has healed the first point");
+        for host in ["stranger", "host", "third"] {
+            prune(&vault, &vault.open(host).unwrap(), PATIENT).unwrap();
+            assert_eq!(whole(&vault, "reader"), 2, "seed {seed}, pruned by {host}");
+        }
+    }
+}
+
+fn open_packs(vault: &Vault) -> Vec<Arc<OpenPack>> {
+    let repository = vault.open("looker").unwrap();
+    let names = vault.names(Folder::Packs).into_iter();
+    let ids = names.map(|name| PackId::from_hex(name.rsplit('/').next().unwrap()).unwrap());
+    ids.map(|id| Arc::new(open_pack(&vault.storage, repository.keys(), id).unwrap())).collect()
+}
+
+fn pack_name_of(id: PackId) -> String {
+    format!("packs/{}/{id}", &id.to_hex()[..2])
 }
 
 /// An error of the storage is told as such, at whatever operation: nothing is taken for damaged or
