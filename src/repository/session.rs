@@ -158,6 +158,14 @@ impl<'a> Session<'a> {
         self.lease
     }
 
+    /// True while the lease is there: what was found stays until it is gone.
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn is_registered(&self) -> Result<bool> {
+        Ok(self.repository.storage().size(&self.lease_name)?.is_some())
+    }
+
     /// Where things are.
     pub fn locator(&self) -> &Locator {
         &self.locator
@@ -200,7 +208,7 @@ impl<'a> Session<'a> {
         let name = manifest_name(id)?;
         storage.put_new(&name, &object)?;
         // Only now: a pruner that deleted the lease before has marked without this manifest.
-        if storage.size(&self.lease_name)?.is_none() {
+        if !self.is_registered()? {
             self.is_closed = true;
             if let Some(last) = self.heartbeat.take().and_then(HeartbeatThread::stop) {
                 storage.delete(&last)?;

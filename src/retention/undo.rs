@@ -97,7 +97,13 @@ fn publish(
     let mut complete =
         Complete { presence: session.presence(), monitor, pages: HashSet::new(), point: old.id };
     monitor.start("looking for what the point needs", None);
-    visit(&reader, &old.manifest, &mut complete)?;
+    match visit(&reader, &old.manifest, &mut complete) {
+        // A prune has taken it for dead and need not keep what it looks at.
+        Err(error) if error.kind().is_finding() && !session.is_registered()? => {
+            return Err(Error::new(ErrorKind::Fenced, "the lease of this undo was removed"));
+        }
+        other => other?,
+    }
     monitor.finish();
     drop(reader);
     let mut manifest = old.manifest.clone();
