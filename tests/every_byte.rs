@@ -11,7 +11,7 @@
 mod support;
 
 use diskvault::monitor::Silent;
-use diskvault::repair::{RepairOptions, heal_packs, run as run_repair};
+use diskvault::repair::{RepairOptions, heal_damaged, run as run_repair};
 use diskvault::repository::Repository;
 use diskvault::repository::condemned::Patience;
 use diskvault::repository::lost::put_lists;
@@ -95,7 +95,7 @@ fn flip(vault: &Vault, repository: &Repository, name: &str, at: usize) -> Option
                 run_repair(repository, &options, &vault.pool, &|_| Ok(()), &Silent).unwrap();
             healed = report.healed == [id] && report.lost == 1;
         } else {
-            healed = heal_packs(repository, &[id], &Silent).unwrap() == [id];
+            healed = heal_damaged(repository, &[id], &Silent).unwrap().healed == [id];
         }
         let all = vault.storage.snapshot();
         healed &= all[name] == good;

@@ -24,11 +24,13 @@ use diskvault::repository::pack_reader::{OpenPack, pack_name};
 use diskvault::repository::points::{Point, PointSet};
 use diskvault::repository::session::Session;
 use diskvault::retention::forget::{ForgetOptions, forget};
-use diskvault::storage::Folder;
+use diskvault::storage::memory::MemoryStorage;
+use diskvault::storage::{Folder, ObjectEntry, ObjectName, Storage};
 use diskvault_format::id::{PackId, PointId};
 use diskvault_format::pack::{HEADER_BYTES, PackKind, TRAILER_BYTES};
 use rig::{FAULTS, count, machine, recover, set};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 use support::vault::{PASSWORD, Parts, Vault, damage_of, noise, passphrase};
@@ -432,4 +434,76 @@ fn objects_that_cannot_be_read_keep_nothing_from_going_on() {
     let going: Vec<&Point> = points.iter().filter(|point| point.manifest.series == "a").collect();
     let options = ForgetOptions { host: "host", reason: "policy", ends_pins: false };
     forget(&repository, &going, &options, &Silent).unwrap();
+}
+
+/// A storage that gives other bytes of one object, the first time.
+struct Glitch {
+    inner: MemoryStorage,
+    name: String,
+    is_over: AtomicBool,
+}
+
+impl Storage for Glitch {
+    fn put_new(&self, name: &ObjectName, data: &[u8]) -> Result<()> {
+        self.inner.put_new(name, data)
+    }
+
+    fn get(&self, name: &ObjectName, bytes_max: u64) -> Result<Vec<u8>> {
+        let mut bytes = self.inner.get(name, bytes_max)?;
+        if name.as_str() == self.name && !self.is_over.swap(true, Ordering::Relaxed) {
+            bytes[60] ^= 1;
+        }
+        Ok(bytes)
+    }
+
+    fn get_range(&self, name: &ObjectName, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.inner.get_range(name, offset, buffer)
+    }
+
+    fn get_tail(&self, name: &ObjectName, bytes: usize) -> Result<(Vec<u8>, u64)> {
+        self.inner.get_tail(name, bytes)
+    }
+
+    fn size(&self, name: &ObjectName) -> Result<Option<u64>> {
+        self.inner.size(name)
+    }
+
+    fn list(&self, folder: Folder) -> Result<Vec<ObjectEntry>> {
+        self.inner.list(folder)
+    }
+
+    fn foreign(&self) -> Result<Vec<String>> {
+        self.inner.foreign()
+    }
+
+    fn delete(&self, name: &ObjectName) -> Result<()> {
+        self.inner.delete(name)
+    }
+
+    fn rename(&self, from: &ObjectName, to: &ObjectName) -> Result<()> {
+        self.inner.rename(from, to)
+    }
+
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+}
+
+#[test]
+fn a_point_is_not_given_up_for_one_wrong_reading() {
+    let vault = with_points();
+    let point = *vault.known.keys().next().unwrap();
+    let glitch = Glitch {
+        inner: vault.storage.clone(),
+        name: format!("points/{point}"),
+        is_over: AtomicBool::new(false),
+    };
+    let secret = passphrase(PASSWORD);
+    let cache = vault.cache("host");
+    let opened =
+        Repository::open(Arc::new(glitch), vault.environment.clone(), &cache, &secret).unwrap();
+    let before = vault.storage.snapshot();
+    let options = ObjectRepairOptions { no_prune_runs: true, host: "host", is_dry_run: false };
+    assert_eq!(repair_objects(&opened, &options, &Silent).unwrap(), []);
+    assert_eq!(vault.storage.snapshot(), before);
 }

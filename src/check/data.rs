@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 const NANOSECONDS: i64 = 1_000_000_000;
 
 /// Which packs to read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DataSubset {
     /// All.
     All,
@@ -46,6 +46,8 @@ pub enum DataSubset {
     },
     /// As many as can be begun in this time, those first that this host has not read for longest.
     Budget(Duration),
+    /// These.
+    Packs(Vec<PackId>),
 }
 
 impl DataSubset {
@@ -73,16 +75,17 @@ impl DataSubset {
         Ok(DataSubset::Part { number, of })
     }
 
-    pub(super) fn contains(self, id: PackId, random: u64) -> bool {
+    pub(super) fn contains(&self, id: PackId, random: u64) -> bool {
         let mut bytes = [0; 8];
         bytes.copy_from_slice(&id.0[..8]);
         let value = u64::from_le_bytes(bytes);
         match self {
             DataSubset::All | DataSubset::Budget(_) => true,
-            DataSubset::Part { number, of } => value % u64::from(of) == u64::from(number) - 1,
+            DataSubset::Part { number, of } => value % u64::from(*of) == u64::from(*number) - 1,
             DataSubset::Random { milli_percent } => {
-                (value ^ random) % 100_000 < u64::from(milli_percent)
+                (value ^ random) % 100_000 < u64::from(*milli_percent)
             }
+            DataSubset::Packs(packs) => packs.contains(&id),
         }
     }
 }

@@ -5,14 +5,14 @@ use super::output::{escape, json_line, line};
 use super::prune::parse_duration;
 use super::sizes::format_bytes;
 use crate::check::{
-    CheckOptions, CheckReport, Coverage, DataSubset, check_names, run as run_check,
+    CheckOptions, CheckReport, Coverage, DataSubset, Finding, check_names, run as run_check,
 };
 use crate::environment::SystemEnvironment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
-use crate::repair::heal_packs;
+use crate::repair::heal_damaged;
 use crate::repository::Repository;
-use diskvault_format::id::{PackId, PointId};
+use diskvault_format::id::PointId;
 use serde_json::json;
 
 const DAY_SECONDS: u64 = 24 * 3600;
@@ -58,14 +58,14 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         check_names(storage.as_ref(), &SystemEnvironment, &subset, &pool, context.monitor())?
     } else {
         let repository = context.open()?;
+        if arguments.repair {
+            // Not only when all is read.
+            repository.check_may_write()?;
+        }
         let report = run_check(&repository, &CheckOptions { data }, &pool, context.monitor())?;
-        let healed = match arguments.repair {
-            true => heal_packs(&repository, &report.damaged_packs, context.monitor())?,
-            false => Vec::new(),
-        };
-        match healed.is_empty() {
-            true => report,
-            false => return tell_healed(context, &repository, &report, &healed),
+        match arguments.repair && !report.damaged_packs.is_empty() {
+            true => heal(context, &repository, report)?,
+            false => report,
         }
     };
     finish(context, &report, arguments.no_key)
@@ -85,29 +85,48 @@ fn finish(context: &Context, report: &CheckReport, is_keyless: bool) -> Result<(
     }
 }
 
-/// Says what was damaged and is healed, and then what a look at everything but the data finds now.
-fn tell_healed(
-    context: &Context,
-    repository: &Repository,
-    before: &CheckReport,
-    healed: &[PackId],
-) -> Result<()> {
-    for id in healed {
-        context.monitor().warn(&format!("pack {id} was damaged and is healed by its parity"));
+/// Heals what can be healed, says so, and tells what a look at the damaged packs and everything but
+/// the data finds now.
+fn heal(context: &Context, repository: &Repository, before: CheckReport) -> Result<CheckReport> {
+    let monitor = context.monitor();
+    let healing = match heal_damaged(repository, &before.damaged_packs, monitor) {
+        Ok(healing) => healing,
+        Err(error) => {
+            monitor.warn(&format!("nothing was healed: {}", error.full_text()));
+            return Ok(before);
+        }
+    };
+    if let Some(error) = &healing.error {
+        monitor.warn(&format!("not all that could be was healed: {}", error.full_text()));
+    }
+    for id in &healing.healed {
+        monitor.warn(&format!("pack {id} was damaged and is healed by its parity"));
         if context.json() {
             json_line(&json!({"message_type": "healed_pack", "pack_id": id.to_hex()}))?;
         }
     }
-    let options = CheckOptions::default();
-    let mut now = run_check(repository, &options, context.pool()?.as_ref(), context.monitor())?;
-    let left = before.damaged_packs.iter().filter(|id| !healed.contains(id)).copied();
-    now.damaged_packs = left.collect();
-    let names_one = |text: &str| now.damaged_packs.iter().any(|id| text.contains(&id.to_hex()));
-    let damage = before.findings.iter().filter(|finding| finding.affected.is_none());
-    now.findings.extend(damage.filter(|finding| names_one(&finding.text)).cloned());
+    if healing.healed.is_empty() && healing.whole.is_empty() {
+        return Ok(before);
+    }
+    let options = CheckOptions { data: Some(DataSubset::Packs(before.damaged_packs.clone())) };
+    let mut now = run_check(repository, &options, context.pool()?.as_ref(), monitor)?;
+    // What was found in packs that are not read again.
+    let was_read_again =
+        |text: &str| before.damaged_packs.iter().any(|id| text.contains(&id.to_hex()));
+    let known: Vec<String> = now.findings.iter().map(|finding| finding.text.clone()).collect();
+    let is_left = |finding: &&Finding| {
+        let is_of_a_splice = finding.text.contains("cannot be put together");
+        finding.is_damage
+            && finding.affected.is_none()
+            && !was_read_again(&finding.text)
+            && !known.contains(&finding.text)
+            && (!is_of_a_splice || !now.damaged_packs.is_empty())
+    };
+    let left: Vec<Finding> = before.findings.iter().filter(is_left).cloned().collect();
+    now.findings.extend(left);
     (now.packs_read, now.bytes_read) = (before.packs_read, before.bytes_read);
     now.coverage = before.coverage;
-    finish(context, &now, false)
+    Ok(now)
 }
 
 fn print_json(report: &CheckReport) -> Result<()> {

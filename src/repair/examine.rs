@@ -80,29 +80,40 @@ pub(super) fn examine(
     };
     for (id, error) in suspects {
         match look_again(repository, id, &error)? {
-            Some(damaged) => examined.damaged.push(damaged),
-            None => {
+            Looked::Damaged(damaged) => examined.damaged.push(damaged),
+            Looked::Whole => {
                 monitor
                     .warn(&format!("{}; the second time pack {id} was whole", error.full_text()));
                 examined.whole.insert(id);
             }
+            Looked::Gone => {}
         }
     }
     Ok(examined)
 }
 
-/// Nothing if the pack is whole after all.
-fn look_again(repository: &Repository, id: PackId, error: &Error) -> Result<Option<DamagedPack>> {
-    let loaded = load(repository.storage().as_ref(), &pack_name(id)?)?;
+/// What a pack is when it is read for the second time.
+enum Looked {
+    Damaged(DamagedPack),
+    Whole,
+    /// A prune has deleted it.
+    Gone,
+}
+
+fn look_again(repository: &Repository, id: PackId, error: &Error) -> Result<Looked> {
+    let loaded = match load(repository.storage().as_ref(), &pack_name(id)?) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Looked::Gone),
+        other => other?,
+    };
     let has_its_name =
         loaded.unreadable.is_empty() && *blake3::hash(&loaded.bytes).as_bytes() == id.0;
     // What the medium said of it, or another process that wrote to it, is over.
     if has_its_name && verify_pack(repository, id, &|_, _, _, _| Ok(())).is_ok() {
-        return Ok(None);
+        return Ok(Looked::Whole);
     }
     let remains = Remains::of_bytes(repository.keys(), loaded.bytes);
     let extent = remains.read(&mut |_| Ok(()))?;
-    Ok(Some(DamagedPack {
+    Ok(Looked::Damaged(DamagedPack {
         id,
         text: error.full_text(),
         readable_segments: extent.readable,

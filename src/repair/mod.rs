@@ -15,7 +15,7 @@ mod lost;
 mod objects;
 mod salvage;
 
-pub use heal::heal_packs;
+pub use heal::{Healing, heal_damaged};
 pub use objects::{ObjectRepair, ObjectRepairOptions, repair_objects};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -122,10 +122,13 @@ pub fn run(
         return Ok(report);
     }
     let damaged: Vec<PackId> = examined.damaged.iter().map(|damaged| damaged.id).collect();
-    let healed = heal_packs(repository, &damaged, monitor)?;
-    examined.damaged.retain(|damaged| !healed.contains(&damaged.id));
-    examined.whole.extend(&healed);
-    report.healed.extend(healed);
+    let healing = heal::heal_packs(repository, &damaged, monitor);
+    if let Some(error) = healing.error {
+        return Err(error);
+    }
+    examined.whole.extend(healing.healed.iter().chain(&healing.whole));
+    examined.damaged.retain(|damaged| !examined.whole.contains(&damaged.id));
+    report.healed.extend(healing.healed);
     let mut lost = BTreeSet::new();
     if !examined.damaged.is_empty() {
         // Made anew: a pack whose footer was damaged is whole now.
@@ -140,8 +143,8 @@ pub fn run(
         drop(locator);
         set_aside(repository, options, &examined, &mut report, monitor)?;
     }
-    report.parity_made = heal::complete_parity(repository, &examined.whole, monitor)?;
     lost::name_lost(repository, lost, &mut report, monitor)?;
+    report.parity_made = heal::complete_parity(repository, &examined.whole, monitor)?;
     Ok(report)
 }
 

@@ -53,27 +53,37 @@ pub fn repair_objects(
     repository.check_may_write()?;
     let mut repairs = Vec::new();
     let folders = [Folder::Points, Folder::Notes, Folder::Lost, Folder::Trash, Folder::Condemned];
+    let mut suspects = Vec::new();
     for folder in folders {
         for entry in repository.storage().list(folder)? {
-            let Err(error) = read(repository, folder, &entry.name) else { continue };
-            match error.kind() {
-                // Gone since the listing.
-                ErrorKind::NotFound => continue,
-                ErrorKind::Damage => {}
-                ErrorKind::Newer => {
-                    monitor.warn(&format!("{}; it is left alone", error.full_text()));
-                    continue;
-                }
-                _ => return Err(error),
+            if let Err(error) = read(repository, folder, &entry.name) {
+                suspects.push((folder, entry.name, error));
             }
-            let may_go = folder != Folder::Condemned || options.no_prune_runs;
-            let aside = match may_go && !options.is_dry_run {
-                true => Some(take_away(repository, &entry.name, options.host)?),
-                false => None,
-            };
-            let name = entry.name.to_string();
-            repairs.push(ObjectRepair { name, text: error.full_text(), aside });
         }
+    }
+    for (folder, name, first) in suspects {
+        // After all others: a medium that failed once may be well again.
+        let Err(error) = read(repository, folder, &name) else {
+            let text = first.full_text();
+            monitor.warn(&format!("{text}; the second time {name} was whole"));
+            continue;
+        };
+        match error.kind() {
+            // Gone since the listing.
+            ErrorKind::NotFound => continue,
+            ErrorKind::Damage => {}
+            ErrorKind::Newer => {
+                monitor.warn(&format!("{}; it is left alone", error.full_text()));
+                continue;
+            }
+            _ => return Err(error),
+        }
+        let may_go = folder != Folder::Condemned || options.no_prune_runs;
+        let aside = match may_go && !options.is_dry_run {
+            true => Some(take_away(repository, &name, options.host)?),
+            false => None,
+        };
+        repairs.push(ObjectRepair { name: name.to_string(), text: error.full_text(), aside });
     }
     repairs.extend(repair_instance(repository, options.is_dry_run)?);
     Ok(repairs)

@@ -1,6 +1,6 @@
 //! `check` and `repair` on a damaged repository, as a user meets them.
 
-use crate::support::{MIB, Vault, random};
+use crate::support::{MIB, Vault, files, random};
 use std::fs;
 use std::path::PathBuf;
 
@@ -73,6 +73,24 @@ fn a_pack_with_parity_heals_in_a_check() {
     vault.ok(&["repair", "packs"]).prints("healed by its parity").prints("nothing is lost");
     assert!(fs::read(&pack).unwrap() == good);
     vault.assert_intact();
+    // What is wrong elsewhere is told all the same.
+    flip(&pack, 1 << 20);
+    let name = pack.file_name().unwrap().to_str().unwrap();
+    let other = files(&vault.path("repo/parity"));
+    let other = other.iter().find(|other| !other.ends_with(name)).unwrap();
+    flip(&vault.path("repo/parity").join(other), 100);
+    let outcome = vault.run(&["check", "--read-data", "--repair"]);
+    assert_eq!(outcome.code, 5, "{outcome:?}");
+    outcome
+        .says("is healed by its parity")
+        .prints(&format!("parity/{}", &other[other.len() - 64..]));
+    assert!(fs::read(&pack).unwrap() == good);
+    vault.ok(&["repair", "packs"]);
+    vault.assert_intact();
+    // Whole by its name and damaged within is nothing that parity heals.
+    let aside = files(&vault.path("repo/aside")).len();
+    vault.ok(&["repair", "packs"]).prints("nothing is lost");
+    assert_eq!(files(&vault.path("repo/aside")).len(), aside);
 }
 
 #[test]
