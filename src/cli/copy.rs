@@ -57,7 +57,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         .map_err(|error| name(error, "cannot open the source repository"))?;
     let target =
         context.open().map_err(|error| name(error, "cannot open the target repository"))?;
-    let ids = find(context, &source, arguments)?;
+    let (ids, damaged) = find(context, &source, arguments)?;
     let wanted = |point: &Point| ids.as_ref().is_none_or(|ids| ids.contains(&point.id));
     let planned = plan(&source, &target, &wanted)?;
     if arguments.dry_run {
@@ -72,7 +72,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         pool: &pool,
         monitor: context.monitor(),
     };
-    let mut done = Done::default();
+    let mut done = Done { failures: damaged, ..Done::default() };
     copier.run(&planned, &mut |point, outcome| tell(context, point, outcome, &mut done))?;
     finish(context, done, began.elapsed().as_secs_f64())
 }
@@ -87,12 +87,12 @@ fn name(error: Error, what: &str) -> Error {
     }
 }
 
-/// The wanted points of the source; `None` for all.
+/// The wanted points of the source, `None` for all; and why others cannot be.
 fn find(
     context: &Context,
     source: &Repository,
     arguments: &Arguments,
-) -> Result<Option<BTreeSet<PointId>>> {
+) -> Result<(Option<BTreeSet<PointId>>, Vec<Error>)> {
     let mut ids = BTreeSet::new();
     for text in &arguments.points {
         let address = Address::parse(text)?;
@@ -103,15 +103,17 @@ fn find(
         ids.insert(context.find_point(source, &address, None)?.id);
     }
     if !arguments.points.is_empty() {
-        return Ok(Some(ids));
+        return Ok((Some(ids), Vec::new()));
     }
-    let points = PointSet::load(source)?;
+    let mut points = PointSet::load(source)?;
     // What is gone or damaged cannot be copied, and nobody would miss it in the target.
     for doubt in points.doubts(source)? {
         context.monitor().warn(&doubt);
     }
+    // Of which series they are nobody knows.
+    let damaged = std::mem::take(&mut points.damaged).into_iter().map(|(_, error)| error).collect();
     if arguments.series.is_empty() {
-        return Ok(None);
+        return Ok((None, damaged));
     }
     for series in &arguments.series {
         if points.latest(series).is_none() {
@@ -121,7 +123,7 @@ fn find(
         }
         ids.extend(points.series(series).map(|point| point.id));
     }
-    Ok(Some(ids))
+    Ok((Some(ids), damaged))
 }
 
 fn print_plan(context: &Context, planned: &[Planned]) -> Result<()> {

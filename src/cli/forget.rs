@@ -224,7 +224,11 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let reason = if has_policy { "policy" } else { "named by a user" };
     let host = host_name();
     let options = ForgetOptions { host: &host, reason, ends_pins: arguments.force };
-    let gone = forget(&repository, &going, &options, context.monitor())?;
+    let gone = forget(&repository, &going, &options, context.monitor());
+    let gone = gone.map_err(|error| match error.kind() {
+        ErrorKind::NoSpace => error.hint("a few free KiB are enough to begin with"),
+        _ => error,
+    })?;
     summarise(context, decided.len() - going.len(), gone.len(), false)?;
     delete_lonely_oks(&repository, &points)?;
     if arguments.prune {

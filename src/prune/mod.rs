@@ -144,7 +144,10 @@ pub fn run(
     }
     let trash = resolve::list_trash(repository)?;
     report.resolved = resolve::resolve(repository, monitor)?;
-    free_in_rounds(&run, announce, &mut report)?;
+    if !report.is_waiting {
+        // Else there would be one more list of the same packs each time.
+        free_in_rounds(&run, announce, &mut report)?;
+    }
     take_off_dead_writers(&run, &mut report)?;
     if !report.is_waiting {
         resolve::empty_trash(repository, &trash, kept_since)?;

@@ -86,6 +86,20 @@ impl PointSet {
                 None => continue,
             };
         }
+        // A listing that takes a while may show one half of a point that is made or forgotten then.
+        let storage = repository.storage();
+        for id in manifests.symmetric_difference(&oks).copied().collect::<Vec<_>>() {
+            let is_there = |name| Ok::<_, Error>(storage.size(&name)?.is_some());
+            // In this order: who sees an `ok` sees the manifest that was put before it.
+            match is_there(ok_name(id)?)? {
+                true => oks.insert(id),
+                false => oks.remove(&id),
+            };
+            match is_there(manifest_name(id)?)? {
+                true => manifests.insert(id),
+                false => manifests.remove(&id),
+            };
+        }
         let mut set = PointSet {
             unfinished: manifests.difference(&oks).copied().collect(),
             lonely_oks: oks.difference(&manifests).copied().collect(),

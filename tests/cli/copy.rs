@@ -195,3 +195,18 @@ fn a_damaged_point_is_left_out_and_the_rest_comes() {
     outcome.says("1 point was not copied").prints("copied 4 points");
     assert_eq!(ok(on_other(&vault, &["--json", "list"])).json().as_array().unwrap().len(), 4);
 }
+
+#[test]
+fn a_point_with_a_damaged_manifest_is_told_and_the_rest_comes() {
+    let vault = with_two_repositories();
+    let image = vault.write("bad", &random(9, MIB));
+    let id = vault.backup("bad", &[&image]);
+    let path = vault.repo().join("points").join(&id);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[60] ^= 1;
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    let outcome = copy(&vault, &[]);
+    assert_eq!(outcome.code, 5, "{outcome:?}");
+    outcome.says("1 point was not copied").says(&id).prints("copied 4 points");
+}

@@ -166,7 +166,11 @@ fn make_room(
             "filler" => _ = fs::remove_file(filler),
             _ => {}
         }
-        let outcome = archive.run(&["prune", "--max-repack", most])?;
+        // Where not a byte is free, not even a note has room.
+        let mut outcome = archive.run(&["forget", "--keep-last", "2"])?;
+        if outcome.is_done() {
+            outcome = archive.run(&["prune", "--max-repack", most])?;
+        }
         promise!(
             outcome.is_done() || outcome.code == NO_SPACE,
             "{what}: another exit code: {outcome:?}"
