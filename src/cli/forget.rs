@@ -224,17 +224,43 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let reason = if has_policy { "policy" } else { "named by a user" };
     let host = host_name();
     let options = ForgetOptions { host: &host, reason, ends_pins: arguments.force };
-    let gone = forget(&repository, &going, &options, context.monitor());
-    let gone = gone.map_err(|error| match error.kind() {
-        ErrorKind::NoSpace => error.hint("a few free KiB are enough to begin with"),
-        _ => error,
-    })?;
-    summarise(context, decided.len() - going.len(), gone.len(), false)?;
+    forget_all(context, &repository, &going, &options, arguments.prune)?;
+    summarise(context, decided.len() - going.len(), going.len(), false)?;
     delete_lonely_oks(&repository, &points)?;
     if arguments.prune {
         prune(context, &repository, &super::prune::Arguments::standard(), None)?;
     }
     Ok(())
+}
+
+/// Forgets these. Where notes and trash have no room, a prune that was asked for frees what is
+/// forgotten already, and then it goes on.
+fn forget_all(
+    context: &Context,
+    repository: &Repository,
+    going: &[&Point],
+    options: &ForgetOptions<'_>,
+    prunes: bool,
+) -> Result<()> {
+    let mut left = going.to_vec();
+    let mut left_before = usize::MAX;
+    loop {
+        let Err(error) = forget(repository, &left, options, context.monitor()) else {
+            return Ok(());
+        };
+        if error.kind() != ErrorKind::NoSpace {
+            return Err(error);
+        }
+        let error = error.hint("a few free KiB are enough to begin with");
+        if !prunes || left.len() >= left_before {
+            return Err(error);
+        }
+        context.monitor().note(&format!("{}; pruning first", error.full_text()));
+        prune(context, repository, &super::prune::Arguments::standard(), None)?;
+        left_before = left.len();
+        let points = PointSet::load(repository)?;
+        left.retain(|point| points.points.iter().any(|there| there.id == point.id));
+    }
 }
 
 fn check_request(arguments: &Arguments, has_policy: bool) -> Result<()> {

@@ -27,6 +27,7 @@ use crate::repository::aside::packs_aside;
 use crate::repository::condemned::{self, List};
 use crate::repository::locate::Locator;
 use crate::repository::marks::Marks;
+use crate::repository::pack_reader::pack_name;
 use crate::repository::parity::delete_orphaned_parity;
 use crate::repository::points::{PointSet, delete_lonely_oks};
 use changes::Changes;
@@ -46,8 +47,8 @@ const SHRINK: u64 = 4;
 const GROW: u64 = 2;
 /// A round that had no room for so little is the last.
 const COPY_BYTES_MIN: u64 = 64 << 10;
-/// Where there was room for so much there is enough.
-const COPY_BYTES_FREE: u64 = 1 << 30;
+/// What is not filled with copies.
+const ROOM_KEPT: u64 = 1 << 20;
 
 /// What a prune may do.
 #[derive(Clone, Copy, Debug)]
@@ -268,75 +269,66 @@ fn look_once(run: &Run<'_>) -> Result<Looked> {
     Ok(Looked { outlook, locator, roots, marks, unreadable, broken_forgotten })
 }
 
-/// Rounds of the protocol: one, unless there is no room to copy. What such a round has copied
-/// goes with the next, which copies less; one that found room makes some for more.
+/// Rounds of the protocol: one, unless there is little room. A round copies no more than has room,
+/// as far as the storage tells; where it does not, what a round without room has copied goes with
+/// the next, which copies less. One that has freed some makes room for more.
 fn free_in_rounds(
     run: &Run<'_>,
     announce: &dyn Fn(&Outlook) -> Result<()>,
     report: &mut PruneReport,
 ) -> Result<()> {
-    let (first, mut copied) = (report.deleted_bytes, report.copied_bytes);
-    let mut options = *run.options;
+    let (first, copied) = (report.deleted_bytes, report.copied_bytes);
     let mut lack: Option<Error> = None;
-    // What the round before had no room to copy: packs on a list are copied whatever the limit.
-    let mut failed = u64::MAX;
+    // What may be copied after rounds that had no room, and what the last of them wanted to: packs
+    // on a list are copied whatever the limit.
+    let (mut shrunk, mut failed) = (None, u64::MAX);
     loop {
-        let round = Run { options: &options, ..*run };
-        let before = report.deleted_bytes;
-        let no_room = free(&round, announce, report)?;
+        let spent = report.copied_bytes.saturating_sub(copied);
+        let left = run.options.max_repack.map(|most| most.saturating_sub(spent));
+        let room = room_to_copy(run.repository)?;
+        let max_repack = [left, shrunk, room].into_iter().flatten().min();
+        let options = PruneOptions { max_repack, ..*run.options };
+        let before = (report.deleted_bytes, report.copied_bytes);
+        let no_room = free(&Run { options: &options, ..*run }, announce, report)?;
+        let has_freed = report.deleted_bytes > before.0;
+        let has_copied = report.copied_bytes > before.1;
         if report.is_waiting {
             return Ok(());
         }
-        let has_freed = report.deleted_bytes > before;
-        // What a round without room has copied in vain goes with the next, which is no gain.
-        let has_copied = report.copied_bytes > copied;
-        copied = report.copied_bytes;
-        let left = run.options.max_repack.map(|most| most.saturating_sub(copied));
         let planned = report.outlook.plan.copy_bytes;
-        let is_limited = report.outlook.plan.is_limited && left != Some(0);
-        let is_without_room = matches!(no_room, Some(Some(_)));
-        let has_shrunk = !has_freed || lack.is_some();
-        let most = match no_room {
+        match no_room {
+            Some(None) if !has_freed => return Ok(()),
             // There was no room for all of the list; there is now.
-            Some(None) if has_freed => left,
-            Some(None) => return Ok(()),
-            // What went first was garbage, so there may be room for all now.
-            Some(Some(error)) if has_freed && lack.is_none() => {
-                lack = Some(error);
-                left
-            }
-            Some(Some(error)) if planned < failed && (has_freed || planned > COPY_BYTES_MIN) => {
-                lack = Some(error);
-                Some(planned / SHRINK)
-            }
+            Some(None) => {}
             Some(Some(error)) => {
-                return lacks_room(run.monitor, report.deleted_bytes > first, error);
-            }
-            None if has_copied && lack.is_some() && is_limited => grown(options.max_repack, left),
-            // Not even the pack that needs the least copying has room.
-            None => match lack {
-                Some(error) if is_limited => {
+                let is_last = planned >= failed || !has_freed && planned <= COPY_BYTES_MIN;
+                if is_last {
                     return lacks_room(run.monitor, report.deleted_bytes > first, error);
                 }
-                _ => return Ok(()),
-            },
-        };
-        if (is_without_room && has_shrunk) || has_copied {
-            failed = if is_without_room { planned } else { u64::MAX };
+                lack = Some(error);
+                (shrunk, failed) = (Some(planned / SHRINK), planned);
+            }
+            None if !report.outlook.plan.is_limited || max_repack == left => return Ok(()),
+            None if has_copied || shrunk.is_none() && has_freed => {
+                shrunk = shrunk.map(|most: u64| most.max(COPY_BYTES_MIN).saturating_mul(GROW));
+                failed = u64::MAX;
+            }
+            // Not even the pack that needs the least copying has room.
+            None => {
+                let error = lack.unwrap_or_else(|| {
+                    Error::new(ErrorKind::NoSpace, "cannot copy what is needed of other packs")
+                });
+                return lacks_room(run.monitor, report.deleted_bytes > first, error);
+            }
         }
-        options = PruneOptions { max_repack: most, ..options };
     }
 }
 
-/// What the next round may copy after one that found room, of what is left to copy.
-fn grown(most: Option<u64>, left: Option<u64>) -> Option<u64> {
-    let more = most.and_then(|most| most.max(COPY_BYTES_MIN).checked_mul(GROW));
-    match (more, left) {
-        (Some(more), Some(left)) => Some(more.min(left)),
-        // Beyond that nothing holds it back.
-        (Some(more), None) => (more < COPY_BYTES_FREE).then_some(more),
-        (None, left) => left,
-    }
+/// Bytes that may be copied with what is free: some is left for lists, indexes and other writers,
+/// and a quarter for footers, parity and what compresses less well together.
+fn room_to_copy(repository: &Repository) -> Result<Option<u64>> {
+    let room = repository.storage().room()?;
+    Ok(room.map(|bytes| bytes.saturating_sub(ROOM_KEPT) / 4 * 3))
 }
 
 /// The end where packs stay that could not be copied: no failure if others went.
@@ -413,6 +405,11 @@ fn copy(
             Err(error) if error.kind().is_finding() => {
                 // A damaged pack stays; what others have put or deleted is for who called.
                 let damaged = looked.locator.damaged_on_the_way();
+                for id in &damaged {
+                    if repository.storage().size(&pack_name(*id)?)?.is_none() {
+                        return Err(error);
+                    }
+                }
                 let before = repack.len();
                 repack.retain(|id| !damaged.contains(id));
                 if repack.len() == before {

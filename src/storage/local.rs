@@ -22,7 +22,7 @@ use super::{
 };
 use crate::environment::{SystemEnvironment, random_array};
 use crate::error::{Error, ErrorKind, Result};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, openat, statat, unlinkat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, openat, statat, statvfs, unlinkat};
 use rustix::io::Errno;
 use std::collections::{HashMap, VecDeque};
 use std::ffi::CStr;
@@ -392,6 +392,13 @@ impl Storage for LocalStorage {
         }
         // The new name first: a power cut between leaves both or the old one, never none.
         new.sync().and_then(|()| old.sync()).map_err(failed)
+    }
+
+    fn room(&self) -> Result<Option<u64>> {
+        let found = statvfs(&self.root).ok();
+        // Some file systems in user space know no sizes.
+        let found = found.filter(|found| found.f_blocks > 0);
+        Ok(found.map(|found| found.f_bavail.saturating_mul(found.f_frsize)))
     }
 
     fn location(&self) -> String {

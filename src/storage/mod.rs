@@ -307,6 +307,14 @@ pub trait Storage: Send + Sync {
     /// name, the new one, or both.
     fn rename(&self, from: &ObjectName, to: &ObjectName) -> Result<()>;
 
+    /// Free bytes, if the storage can tell; an estimate, because others write as well.
+    ///
+    /// # Errors
+    /// None so far: a storage that cannot tell says so.
+    fn room(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// Where this storage is, for messages: a path or an address.
     fn location(&self) -> String;
 }

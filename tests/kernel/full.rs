@@ -79,7 +79,8 @@ fn one(
     let usual = archive.cache.clone();
     let moved = read_while_full(&mut archive, folder, case)?;
     archive.assert_whole(what)?;
-    let (attempts, told) = make_room(&mut archive, mounted, &filler, what)?;
+    let (attempts, told) =
+        make_room(&mut archive, &filler, &mounted.at.join("filler-spare"), what)?;
     let gained = mounted.free().saturating_sub(free) >> 20;
     promise!(gained > 20, "{what}: only {gained} MiB came back");
     archive.cache = usual;
@@ -133,53 +134,32 @@ fn fill(mounted: &Mounted, rest: u64) -> Promise<std::path::PathBuf> {
     Ok(filler)
 }
 
-/// Forgets and prunes. Where that finds no room to copy, its hint is followed; where that does not
-/// help either, some KiB and then all of the filler are given back by hand.
+/// Forgets and prunes. Where that finds no room to begin with, some KiB and then all of the filler
+/// are given back by hand.
 fn make_room(
     archive: &mut Archive,
-    mounted: &Mounted,
     filler: &Path,
+    spare: &Path,
     what: &str,
 ) -> Promise<(String, String)> {
     let points = archive.points(what, None)?;
     for id in &points[..points.len().saturating_sub(2)] {
         archive.known.remove(id);
     }
-    let outcome = archive.run(&["forget", "--keep-last", "2", "--prune"])?;
-    if outcome.is_done() {
-        return Ok(("at once".into(), warnings(&outcome)));
-    }
-    promise!(outcome.code == NO_SPACE, "{what}: another exit code: {outcome:?}");
-    archive.assert_whole(what)?;
-    let told = format!("; before: {}", outcome.stderr.trim().replace('\n', " / "));
-    let attempts = [
-        ("", "8MiB"),
-        ("", "1MiB"),
-        ("", "64KiB"),
-        ("spare", "64KiB"),
-        ("filler", "64KiB"),
-        ("", "1GiB"),
-    ];
-    for (number, (given, most)) in attempts.into_iter().enumerate() {
+    let mut told = String::new();
+    for given in ["at once", "with 256 KiB given back", "with all of the filler given back"] {
         match given {
-            "spare" => _ = fs::remove_file(mounted.at.join("filler-spare")),
-            "filler" => _ = fs::remove_file(filler),
-            _ => {}
+            "at once" => {}
+            "with 256 KiB given back" => _ = fs::remove_file(spare),
+            _ => _ = fs::remove_file(filler),
         }
-        // Where not a byte is free, not even a note has room.
-        let mut outcome = archive.run(&["forget", "--keep-last", "2"])?;
+        let outcome = archive.run(&["forget", "--keep-last", "2", "--prune"])?;
         if outcome.is_done() {
-            outcome = archive.run(&["prune", "--max-repack", most])?;
+            return Ok((given.into(), format!("{told}{}", warnings(&outcome))));
         }
-        promise!(
-            outcome.is_done() || outcome.code == NO_SPACE,
-            "{what}: another exit code: {outcome:?}"
-        );
-        if outcome.is_done() {
-            let by_hand = if number > 2 { ", some room made by hand" } else { "" };
-            archive.must(what, &["prune"])?;
-            return Ok((format!("with --max-repack {most}{by_hand}"), told));
-        }
+        promise!(outcome.code == NO_SPACE, "{what}: another exit code: {outcome:?}");
+        archive.assert_whole(what)?;
+        told = format!("; before: {}", outcome.stderr.trim().replace('\n', " / "));
     }
     Err(format!("{what}: no way to make room{told}"))
 }
