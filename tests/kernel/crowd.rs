@@ -144,6 +144,11 @@ impl Crowd {
             let series = format!("vm{number}");
             let points = host.points("a list in the crowd", Some(&series))?;
             let mut board = lock(&self.board);
+            // What a forget has taken is compared no more: some GiB in a minute.
+            let Board { done, forgotten } = &mut *board;
+            done.retain(|id, (of, _)| {
+                *of != series || points.contains(id) || !forgotten.contains(id)
+            });
             for id in &points[..points.len().saturating_sub(KEEP)] {
                 board.forgotten.insert(id.clone());
             }
