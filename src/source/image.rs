@@ -68,14 +68,17 @@ pub fn open_image(
         Some(format) => format,
         None => tell_format(file.as_ref(), path)?,
     };
-    let mut opener = Opener { options, monitor, folder: folder_of(path)?, chain: Vec::new() };
     match (format, &options.snapshot) {
         (ImageFormat::Raw, None) => Ok(file),
         (ImageFormat::Raw, Some(_)) => {
             let text = format!("cannot read a snapshot of {}: it is raw", path.display());
             Err(Error::new(ErrorKind::Usage, text))
         }
-        (ImageFormat::Qcow2, snapshot) => opener.open_qcow2(path, file, snapshot.as_deref()),
+        (ImageFormat::Qcow2, snapshot) => {
+            let folder = folder_of(path)?;
+            let mut opener = Opener { options, monitor, folder, chain: Vec::new() };
+            opener.open_qcow2(path, file, snapshot.as_deref())
+        }
     }
 }
 
