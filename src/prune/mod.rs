@@ -269,6 +269,15 @@ fn look_once(run: &Run<'_>) -> Result<Looked> {
     Ok(Looked { outlook, locator, roots, marks, unreadable, broken_forgotten })
 }
 
+/// What a round had no room for.
+enum Lack {
+    Nothing,
+    /// All of the list: some packs go with the next one.
+    List,
+    /// What is needed of other packs.
+    Copies(Error),
+}
+
 /// Rounds of the protocol: one, unless there is little room. A round copies no more than has room,
 /// as far as the storage tells; where it does not, what a round without room has copied goes with
 /// the next, which copies less. One that has freed some makes room for more.
@@ -289,18 +298,18 @@ fn free_in_rounds(
         let max_repack = [left, shrunk, room].into_iter().flatten().min();
         let options = PruneOptions { max_repack, ..*run.options };
         let before = (report.deleted_bytes, report.copied_bytes);
-        let no_room = free(&Run { options: &options, ..*run }, announce, report)?;
+        let lacks = free(&Run { options: &options, ..*run }, announce, report)?;
         let has_freed = report.deleted_bytes > before.0;
         let has_copied = report.copied_bytes > before.1;
         if report.is_waiting {
             return Ok(());
         }
         let planned = report.outlook.plan.copy_bytes;
-        match no_room {
-            Some(None) if !has_freed => return Ok(()),
-            // There was no room for all of the list; there is now.
-            Some(None) => {}
-            Some(Some(error)) => {
+        match lacks {
+            Lack::List if !has_freed => return Ok(()),
+            // There is room for the rest now.
+            Lack::List => {}
+            Lack::Copies(error) => {
                 let is_last = planned >= failed || !has_freed && planned <= COPY_BYTES_MIN;
                 if is_last {
                     return lacks_room(run.monitor, report.deleted_bytes > first, error);
@@ -308,13 +317,15 @@ fn free_in_rounds(
                 lack = Some(error);
                 (shrunk, failed) = (Some(planned / SHRINK), planned);
             }
-            None if !report.outlook.plan.is_limited || max_repack == left => return Ok(()),
-            None if has_copied || shrunk.is_none() && has_freed => {
+            Lack::Nothing if !report.outlook.plan.is_limited || max_repack == left => {
+                return Ok(());
+            }
+            Lack::Nothing if has_copied || shrunk.is_none() && has_freed => {
                 shrunk = shrunk.map(|most: u64| most.max(COPY_BYTES_MIN).saturating_mul(GROW));
                 failed = u64::MAX;
             }
             // Not even the pack that needs the least copying has room.
-            None => {
+            Lack::Nothing => {
                 let error = lack.unwrap_or_else(|| {
                     Error::new(ErrorKind::NoSpace, "cannot copy what is needed of other packs")
                 });
@@ -340,13 +351,12 @@ fn lacks_room(monitor: &dyn Monitor, has_freed: bool, error: Error) -> Result<()
     Err(error.hint("free some room by other means, as much as one pack takes"))
 }
 
-/// One round of the protocol. Tells if packs were left because there was no room, and the error
-/// if it was the copying that had none.
+/// One round of the protocol.
 fn free(
     run: &Run<'_>,
     announce: &dyn Fn(&Outlook) -> Result<()>,
     report: &mut PruneReport,
-) -> Result<Option<Option<Error>>> {
+) -> Result<Lack> {
     let Run { repository, options, .. } = *run;
     let mut looked = look(run)?;
     announce(&looked.outlook)?;
@@ -365,7 +375,7 @@ fn free(
     report.outlook = looked.outlook.clone();
     drop(looked);
     if packs.is_empty() {
-        return Ok(no_room.map(Some));
+        return Ok(no_room.map_or(Lack::Nothing, Lack::Copies));
     }
     let list = put_list(repository, &packs, options.host)?;
     let is_short = list.packs.len() < packs.len();
@@ -374,8 +384,9 @@ fn free(
     condemned::remember(repository, &list, &leases, false)?;
     finish(run, &list, leases, report)?;
     Ok(match no_room {
-        None => is_short.then_some(None),
-        lack => Some(lack),
+        Some(error) => Lack::Copies(error),
+        None if is_short => Lack::List,
+        None => Lack::Nothing,
     })
 }
 

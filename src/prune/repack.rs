@@ -30,6 +30,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Bytes of chunks that are read and written together, and up to a segment more.
 const WINDOW_BYTES: u64 = 8 << 20;
 
+/// Packs that wait to be stored: the reads want memory too.
+const PACKS_RUNNING: usize = 1;
+
 /// Copies everything that the roots need and that only packs in `leaving` hold; bytes stored.
 ///
 /// # Errors
@@ -44,12 +47,14 @@ pub(super) fn copy_out(
     let Looked { locator, roots, marks, .. } = looked;
     let presence = Arc::new(Presence::without(locator, leaving.clone()));
     let writer_id = LeaseId(random_array(repository.environment().as_ref())?);
-    let writer = ChunkWriter::new_small(
+    let (pool_of_writer, compression) = (pool.clone(), Compression::default());
+    let writer = ChunkWriter::with_packs_running(
         repository,
         writer_id,
         presence,
-        pool.clone(),
-        Compression::default(),
+        pool_of_writer,
+        compression,
+        PACKS_RUNNING,
     );
     let threads = pool.current_num_threads();
     let mut copier = Copier {

@@ -38,8 +38,6 @@ const MAP_SEGMENT_BYTES: usize = 256 << 10;
 const STORING_THREADS: usize = 2;
 /// Packs that wait to be stored or are being stored: one more than threads, so that none is idle.
 const PACKS_RUNNING_MAX: usize = 3;
-/// The same for who has other things in memory and can wait for a pack.
-const PACKS_RUNNING_FEW: usize = 1;
 
 /// What the last segment, the footer's rounding and the padding add to a pack's size.
 const PACK_SLACK_BYTES: usize = 6 << 20;
@@ -158,22 +156,12 @@ impl ChunkWriter {
         compression: Compression,
     ) -> ChunkWriter {
         let most = PACKS_RUNNING_MAX;
-        ChunkWriter::start(repository, lease, presence, pool, compression, most)
+        ChunkWriter::with_packs_running(repository, lease, presence, pool, compression, most)
     }
 
-    /// As [`ChunkWriter::new`], but with fewer packs in memory: it stores one at a time.
-    pub fn new_small(
-        repository: &Repository,
-        lease: LeaseId,
-        presence: Arc<Presence>,
-        pool: Arc<ThreadPool>,
-        compression: Compression,
-    ) -> ChunkWriter {
-        let most = PACKS_RUNNING_FEW;
-        ChunkWriter::start(repository, lease, presence, pool, compression, most)
-    }
-
-    fn start(
+    /// As [`ChunkWriter::new`], with at most so many packs that wait to be stored or are being
+    /// stored, at least one: for who has other things in memory and can wait for a pack.
+    pub fn with_packs_running(
         repository: &Repository,
         lease: LeaseId,
         presence: Arc<Presence>,
