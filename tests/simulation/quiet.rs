@@ -1,10 +1,10 @@
 //! Knows when no other thread of this process runs.
 //!
-//! Invariant: [`Quiet::wait`] returns only if there was a moment at which every other thread slept;
-//! then all sleep on until something that is no thread of this process wakes one. It looks at all
-//! threads twice: first at how often and how long each had a processor, then at whether it is
-//! asleep, and at the same numbers again. A thread that ran, or was about to run, at the moment
-//! between these looks is not asleep yet, or its numbers have grown.
+//! Invariant: [`Quiet::wait`] returns only if there was a moment at which every other thread waited
+//! for another one; then all wait on until something that is no thread of this process wakes one.
+//! It looks at all threads twice: first at how often and how long each had a processor, then at
+//! whether it waits, and at the same numbers again. A thread that ran, or was about to run, at the
+//! moment between these looks does not wait yet, or its numbers have grown.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -17,6 +17,7 @@ const TASKS: &str = "/proc/self/task";
 
 /// What is known of one thread.
 struct Thread {
+    call: File,
     state: File,
     turns: File,
     is_there: bool,
@@ -41,7 +42,7 @@ impl Quiet {
         Some(Quiet { own, threads: BTreeMap::new(), buffer: vec![0; 256], suspect: None })
     }
 
-    /// Waits until no other thread runs; false if that has not come after so long.
+    /// Waits until no other thread runs or will; false if that has not come after so long.
     pub fn wait(&mut self, patience: Duration) -> bool {
         let mut began = None;
         loop {
@@ -82,8 +83,9 @@ impl Quiet {
                 Entry::Occupied(known) => known.into_mut(),
                 Entry::Vacant(new) => {
                     let open = |what: &str| File::open(format!("{TASKS}/{id}/{what}")).ok();
-                    let (state, turns) = (open("syscall")?, open("schedstat")?);
-                    new.insert(Thread { state, turns, is_there: true })
+                    let (call, state, turns) =
+                        (open("syscall")?, open("stat")?, open("schedstat")?);
+                    new.insert(Thread { call, state, turns, is_there: true })
                 }
             };
             thread.is_there = true;
@@ -107,18 +109,24 @@ impl Quiet {
     }
 }
 
-/// What a thread is in that sleeps for a time: it goes on by itself, so it counts as running. The
-/// first word of the system's answer, for nanosleep and clock_nanosleep.
-const NAPS: [&[u8]; 2] =
-    if cfg!(target_arch = "x86_64") { [b"35 ", b"230 "] } else { [b"101 ", b"115 "] };
+/// What a thread sleeps in that waits for another thread: futex. The first word of the system's
+/// answer. In every other call it goes on by itself: a nap ends, and a disk answers (a cache's
+/// fsync takes tens of milliseconds when the disk has other work).
+const WAIT_FOR_THREADS: &[u8] = if cfg!(target_arch = "x86_64") { b"202 " } else { b"98 " };
 
-/// Whether a thread is asleep, and not for a time only. The system tells what it sleeps in, and for
-/// that sees to it that the thread has left its processor.
+/// Whether a thread waits for others. The system tells what it sleeps in, and for that sees to it
+/// that the thread has left its processor; but it also says so of a thread that was woken while
+/// another processor has yet to take it (Linux: TASK_WAKING), whose state it calls running.
 fn is_asleep(thread: &Thread, buffer: &mut [u8]) -> bool {
-    let Ok(length) = thread.state.read_at(buffer, 0) else { return false };
-    let told = &buffer[..length];
-    let is_napping = NAPS.iter().any(|nap| told.starts_with(nap));
-    !told.is_empty() && !told.starts_with(b"running") && !is_napping
+    let mut told = |file: &File| file.read_at(buffer, 0).map(|length| buffer[..length].to_vec());
+    told(&thread.call).is_ok_and(|call| call.starts_with(WAIT_FOR_THREADS))
+        && told(&thread.state).is_ok_and(|text| state_of(&text) == Some(b'S'))
+}
+
+/// The letter of a thread's state: it follows the name in brackets, which may hold brackets.
+fn state_of(text: &[u8]) -> Option<u8> {
+    let end = text.iter().rposition(|byte| *byte == b')')?;
+    text.get(end + 2).copied()
 }
 
 /// How often and how long a thread had a processor, in the words of the system; nothing if it is no
