@@ -4,6 +4,8 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test may stop where it fails")]
 
 mod support;
+#[path = "repair/unreadable.rs"]
+mod unreadable;
 
 #[path = "crash/rig.rs"]
 #[allow(dead_code, reason = "each test program uses a part of it")]

@@ -125,6 +125,7 @@ pub fn run(
     pool: &ThreadPool,
     monitor: &dyn Monitor,
 ) -> Result<CheckReport> {
+    let repository = &repository.forgiving();
     let mut report = CheckReport::default();
     for problem in repository.describe_problems()? {
         if problem.is_damage {

@@ -27,13 +27,14 @@ pub(super) struct Examined {
     pub whole: HashSet<PackId>,
     /// Those that are not.
     pub damaged: Vec<DamagedPack>,
+    /// Those of which nothing at all can be read just now.
+    pub unreadable: Vec<DamagedPack>,
 }
 
 /// Reads these packs, or all if there are none.
 ///
 /// # Errors
-/// `NotFound` for a wanted pack that is not there; `Cancelled`; the storage's error for a pack of
-/// which nothing can be read.
+/// `NotFound` for a wanted pack that is not there; `Cancelled`; what the storage says.
 pub(super) fn examine(
     repository: &Repository,
     locator: &Locator,
@@ -77,10 +78,15 @@ pub(super) fn examine(
         read: chosen.len() as u64,
         whole: std::mem::take(&mut *lock(&whole)),
         damaged: Vec::new(),
+        unreadable: Vec::new(),
     };
     for (id, error) in suspects {
         match look_again(repository, id, &error)? {
             Looked::Damaged(damaged) => examined.damaged.push(damaged),
+            Looked::Unreadable(damaged) => {
+                monitor.warn(&format!("{}; pack {id} stays where it is", damaged.text));
+                examined.unreadable.push(damaged);
+            }
             Looked::Whole => {
                 monitor
                     .warn(&format!("{}; the second time pack {id} was whole", error.full_text()));
@@ -95,6 +101,8 @@ pub(super) fn examine(
 /// What a pack is when it is read for the second time.
 enum Looked {
     Damaged(DamagedPack),
+    /// Nothing of it, not one sector; or it is longer than any pack.
+    Unreadable(DamagedPack),
     Whole,
     /// A prune has deleted it.
     Gone,
@@ -103,6 +111,12 @@ enum Looked {
 fn look_again(repository: &Repository, id: PackId, error: &Error) -> Result<Looked> {
     let loaded = match load(repository.storage().as_ref(), &pack_name(id)?) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Looked::Gone),
+        Err(error) if error.kind() == ErrorKind::Damage => {
+            let text = error.full_text();
+            let (readable_segments, segments) = (0, 0);
+            let damaged = DamagedPack { id, text, readable_segments, segments, has_footer: false };
+            return Ok(Looked::Unreadable(damaged));
+        }
         other => other?,
     };
     let has_its_name =

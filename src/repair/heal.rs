@@ -42,6 +42,7 @@ pub fn heal_damaged(
     monitor: &dyn Monitor,
 ) -> Result<Healing> {
     repository.check_may_write()?;
+    let repository = &repository.forgiving();
     let _lock = condemned::claim(repository, "repair")?;
     Ok(heal_packs(repository, packs, monitor))
 }
@@ -73,8 +74,8 @@ fn heal_one(
     let name = pack_name(id)?;
     let is_whole = || verify_pack(repository, id, &|_, _, _, _| Ok(())).is_ok();
     let there = match load(storage, &name) {
-        // A prune has deleted it.
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        // A prune has deleted it, or nothing of it can be read.
+        Err(error) if error.kind().is_finding() => return Ok(()),
         other => other?,
     };
     if there.unreadable.is_empty() && *blake3::hash(&there.bytes).as_bytes() == id.0 {
@@ -145,7 +146,7 @@ pub(super) fn heal_what_is_aside(
 /// Healed bytes; nothing without parity, and a warning if it does not suffice.
 fn usable(healed: Result<Option<Vec<u8>>>, monitor: &dyn Monitor) -> Result<Option<Vec<u8>>> {
     match healed {
-        Err(error) if error.kind().is_finding() || error.kind() == ErrorKind::Storage => {
+        Err(error) if error.kind().is_finding() => {
             monitor.warn(&error.full_text());
             Ok(None)
         }

@@ -77,7 +77,8 @@ pub struct RepairReport {
     pub saved_bytes: u64,
     /// Where the damaged packs are now.
     pub set_aside: Vec<ObjectName>,
-    /// Damaged packs that stay, because something of them is nowhere else yet.
+    /// Damaged packs that stay: something of them is nowhere else yet, or nothing of them can be
+    /// read just now.
     pub kept: u64,
     /// Leases of backups that gave no sign of life.
     pub fenced_leases: u64,
@@ -99,6 +100,7 @@ pub fn run(
     announce: &dyn Fn(&RepairReport) -> Result<()>,
     monitor: &dyn Monitor,
 ) -> Result<RepairReport> {
+    let repository = &repository.forgiving();
     let mut report = RepairReport::default();
     let lock = match options.is_dry_run {
         true => None,
@@ -116,7 +118,8 @@ pub fn run(
     let locator = Locator::open_fresh(repository, monitor)?;
     let mut examined = examine::examine(repository, &locator, options.packs, pool, monitor)?;
     report.packs_read = examined.read;
-    report.damaged.clone_from(&examined.damaged);
+    report.damaged = examined.damaged.iter().chain(&examined.unreadable).cloned().collect();
+    report.kept = examined.unreadable.len() as u64;
     announce(&report)?;
     if options.is_dry_run {
         return Ok(report);
@@ -188,7 +191,7 @@ fn set_aside(
         }
     }
     let going = packs_that_may_go(repository, &list, monitor)?;
-    report.kept = (list.packs.len() - going.len()) as u64;
+    report.kept += (list.packs.len() - going.len()) as u64;
     for id in going {
         let name = pack_name(id)?;
         match put_aside(repository, &name) {

@@ -51,6 +51,7 @@ pub fn repair_objects(
     monitor: &dyn Monitor,
 ) -> Result<Vec<ObjectRepair>> {
     repository.check_may_write()?;
+    let repository = &repository.forgiving();
     let mut repairs = Vec::new();
     let folders = [Folder::Points, Folder::Notes, Folder::Lost, Folder::Trash, Folder::Condemned];
     let mut suspects = Vec::new();

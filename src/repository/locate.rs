@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::ChunkIndex;
 use crate::monitor::{Monitor, Silent};
 use crate::storage::Folder;
+use crate::storage::forgiving::Forgiving;
 use diskvault_format::id::PackId;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -338,13 +339,15 @@ fn update(repository: &Repository, index: &ChunkIndex, monitor: &dyn Monitor) ->
             unknown.push(*id);
         }
     }
+    // One footer that cannot be read keeps nobody from all others.
+    let forgiving = Forgiving::new(storage.clone());
     let (mut damaged, mut entries_read) = (Vec::new(), 0);
     if unknown.len() > 64 {
         monitor.start("reading pack footers", Some(unknown.len() as u64));
     }
     for id in &unknown {
         monitor.check_cancelled()?;
-        match open_pack(storage.as_ref(), repository.keys(), *id) {
+        match open_pack(&forgiving, repository.keys(), *id) {
             Ok(pack) => {
                 entries_read += pack.footer.entry_count();
                 add_footer_to_index(index, pack.id, pack.kind, &pack.footer, pack.bytes)?;

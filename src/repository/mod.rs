@@ -40,6 +40,7 @@ pub use make::{InitOptions, InitReport, initialise};
 use crate::environment::{Environment, random_array};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::{Monitor, Silent};
+use crate::storage::forgiving::Forgiving;
 use crate::storage::{Folder, ObjectName, Storage};
 use diskvault_format::config::Config;
 use diskvault_format::crypto::{Keys, Secret};
@@ -54,6 +55,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// An open repository. Cheap to share through [`Arc`].
+#[derive(Clone)]
 pub struct Repository {
     storage: Arc<dyn Storage>,
     environment: Arc<dyn Environment>,
@@ -63,9 +65,9 @@ pub struct Repository {
     config_leaf: String,
     opened_by: KeySlotId,
     cache: PathBuf,
-    memory: Mutex<HostMemory>,
+    memory: Arc<Mutex<HostMemory>>,
     /// The memory cannot be stored: it lives and ends with this run.
-    is_forgetful: AtomicBool,
+    is_forgetful: Arc<AtomicBool>,
     warnings: Vec<String>,
     cache_warnings: Vec<String>,
     monitor: Arc<dyn Monitor>,
@@ -132,8 +134,8 @@ impl Repository {
                 config_leaf: candidate.leaf,
                 opened_by,
                 cache: folder,
-                memory: Mutex::new(memory),
-                is_forgetful: AtomicBool::new(is_forgetful),
+                memory: Arc::new(Mutex::new(memory)),
+                is_forgetful: Arc::new(AtomicBool::new(is_forgetful)),
                 warnings,
                 cache_warnings: Vec::from_iter(problem),
                 monitor,
@@ -148,6 +150,13 @@ impl Repository {
     /// The storage the repository lies on.
     pub fn storage(&self) -> &Arc<dyn Storage> {
         &self.storage
+    }
+
+    /// The same repository, seen by who goes on where one object cannot be read: it counts as damaged
+    /// then. Not for a prune, which would have to decide by what it cannot see.
+    pub fn forgiving(&self) -> Repository {
+        let storage = Arc::new(Forgiving::new(self.storage.clone()));
+        Repository { storage, ..self.clone() }
     }
 
     /// Clock and randomness.

@@ -76,6 +76,7 @@ impl PointSet {
     /// # Errors
     /// Fails if the storage cannot be listed; an unreadable manifest is in `damaged`.
     pub fn load(repository: &Repository) -> Result<PointSet> {
+        let repository = &repository.forgiving();
         let before = repository.memory().series;
         let mut manifests = BTreeSet::new();
         let mut oks = BTreeSet::new();

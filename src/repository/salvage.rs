@@ -31,8 +31,8 @@ const ALIGNMENT: usize = SEGMENT_ALIGNMENT_BYTES as usize;
 /// Reads a whole pack, giving up only the sectors that cannot be read.
 ///
 /// # Errors
-/// `NotFound`; `Damage` for one that is longer than any pack; the storage's error if nothing of it
-/// can be read.
+/// `NotFound`; `Damage` for one that is longer than any pack, or if nothing of it can be read;
+/// what else the storage says.
 pub fn load(storage: &dyn Storage, name: &ObjectName) -> Result<Sectors> {
     let absent = || Error::new(ErrorKind::NotFound, format!("cannot read {name}: it is gone"));
     let bytes = storage.size(name)?.ok_or_else(absent)?;

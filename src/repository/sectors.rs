@@ -21,11 +21,13 @@ pub struct Sectors {
     pub unreadable: Vec<Range<u64>>,
 }
 
-/// Reads the first `bytes` bytes of an object, at most 1 GiB.
+/// Reads the first `bytes` bytes of an object, at most 1 GiB. For a storage that tells what is
+/// wrong with one object from what is wrong with all, see
+/// [`Repository::forgiving`](super::Repository::forgiving).
 ///
 /// # Errors
-/// `NotFound`; `Storage` once more than `unreadable_max` bytes cannot be read: a failing disk takes
-/// seconds for each error.
+/// `NotFound`; `Damage` once more than `unreadable_max` bytes cannot be read: a failing disk takes
+/// seconds for each error; what else the storage says.
 pub fn read_sectors(
     storage: &dyn Storage,
     name: &ObjectName,
@@ -56,7 +58,7 @@ pub fn read_sectors(
             lost += end - start;
             if lost > unreadable_max {
                 let text = format!("cannot read {name}: {lost} bytes of it are lost: {cause}");
-                return Err(Error::new(ErrorKind::Storage, text));
+                return Err(Error::new(ErrorKind::Damage, text));
             }
         }
     }
@@ -67,7 +69,7 @@ pub fn read_sectors(
 fn is_lost(result: Result<()>) -> Result<bool> {
     match result {
         Ok(()) => Ok(false),
-        Err(error) if matches!(error.kind(), ErrorKind::Storage | ErrorKind::Damage) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::Damage => Ok(true),
         Err(error) => Err(error),
     }
 }

@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What an operation was.
@@ -122,6 +123,8 @@ struct State {
     unsynced: BTreeSet<String>,
     power_is_off: bool,
     faults: Vec<Fault>,
+    /// By name: bytes that cannot be read.
+    spoilt: BTreeMap<String, Range<u64>>,
     log: Vec<(Operation, String)>,
 }
 
@@ -156,6 +159,16 @@ impl State {
     /// As [`State::begin`], for operations that only read: no fault lets them go on.
     fn begin_read(&mut self, operation: Operation, name: &str) -> Result<()> {
         self.begin(operation, name).map(|_| ())
+    }
+
+    /// An I/O error if these bytes of an object touch what cannot be read.
+    fn check_readable(&self, operation: Operation, name: &str, bytes: Range<u64>) -> Result<()> {
+        match self.spoilt.get(name) {
+            Some(spoilt) if spoilt.start < bytes.end && bytes.start < spoilt.end => {
+                Err(failed(operation, name, Errno::IO))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Makes everything live durable, as a flush of the device does.
@@ -265,6 +278,12 @@ impl MemoryStorage {
         true
     }
 
+    /// Makes bytes of an object unreadable from now on, as bad sectors are: reading them is an I/O
+    /// error. One range for each object; an empty one ends it.
+    pub fn spoil(&self, name: impl AsRef<str>, bytes: Range<u64>) {
+        self.lock().spoilt.insert(name.as_ref().to_owned(), bytes);
+    }
+
     /// Removes an object behind the back of its users, durably. Says whether there was one.
     pub fn remove(&self, name: impl AsRef<str>) -> bool {
         let mut state = self.lock();
@@ -321,6 +340,7 @@ impl Storage for MemoryStorage {
         if bytes > bytes_max {
             return Err(too_long(name, bytes, bytes_max));
         }
+        state.check_readable(Operation::Get, name.as_str(), 0..bytes)?;
         Ok(data.to_vec())
     }
 
@@ -333,6 +353,8 @@ impl Storage for MemoryStorage {
             .and_then(|start| Some(start..start.checked_add(buffer.len())?))
             .and_then(|range| data.get(range))
             .ok_or_else(|| too_short(name, offset, buffer.len()))?;
+        let end = offset + buffer.len() as u64;
+        state.check_readable(Operation::Range, name.as_str(), offset..end)?;
         buffer.copy_from_slice(part);
         Ok(())
     }
@@ -342,6 +364,8 @@ impl Storage for MemoryStorage {
         state.begin_read(Operation::Range, name.as_str())?;
         let data = state.find(name)?;
         let start = data.len().saturating_sub(bytes);
+        let range = start as u64..data.len() as u64;
+        state.check_readable(Operation::Range, name.as_str(), range)?;
         Ok((data[start..].to_vec(), data.len() as u64))
     }
 

@@ -22,6 +22,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use std::fmt;
 
+pub mod forgiving;
 pub mod local;
 pub mod memory;
 

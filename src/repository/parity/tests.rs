@@ -1,10 +1,12 @@
 //! Tests of parity: what heals, what does not, and what a hostile or damaged parity object does.
 
 use super::*;
-use crate::storage::memory::{Fault, FaultKind, MemoryStorage, Operation};
+use crate::storage::forgiving::Forgiving;
+use crate::storage::memory::{Fault, FaultKind, MemoryStorage};
 use diskvault_format::limits::PACK_BYTES_MAX;
 use diskvault_format::limits::PARITY_SHARD_BYTES_DEFAULT;
 use proptest::prelude::*;
+use std::sync::Arc;
 
 const SHARD: usize = PARITY_SHARD_BYTES_DEFAULT as usize;
 
@@ -221,19 +223,29 @@ fn reads_that_fail_cost_what_they_would_have_read() {
     let (storage, ..) = stored(&pack, id, &parity);
     heal_stored(&storage, id).unwrap();
     let reads = storage.log().len();
-    let is_range = |number: &usize| storage.log()[*number].0 == Operation::Range;
-    let ranges: Vec<usize> = (2..reads).filter(is_range).collect();
-    assert!(ranges.len() >= 4, "{ranges:?}");
-    for number in ranges {
-        // A piece fails, and then one of its sectors.
-        for sector in [0, 3] {
+    let readable_config = |storage: &MemoryStorage| {
+        storage.insert(format!("config/00000001-{}", "e".repeat(32)), b"any".to_vec());
+        Forgiving::new(Arc::new(storage.clone()))
+    };
+    for name in [pack_name(id).unwrap(), parity_name(id).unwrap()] {
+        let bytes = storage.size(&name).unwrap().unwrap();
+        for at in [4096 * 3 + 7, bytes / 2, bytes - 1] {
             let (storage, ..) = stored(&pack, id, &parity);
-            for at_operation in [number as u64, (number + 1 + sector) as u64] {
-                let fault = Fault { at_operation, kind: FaultKind::Error, once: true };
-                storage.add_fault(fault);
-            }
-            assert!(heal_stored(&storage, id).unwrap().unwrap() == pack, "{number} {sector}");
+            storage.spoil(name.as_str(), at..at + 1);
+            let forgiving = readable_config(&storage);
+            assert!(heal_stored(&forgiving, id).unwrap().unwrap() == pack, "{name} {at}");
+            // Nobody vouches for the rest of the storage: its error is told.
+            assert_eq!(heal_stored(&storage, id).unwrap_err().kind(), ErrorKind::Storage);
         }
+        let (storage, ..) = stored(&pack, id, &parity);
+        storage.spoil(name.as_str(), 0..bytes);
+        let before = storage.log().len();
+        assert_eq!(
+            heal_stored(&readable_config(&storage), id).unwrap_err().kind(),
+            ErrorKind::Damage
+        );
+        // Given up before every sector was asked for.
+        assert!(storage.log().len() < before + 400, "{name} {}", storage.log().len() - before);
     }
     // A medium that fails for good is given up before it is asked for every sector.
     let (storage, ..) = stored(&pack, id, &parity);
