@@ -6,7 +6,7 @@
 
 mod support;
 
-use diskvault::monitor::Silent;
+use diskvault::monitor::{Monitor, Silent};
 use diskvault::prune::choose::Unused;
 use diskvault::prune::{Patience, PruneOptions, run as prune};
 use diskvault::repository::Repository;
@@ -16,6 +16,8 @@ use diskvault::retention::forget::{ForgetOptions, forget};
 use diskvault::stats::{Report, run};
 use diskvault::storage::{Folder, Storage};
 use diskvault_format::id::PointId;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use support::vault::{Parts, Vault, noise};
 
@@ -28,8 +30,7 @@ fn machine(day: u64) -> Parts {
 }
 
 fn measure(repository: &Repository, wanted: &[PointId]) -> Report {
-    let locator = Locator::open(repository, &Silent).unwrap();
-    run(repository, &locator, &|id, _| wanted.contains(&id), &Silent).unwrap()
+    run(repository, &|id, _| wanted.contains(&id), &Silent).unwrap()
 }
 
 fn pack_bytes(vault: &Vault) -> u64 {
@@ -118,6 +119,8 @@ fn damage_is_counted_and_does_not_end_it() {
     let repository = vault.open("host").unwrap();
     let one = vault.backup(&repository, "web01", &machine(1)).unwrap().point;
     let two = vault.backup(&repository, "db", &machine(2)).unwrap().point;
+    // Has all its pages from another.
+    let three = vault.backup(&repository, "copy", &machine(1)).unwrap().point;
     let locator = Locator::open(&repository, &Silent).unwrap();
     let kinds: Vec<_> = locator
         .listed()
@@ -134,12 +137,50 @@ fn damage_is_counted_and_does_not_end_it() {
         bytes[..8192].fill(0);
         vault.storage.insert(name, bytes);
     }
-    let report = measure(&repository, &[one, two]);
-    assert_eq!(report.damaged_points, 2);
+    let report = measure(&repository, &[one, two, three]);
+    assert_eq!(report.damaged_points, 3);
     let hex = kinds[0].0.to_hex();
     let name = vault.names(Folder::Packs).into_iter().find(|name| name.ends_with(&hex)).unwrap();
     let bytes = vault.storage.snapshot()[&name].clone();
     vault.storage.insert(name, bytes[..bytes.len() - 100].to_vec());
     let report = measure(&vault.open("stranger").unwrap(), &[one, two]);
     assert_eq!(report.packs.unreadable, 1);
+}
+
+/// Runs something once, when the walk begins, and keeps what it is warned of.
+struct Meanwhile<'a> {
+    act: &'a (dyn Fn() + Sync),
+    is_done: AtomicBool,
+    warnings: Mutex<Vec<String>>,
+}
+
+impl Monitor for Meanwhile<'_> {
+    fn start(&self, stage: &str, _total: Option<u64>) {
+        if stage == "walking maps" && !self.is_done.swap(true, Ordering::Relaxed) {
+            (self.act)();
+        }
+    }
+
+    fn warn(&self, text: &str) {
+        self.warnings.lock().unwrap().push(text.into());
+    }
+}
+
+#[test]
+fn a_prune_beside_it_is_no_damage() {
+    let mut vault = Vault::new(5);
+    let repository = vault.open("host").unwrap();
+    let ids: Vec<PointId> = (1..=3)
+        .map(|day| vault.backup(&repository, "web01", &machine(day)).unwrap().point)
+        .collect();
+    // The first point's packs are rewritten: the others need most of them.
+    let act = || _ = forget_and_prune(&vault, &vault.open("pruner").unwrap(), &ids[..1]);
+    let (is_done, warnings) = (AtomicBool::new(false), Mutex::default());
+    let meanwhile = Meanwhile { act: &act, is_done, warnings };
+    let before = vault.names(Folder::Packs);
+    let report = run(&repository, &|id, _| id != ids[0], &meanwhile).unwrap();
+    assert!(before.iter().any(|name| !vault.names(Folder::Packs).contains(name)));
+    assert_eq!(*meanwhile.warnings.lock().unwrap(), Vec::<String>::new());
+    assert_eq!(report, measure(&vault.open("stranger").unwrap(), &ids[1..]));
+    assert_eq!(report.described.points, 2);
 }

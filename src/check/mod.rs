@@ -21,10 +21,8 @@ pub use keyless::check_names;
 use crate::error::Result;
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::repository::aside::packs_aside;
 use crate::repository::locate::Locator;
 use crate::repository::points::{Point, PointSet};
-use crate::storage::Folder;
 use data::DamagedEntries;
 use diskvault_format::id::{PackId, PointId};
 use rayon::ThreadPool;
@@ -185,7 +183,7 @@ fn check_maps(
     let mut found = maps::check_maps(repository, &locator, &all, damaged, monitor)?;
     report.pages = found.pages;
     for _ in 0..LOOKS_MAX {
-        if found.findings.is_empty() || !is_changed(repository, &locator)? {
+        if found.findings.is_empty() || !locator.is_outdated(repository)? {
             break;
         }
         let touched: BTreeSet<PointId> = found
@@ -201,20 +199,4 @@ fn check_maps(
     }
     report.findings.append(&mut found.findings);
     Ok(())
-}
-
-/// True if packs that were listed are gone, also if that was seen when their footers were read; or
-/// if a healing has put one back.
-fn is_changed(repository: &Repository, locator: &Locator) -> Result<bool> {
-    if !locator.vanished().is_empty() {
-        return Ok(true);
-    }
-    let listing = repository.storage().list(Folder::Packs)?;
-    let now: BTreeSet<PackId> =
-        listing.iter().filter_map(|entry| PackId::from_hex(entry.name.leaf())).collect();
-    if !locator.listed().is_subset(&now) {
-        return Ok(true);
-    }
-    let aside = packs_aside(repository)?;
-    Ok(now.difference(locator.listed()).any(|id| aside.contains_key(id)))
 }

@@ -131,7 +131,7 @@ pub(super) fn look_again(
     let mut newer: Option<Locator> = None;
     for _ in 0..super::LOOKS_MAX {
         let locator = newer.as_ref().unwrap_or(fetcher.locator);
-        if refused.is_empty() || !super::is_changed(fetcher.repository, locator)? {
+        if refused.is_empty() || !locator.is_outdated(fetcher.repository)? {
             break;
         }
         let ids: BTreeSet<ChunkId> = refused.drain(..).map(|(id, _)| id).collect();

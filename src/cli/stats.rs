@@ -4,10 +4,8 @@ use super::context::Context;
 use super::output::{ignore_broken_pipe, json_line, line};
 use super::sizes::format_bytes;
 use crate::error::{Error, ErrorKind, Result};
-use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::repository::address::Address;
-use crate::repository::locate::Locator;
 use crate::repository::points::PointSet;
 use crate::stats::{Held, Report, run as measure};
 use diskvault_format::id::PointId;
@@ -32,13 +30,9 @@ pub struct Arguments {
 pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let repository = context.open()?;
     let ids = find(context, &repository, arguments)?;
-    let locator = Locator::open(&repository, context.monitor())?;
-    for (_, error) in locator.damaged() {
-        context.monitor().warn(&format!("{}; it is not counted", error.full_text()));
-    }
     let is_wanted = |id: PointId| ids.as_ref().is_none_or(|ids| ids.contains(&id));
     let wanted = |id, _: &_| is_wanted(id);
-    let report = measure(&repository, &locator, &wanted, context.monitor())?;
+    let report = measure(&repository, &wanted, context.monitor())?;
     let is_all = ids.is_none();
     ignore_broken_pipe(if context.json() {
         json_line(&as_json(&report, is_all))

@@ -4,6 +4,7 @@
 //! it says is verified against the pack's footer and the entry's id before it is used. A reader's
 //! may look again: a prune has copied what is needed out of a pack before it takes that away.
 
+use super::aside::packs_aside;
 use super::entries::{Place, add_footer_to_index, known_bytes, places_of};
 use super::pack_reader::{OpenPack, PackCache, open_pack};
 use super::splices::SpliceReader;
@@ -227,6 +228,25 @@ impl Locator {
     /// Packs this host knew that are gone.
     pub fn vanished(&self) -> &[PackId] {
         &self.vanished
+    }
+
+    /// True if packs that were listed are gone, also if that was seen when their footers were read;
+    /// or if a healing has put one back.
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn is_outdated(&self, repository: &Repository) -> Result<bool> {
+        if !self.vanished.is_empty() {
+            return Ok(true);
+        }
+        let listing = repository.storage().list(Folder::Packs)?;
+        let now: BTreeSet<PackId> =
+            listing.iter().filter_map(|entry| PackId::from_hex(entry.name.leaf())).collect();
+        if !self.listed.is_subset(&now) {
+            return Ok(true);
+        }
+        let aside = packs_aside(repository)?;
+        Ok(now.difference(&self.listed).any(|id| aside.contains_key(id)))
     }
 
     /// Packs whose footer does not open, and why.

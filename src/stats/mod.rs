@@ -2,14 +2,15 @@
 //! footers. No data is read and nothing is written.
 //!
 //! Invariants: an entry counts once, however many points need it; memory is two bits for each
-//! entry that somebody needs, whatever the number of points.
+//! entry that somebody needs, whatever the number of points; what a prune took away meanwhile is
+//! no damage.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::repository::locate::Locator;
 use crate::repository::map_reader::MapReader;
-use crate::repository::marks::{Marks, SegmentMarks, stored_share};
+use crate::repository::marks::{Marks, MetPages, SegmentMarks, stored_share};
 use crate::repository::points::{PointSet, read_manifest};
 use crate::repository::reach::{Visitor, visit};
 use crate::repository::stored::{Stored, find_stored, find_whole};
@@ -115,8 +116,7 @@ pub struct Report {
     pub packs: Packs,
     /// Chunks that wanted points name and no pack holds.
     pub missing_chunks: u64,
-    /// Points at which a map page was met that cannot be read: what is below it is not counted, of
-    /// any point that shares it.
+    /// Points of which a map page cannot be read: what is below it is not counted.
     pub damaged_points: u64,
 }
 
@@ -125,16 +125,37 @@ pub struct Report {
 /// # Errors
 /// What the storage and the index say; `Cancelled`. A manifest or map that cannot be read is a
 /// warning.
-pub fn run(
+pub fn run(repository: &Repository, wanted: &Wanted<'_>, monitor: &dyn Monitor) -> Result<Report> {
+    let mut looks = 0;
+    loop {
+        // Points before packs: a pack that a point needs was durable before the point was.
+        let points = PointSet::load(repository)?;
+        let locator = Locator::open(repository, monitor)?;
+        let (report, doubts) = look(repository, &locator, points, wanted, monitor)?;
+        looks += 1;
+        // A prune may have moved what was missed, and what was read then was not all.
+        if looks == LOOKS_MAX || !locator.is_outdated(repository)? {
+            doubts.iter().for_each(|doubt| monitor.warn(doubt));
+            return Ok(report);
+        }
+    }
+}
+
+/// Looks at a repository out of which packs are taken away meanwhile.
+const LOOKS_MAX: usize = 8;
+
+/// Measures once; what is to be warned of.
+fn look(
     repository: &Repository,
     locator: &Locator,
+    points: PointSet,
     wanted: &Wanted<'_>,
     monitor: &dyn Monitor,
-) -> Result<Report> {
-    let points = PointSet::load(repository)?;
-    for (_, error) in &points.damaged {
-        monitor.warn(&format!("{}; it is not counted", error.full_text()));
-    }
+) -> Result<(Report, Vec<String>)> {
+    let damaged = points.damaged.iter().map(|(_, error)| error);
+    let damaged = damaged.chain(locator.damaged().iter().map(|(_, error)| error));
+    let not_counted = |error: &Error| format!("{}; it is not counted", error.full_text());
+    let mut doubts: Vec<String> = damaged.map(not_counted).collect();
     let mut others: Vec<Manifest> = Vec::new();
     // What is being written or was left behind needs its chunks, too.
     for id in &points.unfinished {
@@ -164,17 +185,17 @@ pub fn run(
         if let Some(error) = by_own.walk(&reader, manifest)? {
             report.damaged_points += 1;
             let text = error.full_text();
-            monitor.warn(&format!("point {}: {text}; it is not counted in full", id.short()));
+            doubts.push(format!("point {}: {text}; it is not counted in full", id.short()));
         }
     }
     monitor.finish();
     report.missing_chunks = by_own.missing;
     if by_own.missing > 0 {
         let text = "chunks are in no pack: `diskvault check` says which points need them";
-        monitor.warn(&format!("{} {text}", by_own.missing));
+        doubts.push(format!("{} {text}", by_own.missing));
     }
     measure(repository, locator, &by_own.marks, &by_others.marks, &mut report, monitor)?;
-    Ok(report)
+    Ok((report, doubts))
 }
 
 fn describe(points: &[(PointId, Manifest)]) -> Described {
@@ -243,17 +264,24 @@ fn measure(
     Ok(())
 }
 
-/// Marks what manifests need. A page that is marked is known with all below it.
+/// Marks what manifests need. A page that was met is known with all below it.
 struct Marker<'a> {
     locator: &'a Locator,
     monitor: &'a dyn Monitor,
     marks: Marks,
+    met: MetPages<'a>,
     missing: u64,
 }
 
 impl<'a> Marker<'a> {
     fn new(locator: &'a Locator, monitor: &'a dyn Monitor) -> Marker<'a> {
-        Marker { locator, monitor, marks: Marks::default(), missing: 0 }
+        Marker {
+            locator,
+            monitor,
+            marks: Marks::default(),
+            met: MetPages::new(locator),
+            missing: 0,
+        }
     }
 
     /// Marks what a manifest needs; what kept it from seeing all of that.
@@ -270,11 +298,18 @@ impl<'a> Marker<'a> {
 impl Visitor for Marker<'_> {
     fn page(&mut self, id: PageId) -> Result<bool> {
         self.monitor.check_cancelled()?;
-        match find_whole(self.locator, ChunkId(id.0), &|_| true)? {
-            Some(place) => Ok(self.marks.insert(&place)),
-            // The walk meets it when it reads it.
-            None => Ok(true),
+        if self.met.contains(id)? {
+            return Ok(false);
         }
+        // One that is in no pack is met when it is read.
+        if let Some(place) = find_whole(self.locator, ChunkId(id.0), &|_| true)? {
+            self.marks.insert(&place);
+        }
+        Ok(true)
+    }
+
+    fn page_done(&mut self, id: PageId) -> Result<()> {
+        self.met.insert(id).map(|_| ())
     }
 
     fn chunk(&mut self, id: ChunkId) -> Result<()> {
