@@ -145,7 +145,7 @@ fn points_come_over_whole_and_only_once() {
     assert_copied(&source, &mut target);
     let (originals, copies) = (points(&source), points(&target));
     let own = target.open("host").unwrap();
-    let notes = Notes::load(&own).unwrap();
+    let notes = Notes::of_points(&own, &copies).unwrap();
     for (number, (original, copied)) in originals.iter().zip(&copies).enumerate() {
         let (old, new) = (&original.manifest, &copied.manifest);
         assert_eq!((old.backup_id, &old.series), (new.backup_id, &new.series));
@@ -180,11 +180,11 @@ fn points_come_over_whole_and_only_once() {
     // A run that was stopped before it has pinned a copy is made up for.
     put_note(&repository, ids[0], NOTE_PIN, "host", Vec::new()).unwrap();
     copy_all(&source, &target);
-    assert_eq!(Notes::load(&own).unwrap().pins(&copies[0]).unwrap().len(), 1);
+    assert_eq!(Notes::of_points(&own, &copies).unwrap().pins(&copies[0]).unwrap().len(), 1);
     // Who ends a pin in the target wants it so.
     end_pins(&own, &copies[1], "host", false).unwrap();
     copy_all(&source, &target);
-    assert!(Notes::load(&own).unwrap().pins(&copies[1]).unwrap().is_empty());
+    assert!(Notes::of_points(&own, &copies).unwrap().pins(&copies[1]).unwrap().is_empty());
 }
 
 #[test]

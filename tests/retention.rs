@@ -130,7 +130,7 @@ fn what_was_forgotten_comes_back_where_it_stood() {
     let back = point(&repository, new).unwrap();
     assert_eq!(back.manifest.time_unix_ns, old.manifest.time_unix_ns);
     assert_eq!(back.manifest.republishes, Some(ids[1]));
-    assert_eq!(Notes::load(&repository).unwrap().tags(&back)["state"], "good");
+    assert_eq!(Notes::of_points(&repository, [&back]).unwrap().tags(&back)["state"], "good");
     assert!(forgotten(&repository).unwrap().0.is_empty());
     assert!(vault.names(Folder::Leases).is_empty());
     assert_whole(&vault, "stranger", "brought back");
@@ -138,7 +138,7 @@ fn what_was_forgotten_comes_back_where_it_stood() {
     forget_id(&repository, new).unwrap();
     let again = undo(&repository, &new.to_hex(), "host", &Silent).unwrap();
     let back = point(&repository, again).unwrap();
-    assert_eq!(Notes::load(&repository).unwrap().tags(&back)["state"], "good");
+    assert_eq!(Notes::of_points(&repository, [&back]).unwrap().tags(&back)["state"], "good");
 }
 
 #[test]
@@ -292,7 +292,7 @@ fn a_pinned_point_stays_whoever_pinned_it() {
     assert!(error.full_text().ends_with("it is pinned (mounted)"), "{error:?}");
     assert_eq!(PointSet::load(&repository).unwrap().points.len(), 3, "none is gone");
     // One of the two pins ends, whatever the clocks say.
-    let notes = Notes::load(&repository).unwrap();
+    let notes = Notes::of_points(&repository, &found).unwrap();
     let pins = notes.pins(&found[2]).unwrap();
     assert_eq!(pins.len(), 2);
     let first = vec![("pin".to_string(), pins[0].random.clone())];
@@ -317,4 +317,24 @@ fn a_note_that_cannot_be_read_may_be_a_pin() {
     forget(&repository, &[&found], &forced, &Silent).unwrap();
     forget_id(&repository, ids[1]).unwrap();
     assert!(point(&repository, ids[0]).is_some());
+}
+
+/// Years of hourly backups leave a removal note for each point: nobody reads them to list what is
+/// there.
+#[test]
+fn notes_of_forgotten_points_are_not_read_for_those_that_are_there() {
+    let (vault, ids) = with_three_points();
+    let repository = vault.open("host").unwrap();
+    put_note(&repository, ids[2], NOTE_TAG, "host", vec![("state".into(), "good".into())]).unwrap();
+    forget_id(&repository, ids[0]).unwrap();
+    let points = PointSet::load(&repository).unwrap();
+    let before = vault.storage.log().len();
+    let notes = Notes::of_points(&repository, &points.points).unwrap();
+    assert_eq!(notes.tags(points.latest("web01").unwrap())["state"], "good");
+    assert!(points.doubts(&repository).unwrap().is_empty());
+    let read: Vec<String> =
+        vault.storage.log().split_off(before).into_iter().map(|op| op.1).collect();
+    let of_removed = read.iter().filter(|name| name.contains(&ids[0].to_hex()));
+    assert_eq!(of_removed.count(), 0, "{read:?}");
+    assert!(read.iter().any(|name| name.contains(&ids[2].to_hex())));
 }

@@ -316,7 +316,7 @@ fn by_policy<'a>(
         arguments.series.is_empty() || arguments.series.contains(&point.manifest.series)
     };
     let wanted: Vec<&Point> = points.points.iter().filter(is_wanted).collect();
-    let notes = Notes::load(repository)?;
+    let notes = Notes::of_points(repository, wanted.iter().copied())?;
     let candidates: Vec<_> =
         wanted.iter().map(|point| candidate(point, &notes, group_of(point))).collect();
     let reasons = policy.decide(&candidates, repository.environment().now_unix_ns())?;
@@ -354,7 +354,7 @@ fn by_name<'a>(
         return Err(Error::new(ErrorKind::NotFound, text));
     }
     if !is_forced {
-        let notes = Notes::load(repository)?;
+        let notes = Notes::of_points(repository, named.iter().copied())?;
         for point in &named {
             let series = &point.manifest.series;
             if points.latest(series).is_some_and(|latest| latest.id == point.id) {

@@ -38,7 +38,6 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         }
         points.points
     };
-    let notes = Notes::load(&repository)?;
     if let Some(series) = &arguments.series
         && !points.iter().any(|point| point.manifest.series == *series)
     {
@@ -51,6 +50,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         arguments.series.as_ref().is_none_or(|series| *series == point.manifest.series)
     };
     let wanted = points.iter().filter(is_wanted);
+    let notes = Notes::of_points(&repository, wanted.clone())?;
     ignore_broken_pipe(if context.json() {
         json_line(&wanted.map(|point| describe(point, &notes)).collect::<Value>())
     } else {

@@ -27,7 +27,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let repository = context.open()?;
     let address = Address::parse(&arguments.point)?;
     let point = context.find_point(&repository, &address, None)?;
-    let notes = Notes::load(&repository)?;
+    let notes = Notes::of_points(&repository, [&point])?;
     if let Some(part) = address.part {
         crate::restore::find_part(&point, part)?;
     }

@@ -122,8 +122,9 @@ impl Copier<'_> {
         tell: &mut dyn FnMut(&Point, &Outcome) -> Result<()>,
     ) -> Result<()> {
         let order = place::Order::new(&PointSet::load(self.source)?);
-        let notes = Notes::load(self.source)?;
-        let own_notes = Notes::load(self.target)?;
+        let notes = Notes::of_points(self.source, plan.iter().map(|planned| &planned.point))?;
+        let present = plan.iter().filter_map(|planned| planned.copied).collect();
+        let own_notes = Notes::under_ids(self.target, &present)?;
         let mut locator = Locator::open(self.source, self.monitor)?;
         for planned in plan {
             self.monitor.check_cancelled()?;

@@ -186,7 +186,10 @@ pub(super) fn empty_trash(
     kept_since: Option<i64>,
 ) -> Result<()> {
     let storage = repository.storage();
-    let notes = Notes::load(repository)?;
+    let notes = match kept_since {
+        Some(_) => Notes::under_ids(repository, &before.iter().copied().collect())?,
+        None => Notes::default(),
+    };
     for id in before.iter().copied() {
         let is_kept = kept_since
             .is_some_and(|since| forgotten_at(&notes, id).is_none_or(|time| time >= since));

@@ -17,7 +17,7 @@ use diskvault_format::id::{ChunkId, PageId, PointId};
 use diskvault_format::manifest::Manifest;
 use diskvault_format::names::{self, PointName};
 use diskvault_format::small::NOTE_REMOVAL;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A manifest, and the point it is of.
 pub(super) struct Root {
@@ -52,9 +52,11 @@ pub(super) fn read_roots(repository: &Repository, kept_since: Option<i64>) -> Re
         }
     }
     if let Some(since) = kept_since {
-        let notes = Notes::load(repository)?;
-        for entry in repository.storage().list(Folder::Trash)? {
-            let Some(id) = PointId::from_hex(entry.name.leaf()) else { continue };
+        let trash = repository.storage().list(Folder::Trash)?;
+        let trash: BTreeSet<PointId> =
+            trash.iter().filter_map(|entry| PointId::from_hex(entry.name.leaf())).collect();
+        let notes = Notes::under_ids(repository, &trash)?;
+        for id in trash {
             if forgotten_at(&notes, id).is_none_or(|time| time >= since) {
                 read(Folder::Trash, id)?;
             }

@@ -58,7 +58,7 @@ fn find_vanished(repository: &Repository) -> Result<BTreeSet<PointId>> {
     vanished.retain(|id| !there.contains(id));
     if !vanished.is_empty() {
         // After the points: a forget puts its note before the manifest goes.
-        let removed = removed_points(repository)?;
+        let removed = removed_points(repository, &vanished)?;
         vanished.retain(|id| !removed.contains(id));
     }
     Ok(vanished)

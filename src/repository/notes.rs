@@ -32,7 +32,7 @@ pub struct Pin {
     pub reason: String,
 }
 
-/// The notes of all points.
+/// The notes of some points.
 #[derive(Debug, Default)]
 pub struct Notes {
     by_point: BTreeMap<PointId, Vec<StoredNote>>,
@@ -41,28 +41,33 @@ pub struct Notes {
 }
 
 impl Notes {
-    /// Reads all notes.
+    /// Reads the notes that hold for some points.
+    ///
+    /// # Errors
+    /// As [`Notes::under_ids`].
+    pub fn of_points<'p>(
+        repository: &Repository,
+        points: impl IntoIterator<Item = &'p Point>,
+    ) -> Result<Notes> {
+        let ids = |point: &Point| [Some(point.id), point.manifest.republishes];
+        Notes::under_ids(repository, &points.into_iter().flat_map(ids).flatten().collect())
+    }
+
+    /// Reads the notes under these ids; of all others, which after years are mostly those on points
+    /// that were forgotten, only the names.
     ///
     /// # Errors
     /// What the storage says. A note that is damaged or of a newer version is remembered.
-    pub fn load(repository: &Repository) -> Result<Notes> {
-        Notes::load_some(repository, &|_| true)
-    }
-
-    /// Reads the notes that hold for one point.
-    ///
-    /// # Errors
-    /// As [`Notes::load`].
-    pub fn load_of(repository: &Repository, point: &Point) -> Result<Notes> {
-        let old = point.manifest.republishes;
-        Notes::load_some(repository, &|id| id == point.id || Some(id) == old)
-    }
-
-    fn load_some(repository: &Repository, is_wanted: &dyn Fn(PointId) -> bool) -> Result<Notes> {
+    pub fn under_ids(repository: &Repository, ids: &BTreeSet<PointId>) -> Result<Notes> {
         let mut notes = Notes::default();
+        if ids.is_empty() {
+            return Ok(notes);
+        }
         for entry in repository.storage().list(Folder::Notes)? {
             let leaf = entry.name.leaf();
-            let Some(point) = names::parse_note(leaf).filter(|id| is_wanted(*id)) else { continue };
+            let Some(point) = names::parse_note(leaf).filter(|id| ids.contains(id)) else {
+                continue;
+            };
             match read(repository, &entry.name) {
                 Ok(note) => {
                     let random = leaf.rsplit('-').next().unwrap_or_default().to_string();
@@ -176,7 +181,7 @@ pub fn end_pins(
     host: &str,
     also_unknown: bool,
 ) -> Result<()> {
-    let pins = match Notes::load_of(repository, point)?.pins(point) {
+    let pins = match Notes::of_points(repository, [point])?.pins(point) {
         Err(_) if also_unknown => Vec::new(),
         other => other?,
     };

@@ -192,7 +192,7 @@ impl PointSet {
         let mut doubts: Vec<String> =
             self.damaged.iter().map(|(_, error)| error.full_text()).collect();
         if !self.lonely_oks.is_empty() {
-            let removed = removed_points(repository)?;
+            let removed = removed_points(repository, &self.lonely_oks.iter().copied().collect())?;
             let unexplained = self.lonely_oks.iter().filter(|id| !removed.contains(id));
             doubts.extend(unexplained.map(|id| format!("the manifest of point {id} is gone")));
         }
@@ -230,7 +230,8 @@ impl PointSet {
             }
         }
         if !gone.is_empty() {
-            let removed = removed_points(repository)?;
+            let ids = gone.iter().map(|gone| gone.id).collect();
+            let removed = removed_points(repository, &ids)?;
             gone.retain(|gone| !removed.contains(&gone.id));
         }
         Ok(gone)
@@ -254,21 +255,24 @@ pub fn delete_lonely_oks(repository: &Repository, points: &PointSet) -> Result<(
     if points.lonely_oks.is_empty() {
         return Ok(());
     }
-    let removed = removed_points(repository)?;
+    let removed = removed_points(repository, &points.lonely_oks.iter().copied().collect())?;
     for id in points.lonely_oks.iter().filter(|id| removed.contains(id)) {
         repository.storage().delete(&ok_name(*id)?)?;
     }
     Ok(())
 }
 
-/// Points that a removal note or the trash explains.
+/// Those of some points that a removal note or the trash explains the absence of.
 ///
 /// # Errors
 /// What the storage says.
-pub fn removed_points(repository: &Repository) -> Result<BTreeSet<PointId>> {
-    let mut removed = Notes::load(repository)?.removed();
+pub fn removed_points(
+    repository: &Repository,
+    ids: &BTreeSet<PointId>,
+) -> Result<BTreeSet<PointId>> {
+    let mut removed = Notes::under_ids(repository, ids)?.removed();
     for entry in repository.storage().list(Folder::Trash)? {
-        removed.extend(PointId::from_hex(entry.name.leaf()));
+        removed.extend(PointId::from_hex(entry.name.leaf()).filter(|id| ids.contains(id)));
     }
     Ok(removed)
 }

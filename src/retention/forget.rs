@@ -39,7 +39,7 @@ pub fn forget(
 ) -> Result<Vec<PointId>> {
     repository.check_may_write()?;
     if !options.ends_pins {
-        let notes = Notes::load(repository)?;
+        let notes = Notes::of_points(repository, points.iter().copied())?;
         points.iter().try_for_each(|point| refuse_pinned(&notes, point))?;
     }
     let mut gone = Vec::new();
@@ -85,7 +85,7 @@ fn forget_one(repository: &Repository, point: &Point, options: &ForgetOptions<'_
     put_into_trash(repository, id, &sealed)?;
     // Whoever pins the point from here on sees the trash and knows that it goes.
     if !options.ends_pins {
-        refuse_pinned(&Notes::load_of(repository, point)?, point)?;
+        refuse_pinned(&Notes::of_points(repository, [point])?, point)?;
     }
     storage.delete(&name)?;
     storage.delete(&ok_name(id)?)

@@ -114,7 +114,7 @@ fn publish(
 }
 
 fn clear_up(repository: &Repository, old: &Point, new: PointId) -> Result<()> {
-    let notes = Notes::load_of(repository, old)?;
+    let notes = Notes::of_points(repository, [old])?;
     // What holds for the old point through the one before it would be two steps away now.
     for stored in old.manifest.republishes.map_or(&[][..], |older| notes.under(older)) {
         let is_kept = matches!(stored.note.kind, NOTE_TAG | NOTE_PIN | NOTE_UNPIN);
