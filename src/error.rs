@@ -22,6 +22,8 @@ pub enum ErrorKind {
     AlreadyExists,
     /// A source could not be opened or read.
     Source,
+    /// It was done, but some of a source could not be read.
+    Unreadable,
     /// A target could not be opened or written.
     Target,
     /// The storage refused or failed an operation.
@@ -55,6 +57,7 @@ impl ErrorKind {
     pub const fn exit_code(self) -> u8 {
         match self {
             ErrorKind::Usage => 2,
+            ErrorKind::Unreadable => 3,
             ErrorKind::Damage => 5,
             ErrorKind::NoSpace => 6,
             ErrorKind::NoRepository => 10,

@@ -17,11 +17,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::repository::map_reader::{LeafCursor, MapReader};
 use crate::repository::objects::cannot_make;
 use crate::repository::points::Point;
-use crate::source::{DiskSource, Extent, ExtentKind};
+use crate::source::{DiskSource, Extent, ExtentKind, TolerantSource};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use diskvault_format::allocation::AllocationWriter;
 use diskvault_format::limits::{ALLOCATION_BYTES_MAX, LEAF_SLOTS};
-use diskvault_format::manifest::{Chunking, DiskRecord, Statistics, StreamReference};
+use diskvault_format::manifest::{ByteRange, Chunking, DiskRecord, Statistics, StreamReference};
 use diskvault_format::map::{Leaf, LeafSlot, MapBuilder, MapShape};
 use diskvault_format::pack::PackKind;
 use diskvault_format::segment::EntryKind;
@@ -35,7 +35,7 @@ pub struct DiskRequest<'a> {
     /// Its name.
     pub name: String,
     /// Where it is read.
-    pub source: Arc<dyn DiskSource>,
+    pub source: Arc<TolerantSource>,
     /// How it is cut.
     pub chunking: chunking::Chunking,
     /// The series' last point.
@@ -89,12 +89,15 @@ pub fn backup_disk(context: &mut Context<'_>, request: DiskRequest<'_>) -> Resul
 /// The record of a disk that was read in full from `source` and whose map is `cut`.
 pub(super) fn record(
     name: String,
-    source: &dyn DiskSource,
+    source: &TolerantSource,
     cut: StreamReference,
     values: DigestValues,
     allocation: Option<StreamReference>,
     statistics: Statistics,
 ) -> DiskRecord {
+    let bad_extents = source.bad_extents().into_iter();
+    let bad_extents =
+        bad_extents.map(|range| ByteRange { start: range.start, bytes: range.end - range.start });
     DiskRecord {
         name,
         size: cut.bytes,
@@ -105,7 +108,7 @@ pub(super) fn record(
         top: cut.top,
         digest: values.blake3,
         allocation,
-        bad_extents: Vec::new(),
+        bad_extents: bad_extents.collect(),
         token: source.identity(),
         inherited: Vec::new(),
         free_space_mode: 0,

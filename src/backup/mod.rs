@@ -16,6 +16,7 @@ mod read_ahead;
 mod stream;
 
 pub use digests::{DigestKind, Digests};
+use plan::PartPlan;
 pub use plan::{ChunkerChoice, InputRequest, PlannedSource, validate_request as validate};
 pub(crate) use stream::store_bytes;
 
@@ -28,7 +29,7 @@ use crate::repository::points::{Point, PointSet};
 use crate::repository::session::{Session, remember_heads};
 use crate::source::{DiskSource, open_image};
 use diskvault_format::id::{BackupId, PointId};
-use diskvault_format::manifest::{Manifest, Statistics};
+use diskvault_format::manifest::{DiskRecord, Manifest, Statistics};
 use rayon::ThreadPool;
 use std::sync::Arc;
 
@@ -68,6 +69,14 @@ pub struct BackupReport {
     pub statistics: Statistics,
     /// Wall time in seconds.
     pub duration_seconds: f64,
+}
+
+impl BackupReport {
+    /// Bytes of all disks that could not be read and are zeros in the point.
+    pub fn unreadable_bytes(&self) -> u64 {
+        let bad = self.manifest.disks.iter().flat_map(|disk| &disk.bad_extents);
+        bad.map(|range| range.bytes).sum()
+    }
 }
 
 /// What all parts of one backup share.
@@ -162,21 +171,7 @@ fn run_once(
             monitor,
             digests: &options.digests,
         };
-        match part.source {
-            PlannedSource::Disk(source) => {
-                let request = disk::DiskRequest {
-                    name: part.name,
-                    source,
-                    chunking: part.chunking,
-                    parent: parent.as_ref(),
-                };
-                manifest.disks.push(disk::backup_disk(&mut context, request)?);
-            }
-            PlannedSource::Stream(reader) => {
-                let record = stream::backup_stream(&mut context, part.name, reader)?;
-                manifest.streams.push(record);
-            }
-        }
+        back_up_part(&mut context, part, parent.as_ref(), &mut manifest)?;
     }
     let stored = writer.finish()?;
     if let Some(error) = writer.take_index_failure() {
@@ -199,6 +194,42 @@ fn run_once(
         manifest,
         duration_seconds: environment.monotonic().saturating_sub(began).as_secs_f64(),
     })
+}
+
+fn back_up_part(
+    context: &mut Context<'_>,
+    part: PartPlan,
+    parent: Option<&Point>,
+    manifest: &mut Manifest,
+) -> Result<()> {
+    let PartPlan { name, source, chunking } = part;
+    match source {
+        PlannedSource::Disk(source) => {
+            let request = disk::DiskRequest { name, source, chunking, parent };
+            let record = disk::backup_disk(context, request)?;
+            warn_of_bad_extents(&record, context.monitor);
+            manifest.disks.push(record);
+        }
+        PlannedSource::Stream(reader) => {
+            manifest.streams.push(stream::backup_stream(context, name, reader)?);
+        }
+    }
+    Ok(())
+}
+
+/// What could not be read is zeros in the point, which only its own record tells later.
+fn warn_of_bad_extents(disk: &DiskRecord, monitor: &dyn Monitor) {
+    let bytes: u64 = disk.bad_extents.iter().map(|range| range.bytes).sum();
+    if let Some(first) = disk.bad_extents.first() {
+        let (name, count) = (disk.name.escape_debug(), disk.bad_extents.len());
+        let (ranges, end) =
+            (if count == 1 { "range" } else { "ranges" }, first.start + first.bytes);
+        monitor.warn(&format!(
+            "disk {name}: {bytes} bytes in {count} {ranges} could not be read and are zeros in the \
+             point, the first at {} to {end}",
+            first.start
+        ));
+    }
 }
 
 fn start_manifest(

@@ -11,7 +11,7 @@ use crate::repository::Repository;
 use crate::repository::address::LATEST;
 use crate::repository::points::Point;
 use crate::source::{
-    DiskSource, ImageOptions, InputKind, STANDARD_INPUT, default_kind, open_stream,
+    DiskSource, ImageOptions, InputKind, STANDARD_INPUT, TolerantSource, default_kind, open_stream,
     partition_layout,
 };
 use diskvault_format::limits::{FIELDS_MAX, PARTS_MAX, TEXT_BYTES_MAX};
@@ -93,7 +93,7 @@ impl InputRequest {
 /// An opened source.
 pub enum PlannedSource {
     /// A disk.
-    Disk(Arc<dyn DiskSource>),
+    Disk(Arc<TolerantSource>),
     /// A stream.
     Stream(Box<dyn Read + Send>),
 }
@@ -199,9 +199,12 @@ pub fn decide(
                     let text = "cannot read a disk from standard input: it has no size";
                     return Err(Error::new(ErrorKind::Usage, text).hint("use --stream"));
                 }
-                let source: Arc<dyn DiskSource> = Arc::from(open(&input.request)?);
+                let disk: Arc<dyn DiskSource> = Arc::from(open(&input.request)?);
+                // The look at the partitions is none at what gets stored.
+                let looked_at = TolerantSource::new(disk.clone());
                 let chunk_bytes = repository.config().chunk_bytes;
-                let (chunking, why) = cut_disk(options.chunker, source.as_ref(), chunk_bytes)?;
+                let (chunking, why) = cut_disk(options.chunker, &looked_at, chunk_bytes)?;
+                let source = Arc::new(TolerantSource::new(disk));
                 monitor.note(&format!("disk {}: {why}", input.name.escape_debug()));
                 PartPlan { source: PlannedSource::Disk(source), chunking, name: input.name }
             }

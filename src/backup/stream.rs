@@ -11,7 +11,7 @@ use super::disk::{DiskRequest, allocation_of, record};
 use super::read_ahead::ReadAhead;
 use crate::chunking::ContentParameters;
 use crate::error::{Error, ErrorKind, Result};
-use crate::source::ExtentKind;
+use crate::source::{DiskSource, ExtentKind};
 use diskvault_format::allocation::AllocationWriter;
 use diskvault_format::manifest::{DiskRecord, StreamRecord, StreamReference};
 use diskvault_format::pack::PackKind;

@@ -208,10 +208,17 @@ pub fn run(context: &Context, arguments: Arguments) -> Result<()> {
     let repository = context.open()?;
     let report = run_backup(&repository, &options, &context.pool()?, context.monitor())?;
     let printed = if context.json() { json_line(&summary(&report)) } else { print(&report) };
-    printed.map_err(|error| {
-        let text = format!("point {} was made, but {}", report.point, error.full_text());
-        Error::new(ErrorKind::Failed, text)
-    })
+    let made =
+        |kind, but: &str| Error::new(kind, format!("point {} was made, but {but}", report.point));
+    printed.map_err(|error| made(ErrorKind::Failed, &error.full_text()))?;
+    match report.unreadable_bytes() {
+        0 => Ok(()),
+        bytes => {
+            let but = format!("{bytes} bytes of its disks could not be read");
+            let error = made(ErrorKind::Unreadable, &but);
+            Err(error.hint("`diskvault show` tells which; the next backup tries them again"))
+        }
+    }
 }
 
 fn summary(report: &BackupReport) -> Value {
@@ -220,6 +227,7 @@ fn summary(report: &BackupReport) -> Value {
     summary["point_id"] = json!(report.point.to_hex());
     summary["series"] = json!(report.manifest.series);
     summary["time"] = json!(format_time_utc(report.manifest.time_unix_ns));
+    summary["unreadable_bytes"] = json!(report.unreadable_bytes());
     summary["duration_seconds"] = json!(report.duration_seconds);
     summary
 }

@@ -37,6 +37,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         Some(name) => find_part(&point, name)?,
         None => only_part(&point)?,
     };
+    part.warn_of_bad_extents(context.monitor());
     let locator = Locator::open_for_reading(&repository, context.monitor())?;
     let fetcher = context.fetcher(&repository, &locator);
     context.monitor().start(&format!("dumping {}", part.name()), Some(part.bytes()));

@@ -52,7 +52,7 @@ const EXIT_WARNINGS: u8 = 4;
 #[command(
     arg_required_else_help = true,
     after_help = "Exit codes: 0 done, 1 error, 2 usage, \
-    4 done with warnings, 5 damage, 6 no space, 10 no repository, \
+    3 done but parts of a disk were unreadable, 4 done with warnings, 5 damage, 6 no space, 10 no repository, \
     11 locked out, 12 wrong password, 13 newer format, 130 interrupted."
 )]
 struct Cli {

@@ -155,13 +155,9 @@ fn restore_part(
         Sparse::Never => SparseMode::Never,
     };
     let stage = format!("restoring {}", part.name());
+    part.warn_of_bad_extents(fetcher.monitor);
     match part {
         Part::Disk(disk) => {
-            if !disk.bad_extents.is_empty() {
-                let count = disk.bad_extents.len();
-                let text = format!("{count} ranges could not be read at backup and are zeros");
-                fetcher.monitor.warn(&text);
-            }
             let options = OpenTarget { size: disk.size, force: arguments.force };
             let target = open_target(path, options)?;
             fetcher.monitor.start(&stage, Some(disk.size));

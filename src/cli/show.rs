@@ -145,6 +145,10 @@ fn print(point: &Point, notes: &Notes, is_wanted: &dyn Fn(&str) -> bool) -> Resu
         if let Some(digest) = &disk.digest {
             line(&format!("  blake3    {}", to_hex(digest)))?;
         }
+        for range in &disk.bad_extents {
+            let bytes = format_bytes(range.bytes);
+            line(&format!("  unread    {bytes} at {}, which are zeros here", range.start))?;
+        }
         print_rest(&disk.digests, &disk.statistics)?;
     }
     for stream in manifest.streams.iter().filter(|stream| is_wanted(&stream.name)) {

@@ -1,6 +1,7 @@
 //! Choosing a disk or stream of a point.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::monitor::Monitor;
 use crate::repository::points::Point;
 use diskvault_format::manifest::{DiskRecord, StreamRecord};
 
@@ -27,6 +28,18 @@ impl<'a> Part<'a> {
         match self {
             Part::Disk(disk) => disk.size,
             Part::Stream(stream) => stream.content.bytes,
+        }
+    }
+
+    /// Warns of what could not be read when the point was made.
+    pub fn warn_of_bad_extents(self, monitor: &dyn Monitor) {
+        let Part::Disk(disk) = self else { return };
+        if let count @ 1.. = disk.bad_extents.len() {
+            let ranges = if count == 1 { "range" } else { "ranges" };
+            let name = disk.name.escape_debug();
+            monitor.warn(&format!(
+                "disk {name}: {count} {ranges} could not be read at backup and are zeros"
+            ));
         }
     }
 }

@@ -10,12 +10,14 @@ pub mod partitions;
 mod pipe;
 pub mod qcow2;
 mod raw;
+mod tolerant;
 
 pub use extents::{Extent, ExtentKind};
 pub use image::{ImageFormat, ImageOptions, open_image};
 pub use partitions::{PartitionLayout, partition_layout};
 pub use pipe::open_stream;
 pub use raw::open_disk;
+pub use tolerant::TolerantSource;
 
 use crate::error::{Error, ErrorKind, Result};
 use std::fs::Metadata;

@@ -5,10 +5,11 @@
 //! disk is read only after the FIFO has ended.
 
 use crate::support::{MIB, Outcome, Vault, files, finish, poll, random, wait};
+use serde_json::Value;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 fn make_fifo(vault: &Vault, name: &str) {
     assert!(Command::new("mkfifo").arg(vault.path(name)).status().unwrap().success());
@@ -181,7 +182,7 @@ fn a_source_inside_a_folder_that_is_not_there_with_json() {
     let outcome = finish(&mut vault.command(&["--json", "backup", "--name", "a", "no/disk"]));
     assert_eq!(outcome.code, 1);
     assert!(outcome.stdout.is_empty());
-    let error: serde_json::Value = serde_json::from_str(outcome.stderr.trim()).unwrap();
+    let error: Value = serde_json::from_str(outcome.stderr.trim()).unwrap();
     assert_eq!(error["message_type"], "exit_error");
     assert_eq!(error["code"], 1);
     assert!(error["message"].as_str().unwrap().starts_with("cannot open source no/disk"));
@@ -241,5 +242,57 @@ fn a_qcow2_chain_is_the_disk_that_its_guest_sees() {
     vault.fails(1, &outside, "is outside of the image's folder").hints("--allow-backing");
     vault.ok(&[&outside[..], &["--allow-backing"]].concat());
     assert_eq!(vault.point_count(), points + 2);
+    vault.assert_intact();
+}
+
+/// Every read of the disk fails from the `from`th to the `to`th, in each thread.
+fn back_up_worn(vault: &Vault, from: u32, to: u32) -> Outcome {
+    let plain = vault.command(&["--json", "backup", "--name", "a", "--disk", "vda=disk"]);
+    let disk = vault.path("disk").canonicalize().unwrap();
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=pread64", "-P"]).arg(disk);
+    command.args(["-e", &format!("inject=pread64:error=EIO:when={from}..{to}")]);
+    command.arg(plain.get_program()).args(plain.get_args()).current_dir(vault.path(""));
+    command.env_clear();
+    command.envs(plain.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    finish(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))
+}
+
+#[test]
+fn a_disk_with_bad_sectors_is_backed_up_and_the_exit_code_says_so() {
+    if Command::new("strace").arg("-V").output().is_err() {
+        eprintln!("skipped: there is no strace");
+        return;
+    }
+    let vault = Vault::new();
+    let data = random(1, 8 * MIB);
+    vault.write("disk", &data);
+    let outcome = back_up_worn(&vault, 3, 5);
+    assert_eq!(outcome.code, 3, "{}", outcome.stderr);
+    let summary: Value = serde_json::from_slice(&outcome.stdout).unwrap();
+    let unreadable = summary["unreadable_bytes"].as_u64().unwrap();
+    assert!(unreadable > 0 && unreadable.is_multiple_of(4096), "{summary}");
+    assert!(outcome.stderr.contains("could not be read"), "{}", outcome.stderr);
+    // The point is there: zeros where it says so, and the disk's bytes elsewhere.
+    let shown = vault.json(&["show", "a"]);
+    let mut expected = data.clone();
+    let mut told = 0;
+    for range in shown["disks"][0]["bad_extents"].as_array().unwrap() {
+        let number = |key: &str| range[key].as_u64().unwrap() as usize;
+        expected[number("start")..number("start") + number("bytes")].fill(0);
+        told += number("bytes") as u64;
+    }
+    assert_eq!(told, unreadable);
+    for arguments in [&["restore", "a/vda", "back"][..], &["dump", "a/vda"]] {
+        let outcome = vault.run(arguments);
+        assert_eq!(outcome.code, 4, "{}", outcome.stderr);
+        let back = fs::read(vault.path("back")).unwrap();
+        assert!(back == expected && outcome.stderr.contains("could not be read at backup"));
+        assert!(arguments[0] == "restore" || outcome.stdout == expected);
+    }
+    vault.ok(&["show", "a"]).prints("unread");
+    // The next backup heals it.
+    assert_eq!(vault.ok(&["--json", "backup", "--name", "a", "--disk", "vda=disk"]).code, 0);
+    vault.assert_restores("a/vda", &data);
     vault.assert_intact();
 }
