@@ -8,28 +8,25 @@
 //! taken over only if it is known to be stored; the map depends on the bytes alone.
 
 use super::Context;
+use super::assembler::{Assembled, assemble};
 use super::digests::{DigestValues, Digests};
 use super::displaced::Displaced;
-use super::examine::{Batch, Hashed, Outcome, Work, process};
+use super::examine::{Hashed, Work};
+use super::planner::{Planned, Planner};
 use super::stream::{backup_disk_by_content, store_bytes};
 use crate::chunking::{self, Gear};
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::map_reader::{LeafCursor, MapReader};
 use crate::repository::objects::cannot_make;
 use crate::repository::points::Point;
-use crate::source::{DiskSource, Extent, ExtentKind, TolerantSource};
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crate::source::{DiskSource, TolerantSource};
+use crossbeam_channel::{bounded, unbounded};
 use diskvault_format::allocation::AllocationWriter;
-use diskvault_format::limits::{ALLOCATION_BYTES_MAX, LEAF_SLOTS};
+use diskvault_format::limits::ALLOCATION_BYTES_MAX;
 use diskvault_format::manifest::{ByteRange, Chunking, DiskRecord, Statistics, StreamReference};
-use diskvault_format::map::{Leaf, LeafSlot, MapBuilder, MapShape};
-use diskvault_format::pack::PackKind;
-use diskvault_format::segment::EntryKind;
-use std::collections::BTreeMap;
+use diskvault_format::map::MapShape;
 use std::sync::Arc;
 
-/// Most bytes of a batch, which never leaves its leaf: large enough for sequential reading.
-const BATCH_BYTES: u64 = 4 << 20;
 /// One disk to back up.
 pub struct DiskRequest<'a> {
     /// Its name.
@@ -154,17 +151,6 @@ pub(super) fn allocation_of(
     store_bytes(context, &list).map(Some)
 }
 
-struct Planned {
-    allocation: AllocationWriter,
-    hole_bytes: u64,
-}
-
-struct Assembled {
-    top: Option<diskvault_format::id::PageId>,
-    statistics: Statistics,
-    digests: Digests,
-}
-
 fn run_pipeline(
     context: &mut Context<'_>,
     work: &Arc<Work>,
@@ -208,234 +194,4 @@ fn run_pipeline(
             }
         }
     })
-}
-
-/// Walks the extents and hands out batches.
-struct Planner<'a, 'c> {
-    work: &'a Arc<Work>,
-    cursor: &'a mut Option<LeafCursor<'c>>,
-    take_free: Receiver<Vec<u8>>,
-    hashed: Sender<Result<Hashed>>,
-    pool: &'a Arc<rayon::ThreadPool>,
-    monitor: &'a dyn crate::monitor::Monitor,
-    next_number: u64,
-    open: Option<Batch>,
-    planned: Planned,
-}
-
-impl Planner<'_, '_> {
-    fn run(&mut self) -> Result<()> {
-        let source = self.work.source.clone();
-        source.extents(&mut |extent| {
-            self.monitor.check_cancelled()?;
-            let is_data = extent.kind == ExtentKind::Data;
-            self.planned.allocation.push(extent.bytes, is_data);
-            if is_data {
-                return self.add_data(extent);
-            }
-            self.planned.hole_bytes += extent.bytes;
-            self.monitor.advance(extent.bytes);
-            Ok(())
-        })?;
-        self.emit()
-    }
-
-    fn add_data(&mut self, extent: Extent) -> Result<()> {
-        let chunk = u64::from(self.work.shape.chunk_bytes());
-        let slots = (BATCH_BYTES / chunk).clamp(1, LEAF_SLOTS as u64);
-        let batch_bytes = slots * chunk;
-        let end = extent.start + extent.bytes;
-        let mut start = extent.start;
-        while start < end {
-            let first_slot = start / batch_bytes * slots;
-            if self.open.as_ref().is_none_or(|open| open.first_slot != first_slot) {
-                self.emit()?;
-                self.open_batch(first_slot, slots)?;
-            }
-            let stop = end.min((first_slot + slots) * chunk);
-            if let Some(open) = &mut self.open {
-                open.data.push(start..stop);
-            }
-            start = stop;
-        }
-        Ok(())
-    }
-
-    fn open_batch(&mut self, first_slot: u64, slots: u64) -> Result<()> {
-        let slots = slots.min(self.work.shape.slots() - first_slot) as usize;
-        let parent = self.parent_leaf(first_slot / LEAF_SLOTS as u64)?;
-        self.open = Some(Batch {
-            number: self.next_number,
-            first_slot,
-            slots,
-            data: Vec::new(),
-            parent,
-            buffer: Vec::new(),
-        });
-        self.next_number += 1;
-        Ok(())
-    }
-
-    /// The previous point's leaf. A damaged map there must not keep the next point from being
-    /// made: the rest of the disk is then looked up chunk by chunk.
-    fn parent_leaf(&mut self, number: u64) -> Result<Option<Arc<Leaf>>> {
-        let Some(cursor) = self.cursor.as_mut() else { return Ok(None) };
-        match cursor.leaf(number) {
-            Ok(leaf) => Ok(leaf),
-            Err(error) if matches!(error.kind(), ErrorKind::Damage | ErrorKind::NotFound) => {
-                let text = error.full_text();
-                self.monitor.warn(&format!("cannot use the previous point's map: {text}"));
-                // So that this point gets pages of its own.
-                cursor.reader().locator().forget_met_damaged()?;
-                *self.cursor = None;
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn emit(&mut self) -> Result<()> {
-        let Some(mut batch) = self.open.take() else { return Ok(()) };
-        for range in &batch.data {
-            self.work.source.prefetch(range.start, range.end - range.start);
-        }
-        self.monitor.check_cancelled()?;
-        let stopped = || Error::new(ErrorKind::Failed, "the backup stopped");
-        batch.buffer = self.take_free.recv().map_err(|_| stopped())?;
-        let (work, hashed) = (self.work.clone(), self.hashed.clone());
-        self.pool.spawn(move || {
-            // Nobody listens any more only after a failure.
-            let _ = hashed.send(process(&work, batch));
-        });
-        Ok(())
-    }
-}
-
-/// Takes results in order, stores what is new and builds the map.
-struct Assembler<'a, 'b> {
-    context: &'a mut Context<'b>,
-    work: &'a Work,
-    builder: MapBuilder,
-    leaf_number: u64,
-    leaf: Leaf,
-    statistics: Statistics,
-    digests: Digests,
-    digested: u64,
-}
-
-fn assemble(
-    context: &mut Context<'_>,
-    work: &Work,
-    take_hashed: &Receiver<Result<Hashed>>,
-    free: Sender<Vec<u8>>,
-    digests: Digests,
-) -> Result<Assembled> {
-    let mut assembler = Assembler {
-        context,
-        work,
-        builder: MapBuilder::new(work.shape),
-        leaf_number: 0,
-        leaf: Leaf::ZERO,
-        statistics: Statistics::default(),
-        digests,
-        digested: 0,
-    };
-    let mut waiting = BTreeMap::new();
-    let mut next = 0;
-    for result in take_hashed {
-        let hashed = result?;
-        waiting.insert(hashed.batch.number, hashed);
-        while let Some(hashed) = waiting.remove(&next) {
-            assembler.context.monitor.check_cancelled()?;
-            next += 1;
-            let buffer = assembler.take(hashed)?;
-            // The planner is gone once it has handed out everything.
-            let _ = free.send(buffer);
-        }
-    }
-    assembler.finish()
-}
-
-impl Assembler<'_, '_> {
-    fn take(&mut self, hashed: Hashed) -> Result<Vec<u8>> {
-        let Hashed { batch, outcomes, read_bytes } = hashed;
-        let chunk = self.work.shape.chunk_bytes() as usize;
-        let number = batch.first_slot / LEAF_SLOTS as u64;
-        if number != self.leaf_number {
-            self.close_leaf()?;
-            self.leaf_number = number;
-        }
-        self.statistics.read_bytes += read_bytes;
-        self.context.monitor.advance(batch.data.iter().map(|range| range.end - range.start).sum());
-        let start = batch.first_slot * chunk as u64;
-        self.digests.update_zeros(start - self.digested);
-        for (position, outcome) in outcomes.into_iter().enumerate() {
-            let from = position * chunk;
-            let data = &batch.buffer[from..(from + chunk).min(batch.buffer.len())];
-            let slot = (batch.first_slot as usize + position) % LEAF_SLOTS;
-            self.leaf.slots[slot] = self.count(outcome, data)?;
-        }
-        self.digested = start + batch.buffer.len() as u64;
-        Ok(batch.buffer)
-    }
-
-    fn count(&mut self, outcome: Outcome, data: &[u8]) -> Result<LeafSlot> {
-        let bytes = data.len() as u64;
-        let statistics = &mut self.statistics;
-        let slot = match outcome {
-            Outcome::Zero { was_read } => {
-                statistics.zero_bytes += if was_read { bytes } else { 0 };
-                self.digests.update_zeros(bytes);
-                return Ok(LeafSlot::Zero);
-            }
-            Outcome::Unchanged(slot) => {
-                statistics.unchanged_bytes += bytes;
-                slot
-            }
-            Outcome::Stored(slot) => {
-                statistics.deduplicated_bytes += bytes;
-                slot
-            }
-            Outcome::Displaced(slot, splice) => {
-                if let LeafSlot::Chunk { id, .. } = slot {
-                    let writer = &mut self.context.writer;
-                    writer.push(PackKind::Map, EntryKind::Splice, id.0, &splice.encode())?;
-                }
-                statistics.deduplicated_bytes += bytes;
-                slot
-            }
-            Outcome::New(slot, anchor) => {
-                if let LeafSlot::Chunk { id, .. } = slot {
-                    let (pack, kind) = (PackKind::Data, EntryKind::Chunk);
-                    if self.context.writer.push_anchored(pack, kind, id.0, data, anchor)? {
-                        statistics.new_bytes += bytes;
-                        statistics.new_chunks += 1;
-                    } else {
-                        statistics.deduplicated_bytes += bytes;
-                    }
-                }
-                slot
-            }
-        };
-        self.digests.update(data);
-        Ok(slot)
-    }
-
-    fn close_leaf(&mut self) -> Result<()> {
-        let leaf = std::mem::replace(&mut self.leaf, Leaf::ZERO);
-        let writer = &mut self.context.writer;
-        self.builder.push(&self.work.keys, self.leaf_number, &leaf, &mut |page, bytes| {
-            writer.push(PackKind::Map, EntryKind::Page, page.0, &bytes).map(|_| ())
-        })
-    }
-
-    fn finish(mut self) -> Result<Assembled> {
-        self.close_leaf()?;
-        self.digests.update_zeros(self.work.shape.size() - self.digested);
-        let writer = &mut self.context.writer;
-        let top = self.builder.finish(&self.work.keys, &mut |page, bytes| {
-            writer.push(PackKind::Map, EntryKind::Page, page.0, &bytes).map(|_| ())
-        })?;
-        Ok(Assembled { top, statistics: self.statistics, digests: self.digests })
-    }
 }

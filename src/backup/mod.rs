@@ -6,12 +6,14 @@
 //! Invariant: a point is published only after every byte of every part was read, everything it
 //! names is durable, and each source still has the size it had at the start.
 
+mod assembler;
 pub(crate) mod content;
 mod digests;
 mod disk;
 pub(crate) mod displaced;
 mod examine;
 mod plan;
+mod planner;
 mod read_ahead;
 mod stream;
 
