@@ -11,7 +11,7 @@
 
 #![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used)]
 
-use diskvault::backup::{BackupOptions, ChunkerChoice, InputRequest, run_with};
+use diskvault::backup::{BackupOptions, ChunkerChoice, InputRequest, Reading, run_with};
 use diskvault::environment::SystemEnvironment;
 use diskvault::error::Result;
 use diskvault::monitor::Silent;
@@ -225,6 +225,7 @@ fn make(folder: &Path, disks: u64, chunks: u64) {
                 time_unix_ns: None,
                 digests: Vec::new(),
                 host: "scale".into(),
+                reading: Reading::default(),
             };
             let open = |_: &InputRequest| -> Result<Box<dyn DiskSource>> {
                 Ok(Box::new(Synthetic { number, chunks, generation }))

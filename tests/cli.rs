@@ -25,6 +25,8 @@ mod durability;
 mod forget;
 #[path = "cli/full.rs"]
 mod full;
+#[path = "cli/hints.rs"]
+mod hints;
 #[path = "cli/init.rs"]
 mod init;
 #[path = "cli/interrupt.rs"]

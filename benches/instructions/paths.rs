@@ -297,6 +297,7 @@ fn backup(repository: &Repository, folder: &Folder) {
         time_unix_ns: None,
         digests: Vec::new(),
         host: "bench".into(),
+        reading: diskvault::backup::Reading::Full,
     };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     diskvault::backup::run(repository, &options, &Arc::new(pool), &Silent).unwrap();

@@ -31,3 +31,4 @@ pub mod segment;
 pub mod small;
 pub mod splice;
 pub mod stream_map;
+pub mod tracking;

@@ -378,6 +378,27 @@ impl MapBuilder {
         self.add(keys, 1, number, InnerSlot::Child { page, chaining }, sink)
     }
 
+    /// Adds page number `number` of `level` with all below it, which a map of the same chunks has
+    /// there already: from another map, all of whose slots below the page lie on both disks. Numbers
+    /// ascend as for [`MapBuilder::push`], and what is pushed later lies behind it.
+    ///
+    /// # Errors
+    /// Only those of `sink`.
+    pub fn push_page<E>(
+        &mut self,
+        keys: &Keys,
+        (level, number): (u32, u64),
+        page: PageId,
+        chaining: Option<Chaining>,
+        sink: &mut PageSink<'_, E>,
+    ) -> std::result::Result<(), E> {
+        // What is open below lies in front of it.
+        for below in 1..=(level as usize).min(self.open.len()) {
+            self.close(keys, below, sink)?;
+        }
+        self.add(keys, level as usize + 1, number, InnerSlot::Child { page, chaining }, sink)
+    }
+
     /// Puts `child`, page number `number` of the level below, into the open page of `level`.
     fn add<E>(
         &mut self,

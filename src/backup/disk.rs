@@ -8,10 +8,11 @@
 //! taken over only if it is known to be stored; the map depends on the bytes alone.
 
 use super::Context;
-use super::assembler::{Assembled, assemble};
+use super::assembler::{Assembled, Base, assemble};
 use super::digests::{DigestValues, Digests};
 use super::displaced::Displaced;
 use super::examine::{Hashed, Work};
+use super::hinted::{self, Hint, Reading};
 use super::planner::{Planned, Planner};
 use super::stream::{backup_disk_by_content, store_bytes};
 use crate::chunking::{self, Gear};
@@ -25,6 +26,7 @@ use diskvault_format::allocation::AllocationWriter;
 use diskvault_format::limits::ALLOCATION_BYTES_MAX;
 use diskvault_format::manifest::{ByteRange, Chunking, DiskRecord, Statistics, StreamReference};
 use diskvault_format::map::MapShape;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// One disk to back up.
@@ -37,6 +39,12 @@ pub struct DiskRequest<'a> {
     pub chunking: chunking::Chunking,
     /// The series' last point.
     pub parent: Option<&'a Point>,
+    /// What somebody says has changed.
+    pub hint: Option<Arc<Hint>>,
+    /// Whether that counts.
+    pub reading: Reading,
+    /// When the new point is made, in nanoseconds since 1970.
+    pub time_unix_ns: i64,
 }
 
 /// Backs up a disk.
@@ -66,10 +74,15 @@ pub fn backup_disk(context: &mut Context<'_>, request: DiskRequest<'_>) -> Resul
         displaced: Displaced::new(context.repository, context.session),
     });
     let reader = MapReader::new(context.repository, context.session.locator());
-    let mut cursor = parent_cursor(&reader, &request, &recorded)?;
-    let needs_blake3 = shape.slots() <= 1;
-    let digests = Digests::new(needs_blake3, context.digests);
-    let (planned, assembled) = run_pipeline(context, &work, &mut cursor, digests)?;
+    let hinted = hinted::read(context, &work, &reader, &request)?;
+    let (planned, assembled) = match hinted.read {
+        Some(read) => read,
+        None => {
+            let mut cursor = parent_cursor(&reader, &request, &recorded)?;
+            let digests = Digests::new(shape.slots() <= 1, context.digests);
+            run_pipeline(context, &work, &mut cursor, digests, None)?
+        }
+    };
     source.check_unchanged_size()?;
     let allocation = allocation_of(context, source.as_ref(), planned.allocation)?;
     context.monitor.finish();
@@ -80,7 +93,13 @@ pub fn backup_disk(context: &mut Context<'_>, request: DiskRequest<'_>) -> Resul
     let values = assembled.digests.finish();
     let root = shape.root(&work.keys, &recorded, assembled.top);
     let cut = StreamReference { bytes: shape.size(), chunking: recorded, root, top: assembled.top };
-    Ok(record(request.name, source.as_ref(), cut, values, allocation, statistics))
+    let mut made = record(request.name, source.as_ref(), cut, values, allocation, statistics);
+    made.inherited = hinted.inherited;
+    if let Some(tracking) = hinted.tracking {
+        let extension = tracking.to_extension().map_err(|cause| cannot_make("a record", cause))?;
+        made.extensions.push(extension);
+    }
+    Ok(made)
 }
 
 /// The record of a disk that was read in full from `source` and whose map is `cut`.
@@ -151,11 +170,23 @@ pub(super) fn allocation_of(
     store_bytes(context, &list).map(Some)
 }
 
-fn run_pipeline(
+/// Part of a disk that is examined, and the map that has the rest.
+pub(super) struct Selected<'a> {
+    /// On the grid, ascending, none touching another.
+    pub ranges: &'a [Range<u64>],
+    pub base: Base<'a>,
+}
+
+/// Reads a disk, or what is selected of it.
+///
+/// # Errors
+/// As [`backup_disk`]; `Damage` or `NotFound` for a base that cannot be read.
+pub(super) fn run_pipeline(
     context: &mut Context<'_>,
     work: &Arc<Work>,
     cursor: &mut Option<LeafCursor<'_>>,
     digests: Digests,
+    selected: Option<&Selected<'_>>,
 ) -> Result<(Planned, Assembled)> {
     let batches = context.pool.current_num_threads() + 4;
     let (free, take_free) = bounded::<Vec<u8>>(batches);
@@ -177,10 +208,18 @@ fn run_pipeline(
                 next_number: 0,
                 open: None,
                 planned: Planned { allocation: AllocationWriter::new(), hole_bytes: 0 },
+                selection: selected.map(|selected| selected.ranges),
             };
             planner.run().map(|()| planner.planned)
         });
-        let assembled = assemble(context, work, &take_hashed, free, digests);
+        let assembled = assemble(
+            context,
+            work,
+            &take_hashed,
+            free,
+            digests,
+            selected.map(|selected| &selected.base),
+        );
         let planned = planner.join().unwrap_or_else(|_| {
             Err(Error::new(ErrorKind::Failed, "cannot plan the backup: a thread panicked"))
         });

@@ -29,11 +29,29 @@ pub(super) struct Batch {
     pub data: Vec<Range<u64>>,
     /// The previous point's slots, if it has the leaf.
     pub parent: Option<Arc<Leaf>>,
+    /// What is to be examined of it, on the grid; everything if nothing is known to be unchanged.
+    pub selected: Option<Vec<Range<u64>>>,
     pub buffer: Vec<u8>,
+}
+
+impl Batch {
+    /// What the parent has in a slot of the batch.
+    pub fn before(&self, slot: usize) -> Option<LeafSlot> {
+        let number = (self.first_slot as usize + slot) % LEAF_SLOTS;
+        self.parent.as_ref().map(|leaf| leaf.slots[number])
+    }
+
+    /// Whether the chunk that begins at `start` is to be examined.
+    fn is_selected(&self, start: u64) -> bool {
+        let Some(selected) = &self.selected else { return true };
+        selected.iter().any(|range| range.contains(&start))
+    }
 }
 
 /// What a worker found out about a chunk.
 pub(super) enum Outcome {
+    /// It was not looked at: what the parent has stays.
+    Kept(LeafSlot),
     Zero {
         was_read: bool,
     },
@@ -76,7 +94,13 @@ pub(super) fn process(work: &Work, mut batch: Batch) -> Result<Hashed> {
     let mut read_bytes = 0;
     while outcomes.len() < batch.slots {
         let first = outcomes.len();
-        let last = (first + group).min(batch.slots);
+        let is_selected = |slot: usize| batch.is_selected(base + slot as u64 * chunk);
+        if !is_selected(first) {
+            outcomes.push(Outcome::Kept(batch.before(first).unwrap_or(LeafSlot::Zero)));
+            continue;
+        }
+        let most = (first + group).min(batch.slots);
+        let last = (first..most).find(|slot| !is_selected(*slot)).unwrap_or(most);
         let from = base + first as u64 * chunk;
         let to = end.min(base + last as u64 * chunk);
         if !batch.data.iter().any(|range| range.start < to && from < range.end) {
@@ -95,9 +119,7 @@ pub(super) fn process(work: &Work, mut batch: Batch) -> Result<Hashed> {
                 continue;
             }
             let data = &buffer[(start - base) as usize..(stop - base) as usize];
-            let number = (batch.first_slot as usize + slot) % LEAF_SLOTS;
-            let before = batch.parent.as_ref().map(|leaf| leaf.slots[number]);
-            outcomes.push(examine(work, start, data, before)?);
+            outcomes.push(examine(work, start, data, batch.before(slot))?);
         }
     }
     find_displaced(work, &buffer, &mut outcomes)?;

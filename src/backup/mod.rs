@@ -12,12 +12,14 @@ mod digests;
 mod disk;
 pub(crate) mod displaced;
 mod examine;
+mod hinted;
 mod plan;
 mod planner;
 mod read_ahead;
 mod stream;
 
 pub use digests::{DigestKind, Digests};
+pub use hinted::{Hint, Reading, Reread};
 use plan::PartPlan;
 pub use plan::{ChunkerChoice, InputRequest, PlannedSource, validate_request as validate};
 pub(crate) use stream::store_bytes;
@@ -58,6 +60,8 @@ pub struct BackupOptions {
     pub digests: Vec<DigestKind>,
     /// This host's name.
     pub host: String,
+    /// Whether hints count.
+    pub reading: Reading,
 }
 
 /// What a backup did.
@@ -173,7 +177,7 @@ fn run_once(
             monitor,
             digests: &options.digests,
         };
-        back_up_part(&mut context, part, parent.as_ref(), &mut manifest)?;
+        back_up_part(&mut context, part, parent.as_ref(), options.reading, &mut manifest)?;
     }
     let stored = writer.finish()?;
     if let Some(error) = writer.take_index_failure() {
@@ -202,12 +206,15 @@ fn back_up_part(
     context: &mut Context<'_>,
     part: PartPlan,
     parent: Option<&Point>,
+    reading: Reading,
     manifest: &mut Manifest,
 ) -> Result<()> {
-    let PartPlan { name, source, chunking } = part;
+    let PartPlan { name, source, chunking, hint } = part;
     match source {
         PlannedSource::Disk(source) => {
-            let request = disk::DiskRequest { name, source, chunking, parent };
+            let time_unix_ns = manifest.time_unix_ns;
+            let request =
+                disk::DiskRequest { name, source, chunking, parent, hint, reading, time_unix_ns };
             let record = disk::backup_disk(context, request)?;
             warn_of_bad_extents(&record, context.monitor);
             manifest.disks.push(record);

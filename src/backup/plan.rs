@@ -3,7 +3,7 @@
 //! Invariant: names are unique and fit the format before anything is read; what a name was in
 //! the series' last point it stays, unless the user says otherwise.
 
-use super::{BackupOptions, OpenDisk};
+use super::{BackupOptions, Hint, OpenDisk};
 use crate::chunking::{Chunking, ContentParameters};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
@@ -45,6 +45,8 @@ pub struct InputRequest {
     pub kind: Option<InputKind>,
     /// How it is opened if it is a disk.
     pub image: ImageOptions,
+    /// What somebody says has changed on it.
+    pub hint: Option<Arc<Hint>>,
 }
 
 impl InputRequest {
@@ -54,7 +56,7 @@ impl InputRequest {
         path: impl Into<PathBuf>,
         kind: Option<InputKind>,
     ) -> InputRequest {
-        InputRequest { name, path: path.into(), kind, image: ImageOptions::default() }
+        InputRequest { name, path: path.into(), kind, image: ImageOptions::default(), hint: None }
     }
 
     /// True for `-`.
@@ -106,6 +108,8 @@ pub struct PartPlan {
     pub source: PlannedSource,
     /// How it is cut.
     pub chunking: Chunking,
+    /// What somebody says has changed on it.
+    pub hint: Option<Arc<Hint>>,
 }
 
 /// Checks everything that needs no file.
@@ -193,6 +197,7 @@ pub fn decide(
                 source: PlannedSource::Stream(open_stream(path)?),
                 chunking: Chunking::Content(ContentParameters::default()),
                 name: input.name,
+                hint: None,
             },
             InputKind::Disk => {
                 if input.request.is_standard_input() {
@@ -206,7 +211,12 @@ pub fn decide(
                 let (chunking, why) = cut_disk(options.chunker, &looked_at, chunk_bytes)?;
                 let source = Arc::new(TolerantSource::new(disk));
                 monitor.note(&format!("disk {}: {why}", input.name.escape_debug()));
-                PartPlan { source: PlannedSource::Disk(source), chunking, name: input.name }
+                PartPlan {
+                    source: PlannedSource::Disk(source),
+                    chunking,
+                    name: input.name,
+                    hint: input.request.hint,
+                }
             }
         };
         parts.push(part);

@@ -1,6 +1,7 @@
 //! The first step of a disk's backup: walks the source's extents, skips holes and hands out batches.
 //!
-//! Invariant: every byte of data is in exactly one batch, and batches ascend.
+//! Invariant: every byte of data, or of what is to be examined, is in exactly one batch, and batches
+//! ascend.
 
 use super::examine::{Batch, Hashed, Work, process};
 use crate::error::{Error, ErrorKind, Result};
@@ -12,6 +13,7 @@ use diskvault_format::allocation::AllocationWriter;
 use diskvault_format::limits::LEAF_SLOTS;
 use diskvault_format::map::Leaf;
 use rayon::ThreadPool;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Most bytes of a batch, which never leaves its leaf: large enough for sequential reading.
@@ -34,6 +36,8 @@ pub(super) struct Planner<'a, 'c> {
     pub next_number: u64,
     pub open: Option<Batch>,
     pub planned: Planned,
+    /// What is to be examined, on the grid; everything if nothing is known to be unchanged.
+    pub selection: Option<&'a [Range<u64>]>,
 }
 
 impl Planner<'_, '_> {
@@ -43,22 +47,55 @@ impl Planner<'_, '_> {
             self.monitor.check_cancelled()?;
             let is_data = extent.kind == ExtentKind::Data;
             self.planned.allocation.push(extent.bytes, is_data);
+            let is_examined = self.selection.is_none();
             if is_data {
-                return self.add_data(extent);
+                return if is_examined { self.add_data(extent) } else { Ok(()) };
             }
             self.planned.hole_bytes += extent.bytes;
-            self.monitor.advance(extent.bytes);
+            if is_examined {
+                self.monitor.advance(extent.bytes);
+            }
             Ok(())
         })?;
+        for range in self.selection.unwrap_or_default() {
+            self.add_selected(range)?;
+        }
         self.emit()
     }
 
+    /// A part that is to be examined: what of it is a hole becomes zeros.
+    fn add_selected(&mut self, range: &Range<u64>) -> Result<()> {
+        let source = self.work.source.clone();
+        self.each_batch(range.clone(), &mut |open, part| {
+            open.selected.get_or_insert_default().push(part.clone());
+            source.extents_in(part, &mut |extent| {
+                if extent.kind == ExtentKind::Data {
+                    open.data.push(extent.start..extent.start + extent.bytes);
+                }
+                Ok(())
+            })
+        })
+    }
+
     fn add_data(&mut self, extent: Extent) -> Result<()> {
+        let range = extent.start..extent.start + extent.bytes;
+        self.each_batch(range, &mut |open, part| {
+            open.data.push(part);
+            Ok(())
+        })
+    }
+
+    /// Gives each part of a range to the batch that it lies in.
+    fn each_batch(
+        &mut self,
+        range: Range<u64>,
+        take: &mut dyn FnMut(&mut Batch, Range<u64>) -> Result<()>,
+    ) -> Result<()> {
         let chunk = u64::from(self.work.shape.chunk_bytes());
         let slots = (BATCH_BYTES / chunk).clamp(1, LEAF_SLOTS as u64);
         let batch_bytes = slots * chunk;
-        let end = extent.start + extent.bytes;
-        let mut start = extent.start;
+        let end = range.end;
+        let mut start = range.start;
         while start < end {
             let first_slot = start / batch_bytes * slots;
             if self.open.as_ref().is_none_or(|open| open.first_slot != first_slot) {
@@ -67,7 +104,7 @@ impl Planner<'_, '_> {
             }
             let stop = end.min((first_slot + slots) * chunk);
             if let Some(open) = &mut self.open {
-                open.data.push(start..stop);
+                take(open, start..stop)?;
             }
             start = stop;
         }
@@ -83,6 +120,7 @@ impl Planner<'_, '_> {
             slots,
             data: Vec::new(),
             parent,
+            selected: None,
             buffer: Vec::new(),
         });
         self.next_number += 1;
@@ -95,6 +133,8 @@ impl Planner<'_, '_> {
         let Some(cursor) = self.cursor.as_mut() else { return Ok(None) };
         match cursor.leaf(number) {
             Ok(leaf) => Ok(leaf),
+            // What is taken over from there cannot be.
+            Err(error) if self.selection.is_some() => Err(error),
             Err(error) if matches!(error.kind(), ErrorKind::Damage | ErrorKind::NotFound) => {
                 let text = error.full_text();
                 self.monitor.warn(&format!("cannot use the previous point's map: {text}"));

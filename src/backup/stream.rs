@@ -8,9 +8,11 @@ use super::Context;
 use super::content::{Cut, Cutting, cut};
 use super::digests::Digests;
 use super::disk::{DiskRequest, allocation_of, record};
+use super::hinted::{Reading, refuse};
 use super::read_ahead::ReadAhead;
 use crate::chunking::ContentParameters;
 use crate::error::{Error, ErrorKind, Result};
+use crate::repository::objects::cannot_make;
 use crate::source::{DiskSource, ExtentKind};
 use diskvault_format::allocation::AllocationWriter;
 use diskvault_format::manifest::{DiskRecord, StreamRecord, StreamReference};
@@ -69,7 +71,7 @@ pub fn backup_disk_by_content(
     context: &mut Context<'_>,
     request: DiskRequest<'_>,
 ) -> Result<DiskRecord> {
-    let source = request.source;
+    let source = request.source.clone();
     let monitor = context.monitor;
     let size = source.size();
     monitor.start(&format!("disk {}", request.name.escape_debug()), Some(size));
@@ -114,7 +116,15 @@ pub fn backup_disk_by_content(
     let allocation = allocation_of(context, source.as_ref(), allocation)?;
     monitor.finish();
     let values = digests.finish();
-    Ok(record(request.name, source.as_ref(), content, values, allocation, statistics))
+    let hint = request.hint.as_deref().filter(|_| request.reading != Reading::Full);
+    let refused = || "it is cut by its content".to_string();
+    let tracking = hint.map(|hint| refuse(context, &request, hint, refused()));
+    let mut made = record(request.name, source.as_ref(), content, values, allocation, statistics);
+    if let Some(tracking) = tracking {
+        let extension = tracking.to_extension().map_err(|cause| cannot_make("a record", cause))?;
+        made.extensions.push(extension);
+    }
+    Ok(made)
 }
 
 /// Stores a byte string of the repository's own in map packs.

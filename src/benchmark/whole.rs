@@ -4,7 +4,7 @@
 
 use super::storage::drop_from_cache;
 use super::{Benchmark, Cache, Work, data};
-use crate::backup::{BackupOptions, ChunkerChoice, InputRequest, run as run_backup};
+use crate::backup::{BackupOptions, ChunkerChoice, InputRequest, Reading, run as run_backup};
 use crate::environment::SystemEnvironment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
@@ -166,6 +166,8 @@ fn backup_options(disk: &File) -> BackupOptions {
         time_unix_ns: None,
         digests: Vec::new(),
         host: "benchmark".into(),
+        // What is measured is reading.
+        reading: Reading::Full,
     }
 }
 

@@ -3,17 +3,21 @@
 use super::context::{Context, host_name};
 use super::output::{escape, json_line, line};
 use super::show::statistics_json;
-use super::sizes::{format_bytes, format_seconds};
+use super::sizes::{format_bytes, format_seconds, parse_bytes};
 use crate::backup::{
-    BackupOptions, BackupReport, ChunkerChoice, DigestKind, InputRequest, run as run_backup,
+    BackupOptions, BackupReport, ChunkerChoice, DigestKind, Hint, InputRequest, Reading, Reread,
+    run as run_backup,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::repository::address::{format_time_utc, parse_time};
+use crate::repository::Repository;
+use crate::repository::address::{Address, format_time_utc, parse_time};
 use crate::repository::compression::{Compression, LEVELS};
+use crate::source::changes::read_changes;
 use crate::source::{ImageFormat, InputKind};
 use clap::ValueEnum;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Options of `backup`.
 #[derive(clap::Args, Debug)]
@@ -39,6 +43,22 @@ pub struct Arguments {
     /// Follow images to backing files outside their folder
     #[arg(long)]
     allow_backing: bool,
+    /// The point that --changed is about
+    #[arg(long, value_name = "POINT", requires = "changed")]
+    base: Option<String>,
+    /// List or bitmap of what has changed on a disk since the point of --base; only that is read
+    #[arg(long, value_name = "[NAME=]FILE", requires = "base")]
+    changed: Vec<String>,
+    /// The files of --changed are bitmaps with one bit for so many bytes, such as 64K
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, requires = "changed")]
+    granularity: Option<u64>,
+    /// How much of what is said to be unchanged is read in turn, such as 1/30 of it; as much as what
+    /// has changed takes time by default
+    #[arg(long, value_name = "1/N", value_parser = parse_reread, conflicts_with = "full")]
+    reread: Option<Reread>,
+    /// Read every disk in full, whatever is said to be unchanged
+    #[arg(long, conflicts_with = "changed")]
+    full: bool,
     /// How disks are cut
     #[arg(long, value_enum, default_value_t = Chunker::Auto)]
     chunker: Chunker,
@@ -107,6 +127,12 @@ pub fn parse_compression(text: &str) -> std::result::Result<Compression, String>
             .map(Compression::Level)
             .ok_or_else(|| "expected off, auto or a zstd level from 1 to 19".to_string()),
     }
+}
+
+/// Reads a share such as `1/30`.
+fn parse_reread(text: &str) -> std::result::Result<Reread, String> {
+    let parts = text.strip_prefix("1/").and_then(|parts| parts.parse().ok());
+    parts.filter(|parts| *parts > 0).map(Reread::Part).ok_or_else(|| "expected 1/N".to_string())
 }
 
 /// Splits `NAME=PATH` or `KEY=VALUE` at the first `=`.
@@ -195,17 +221,65 @@ fn options_of(arguments: Arguments) -> Result<BackupOptions> {
         time_unix_ns: arguments.time.as_deref().map(parse_time).transpose()?,
         digests: arguments.digest.into_iter().map(Digest::kind).collect(),
         host: host_name(),
+        reading: match (arguments.full, arguments.reread) {
+            (true, _) => Reading::Full,
+            (false, reread) => Reading::ByHints(reread.unwrap_or_default()),
+        },
     })
+}
+
+/// Reads the lists of what has changed, and finds the point that they are about.
+fn add_hints(
+    context: &Context,
+    repository: &Repository,
+    lists: &Lists,
+    options: &mut BackupOptions,
+) -> Result<()> {
+    let Some(base) = &lists.base else { return Ok(()) };
+    let address = Address::parse(base)?;
+    if address.part.is_some() {
+        let text = format!("cannot use {base:?} as base: expected a point without a disk");
+        return Err(Error::new(ErrorKind::Usage, text));
+    }
+    let base = context.find_point(repository, &address, None)?;
+    let stdin_name = options.stdin_name.clone();
+    for text in &lists.changed {
+        if !text.contains('=') && options.inputs.len() > 1 {
+            let text = format!("cannot tell which disk {text} is about");
+            return Err(Error::new(ErrorKind::Usage, text).hint("use --changed NAME=FILE"));
+        }
+        let set = |input: &mut InputRequest, file: &str| {
+            let changed = read_changes(Path::new(file), lists.granularity)?;
+            let told_by = format!("change list {file}");
+            input.hint = Some(Arc::new(Hint { base: base.clone(), changed, told_by }));
+            Ok(())
+        };
+        for_disk(&mut options.inputs, stdin_name.as_deref(), text, &set)?;
+    }
+    Ok(())
+}
+
+/// What `--base` and its companions say.
+struct Lists {
+    base: Option<String>,
+    changed: Vec<String>,
+    granularity: Option<u64>,
 }
 
 /// Runs `backup`.
 ///
 /// # Errors
 /// As the backup.
-pub fn run(context: &Context, arguments: Arguments) -> Result<()> {
-    let options = options_of(arguments)?;
+pub fn run(context: &Context, mut arguments: Arguments) -> Result<()> {
+    let lists = Lists {
+        base: arguments.base.take(),
+        changed: std::mem::take(&mut arguments.changed),
+        granularity: arguments.granularity,
+    };
+    let mut options = options_of(arguments)?;
     crate::backup::validate(&options)?;
     let repository = context.open()?;
+    add_hints(context, &repository, &lists, &mut options)?;
     let report = run_backup(&repository, &options, &context.pool()?, context.monitor())?;
     let printed = if context.json() { json_line(&summary(&report)) } else { print(&report) };
     let made =

@@ -140,7 +140,11 @@ fn announce(context: &Context, report: &RepairReport) -> Result<()> {
         };
         line(&format!("pack {id}: {text}; {of}"))?;
     }
-    line(&format!("read {} packs: {} are damaged", report.packs_read, report.damaged.len()))
+    let damaged = match report.damaged.len() {
+        1 => "1 is damaged".to_string(),
+        count => format!("{count} are damaged"),
+    };
+    line(&format!("read {} packs: {damaged}", report.packs_read))
 }
 
 fn tell(context: &Context, report: &RepairReport) -> Result<()> {

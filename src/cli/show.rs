@@ -10,6 +10,7 @@ use crate::repository::notes::Notes;
 use crate::repository::points::Point;
 use diskvault_format::id::to_hex;
 use diskvault_format::manifest::{Chunking, DiskRecord, Statistics, StreamRecord};
+use diskvault_format::tracking::Tracking;
 use serde_json::{Value, json};
 
 /// Options of `show`.
@@ -70,6 +71,7 @@ fn as_json(point: &Point, notes: &Notes, is_wanted: &dyn Fn(&str) -> bool) -> Va
                 .map(|range| json!({"start": range.start, "bytes": range.bytes}))
                 .collect::<Vec<_>>(),
             "digests": digests_json(&disk.digests),
+            "tracking": Tracking::find(&disk.extensions).map(|tracking| tracking_json(&tracking)),
             "statistics": statistics_json(&disk.statistics),
         })
     };
@@ -94,6 +96,31 @@ fn as_json(point: &Point, notes: &Notes, is_wanted: &dyn Fn(&str) -> bool) -> Va
     value["started"] = json!(format_time_utc(manifest.started_unix_ns));
     value["duration_seconds"] = json!(manifest.duration_ms as f64 / 1000.0);
     value
+}
+
+fn tracking_json(tracking: &Tracking) -> Value {
+    json!({
+        "hint": tracking.hint,
+        "refused": tracking.refused,
+        "inherited_bytes": tracking.inherited_bytes,
+        "sampled_bytes": tracking.sampled_bytes,
+        "reread_bytes": tracking.reread_bytes,
+        "proven": format_time_utc(tracking.proven_unix_ns),
+    })
+}
+
+fn print_tracking(tracking: &Tracking) -> Result<()> {
+    let hint = escape(&tracking.hint);
+    if !tracking.refused.is_empty() {
+        return line(&format!("  hint      {hint} did not count: {}", escape(&tracking.refused)));
+    }
+    let bytes = format_bytes(tracking.inherited_bytes);
+    let again = format_bytes(tracking.sampled_bytes + tracking.reread_bytes);
+    line(&format!(
+        "  hint      by {hint} {bytes} were taken over, and {again} of that read again"
+    ))?;
+    let since = format_time_local(tracking.proven_unix_ns);
+    line(&format!("  proven    every byte was read at or after {since}"))
 }
 
 /// What a backup did, as JSON, for `backup` and `show`.
@@ -148,6 +175,9 @@ fn print(point: &Point, notes: &Notes, is_wanted: &dyn Fn(&str) -> bool) -> Resu
         for range in &disk.bad_extents {
             let bytes = format_bytes(range.bytes);
             line(&format!("  unread    {bytes} at {}, which are zeros here", range.start))?;
+        }
+        if let Some(tracking) = Tracking::find(&disk.extensions) {
+            print_tracking(&tracking)?;
         }
         print_rest(&disk.digests, &disk.statistics)?;
     }

@@ -8,11 +8,13 @@ use super::locate::Locator;
 use super::objects::refused;
 use super::segment_cache::SegmentCache;
 use crate::error::{Error, ErrorKind, Result};
+use diskvault_format::digest::Chaining;
 use diskvault_format::id::PageId;
 use diskvault_format::limits::INNER_SLOTS;
 use diskvault_format::manifest::StreamReference;
 use diskvault_format::map::{Inner, InnerSlot, Leaf, MapShape};
 use diskvault_format::stream_map::{StreamEntry, StreamPage};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Decoded segments of map packs kept in memory: 256 KiB each as this program writes them. Such
@@ -164,6 +166,28 @@ impl<'a> MapReader<'a> {
         Ok(())
     }
 
+    /// Calls `each` with the largest pages of a map all of whose leaves are among `leaves`, in order:
+    /// level and number, id, and chaining value. `shape` is that of the disk with the map; `wanted`
+    /// that of the disk whose leaves they shall be, which begins as the other does.
+    ///
+    /// # Errors
+    /// `Damage`, or what `each` says.
+    pub fn walk_whole_pages(
+        &self,
+        (shape, wanted): (MapShape, MapShape),
+        top: Option<PageId>,
+        leaves: Range<u64>,
+        each: &mut EachPage<'_>,
+    ) -> Result<()> {
+        let (Some(page), Some(level)) = (top, shape.depth().checked_sub(1)) else { return Ok(()) };
+        let walk = WholePages { reader: self, shape, wanted, leaves };
+        let chaining = match level {
+            0 => self.decode_leaf(page, shape, 0)?.chaining(shape.used_slots(0)),
+            _ => self.decode_inner(page, shape, level, 0)?.chaining(shape.used_children(level, 0)),
+        };
+        walk.below((level, 0), page, chaining, each)
+    }
+
     /// Calls `each` with offset and entry of everything in a stream map, in order.
     ///
     /// # Errors
@@ -235,6 +259,49 @@ impl<'a> MapReader<'a> {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Damage, "cannot use the map: its root does not fit (rule F-9)"))
+    }
+}
+
+/// Is told level and number, id and chaining value of a page.
+pub type EachPage<'a> = dyn FnMut((u32, u64), PageId, Option<Chaining>) -> Result<()> + 'a;
+
+struct WholePages<'a, 'r> {
+    reader: &'a MapReader<'r>,
+    shape: MapShape,
+    wanted: MapShape,
+    leaves: Range<u64>,
+}
+
+impl WholePages<'_, '_> {
+    /// Depth is at most 7, so recursion is bounded.
+    fn below(
+        &self,
+        (level, number): (u32, u64),
+        page: PageId,
+        chaining: Option<Chaining>,
+        each: &mut EachPage<'_>,
+    ) -> Result<()> {
+        let covers = MapShape::leaves_per_page(level);
+        let first = number * covers;
+        // What a page of the larger disk covers beyond the smaller one is not in this page.
+        let end = first.saturating_add(covers).min(self.wanted.leaves());
+        if end <= self.leaves.start || self.leaves.end <= first {
+            return Ok(());
+        }
+        if self.leaves.start <= first && end <= self.leaves.end {
+            return each((level, number), page, chaining);
+        }
+        if level == 0 {
+            return Ok(());
+        }
+        let inner = self.reader.decode_inner(page, self.shape, level, number)?;
+        for (slot, child) in inner.slots.iter().enumerate() {
+            if let InnerSlot::Child { page, chaining } = child {
+                let below = number * INNER_SLOTS as u64 + slot as u64;
+                self.below((level - 1, below), *page, *chaining, each)?;
+            }
+        }
+        Ok(())
     }
 }
 

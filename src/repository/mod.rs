@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod aside;
+pub mod complete;
 pub mod compression;
 pub mod condemned;
 mod describe;

@@ -7,15 +7,14 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
+use crate::repository::complete::find_missing;
 use crate::repository::map_reader::MapReader;
 use crate::repository::notes::{Notes, store_note};
 use crate::repository::points::{Point, PointSet, read_manifest};
-use crate::repository::reach::{Visitor, visit};
-use crate::repository::session::{Presence, Session};
+use crate::repository::session::Session;
 use crate::storage::{Folder, ObjectName};
-use diskvault_format::id::{ChunkId, PageId, PointId};
+use diskvault_format::id::PointId;
 use diskvault_format::small::{NOTE_PIN, NOTE_TAG, NOTE_UNPIN};
-use std::collections::HashSet;
 
 /// Tries of an undo that is fenced each time.
 const TRIES: u32 = 3;
@@ -94,15 +93,21 @@ fn publish(
         return Ok((old, back.id));
     }
     let reader = MapReader::new(repository, session.locator());
-    let mut complete =
-        Complete { presence: session.presence(), monitor, pages: HashSet::new(), point: old.id };
     monitor.start("looking for what the point needs", None);
-    match visit(&reader, &old.manifest, &mut complete) {
-        // A prune has taken it for dead and need not keep what it looks at.
-        Err(error) if error.kind().is_finding() && !session.is_registered()? => {
-            return Err(Error::new(ErrorKind::Fenced, "the lease of this undo was removed"));
+    let missing = match find_missing(&reader, session.presence(), &old.manifest, monitor) {
+        Ok(None) => None,
+        Ok(Some(what)) => {
+            let point = old.id.short();
+            let text = format!("cannot bring back point {point}: {what} is stored no more");
+            Some(Error::new(ErrorKind::NotFound, text))
         }
-        other => other?,
+        Err(error) if error.kind().is_finding() => Some(error),
+        Err(error) => return Err(error),
+    };
+    if let Some(error) = missing {
+        // A prune has taken it for dead and need not keep what it looks at.
+        let fenced = || Error::new(ErrorKind::Fenced, "the lease of this undo was removed");
+        return Err(if session.is_registered()? { error } else { fenced() });
     }
     monitor.finish();
     drop(reader);
@@ -154,40 +159,5 @@ fn find(repository: &Repository, points: &PointSet, prefix: &str) -> Result<Poin
             let error = Error::new(ErrorKind::NotFound, text);
             Err(error.hint("`diskvault list --forgotten` shows what can be brought back"))
         }
-    }
-}
-
-/// Refuses what is not present.
-struct Complete<'a> {
-    presence: &'a Presence,
-    monitor: &'a dyn Monitor,
-    pages: HashSet<PageId>,
-    point: PointId,
-}
-
-impl Complete<'_> {
-    fn look_up(&self, what: &str, id: &[u8; 32]) -> Result<()> {
-        if self.presence.contains(id)? {
-            return Ok(());
-        }
-        let hex = diskvault_format::id::to_hex(id);
-        let point = self.point.short();
-        let text = format!("cannot bring back point {point}: {what} {hex} is stored no more");
-        Err(Error::new(ErrorKind::NotFound, text))
-    }
-}
-
-impl Visitor for Complete<'_> {
-    fn page(&mut self, id: PageId) -> Result<bool> {
-        if !self.pages.insert(id) {
-            return Ok(false);
-        }
-        self.monitor.check_cancelled()?;
-        self.look_up("map page", &id.0)?;
-        Ok(true)
-    }
-
-    fn chunk(&mut self, id: ChunkId) -> Result<()> {
-        self.look_up("chunk", &id.0)
     }
 }

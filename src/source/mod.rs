@@ -4,6 +4,7 @@
 //! Invariant of this floor: nothing is ever written to a source, and a source that changes its
 //! size while it is read is an error, never a silently shorter disk.
 
+pub mod changes;
 mod extents;
 mod image;
 pub mod partitions;
@@ -94,6 +95,13 @@ pub trait DiskSource: Send + Sync {
     /// written in between: the kernel's clock for file times ticks every 1 to 10 ms, so a
     /// write within the tick of the open does not show.
     fn identity(&self) -> Vec<u8>;
+
+    /// When a file of the disk, or what the system knows of it, was changed last before it was
+    /// opened, in nanoseconds since 1970 by the clock of the file system; nothing for what has no
+    /// such times.
+    fn changed_unix_ns(&self) -> Option<i64> {
+        None
+    }
 }
 
 /// How an input is stored if the user does not say.

@@ -27,8 +27,11 @@ const LOGICAL_MAX: usize = 128;
 /// A GPT has 128 entries of 128 bytes (16 KiB); 1 MiB of them is more than any tool writes.
 const GPT_TABLE_BYTES_MAX: u64 = 1 << 20;
 
+/// Starts that are kept.
+const STARTS_MAX: usize = 256;
+
 /// What a disk's partition table says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartitionLayout {
     /// `gpt`, `mbr` or `none`.
     pub table: &'static str,
@@ -36,13 +39,20 @@ pub struct PartitionLayout {
     pub partitions: u32,
     /// Partitions whose start is no multiple of 4096 bytes.
     pub misaligned: u32,
+    /// Where they begin, in bytes: of the first 256.
+    pub starts: Vec<u64>,
 }
 
 impl PartitionLayout {
-    const NONE: PartitionLayout = PartitionLayout { table: "none", partitions: 0, misaligned: 0 };
+    const fn empty(table: &'static str) -> PartitionLayout {
+        PartitionLayout { table, partitions: 0, misaligned: 0, starts: Vec::new() }
+    }
 
     fn add(&mut self, start_bytes: u64) {
         self.partitions += 1;
+        if self.starts.len() < STARTS_MAX {
+            self.starts.push(start_bytes);
+        }
         if !start_bytes.is_multiple_of(ALIGNMENT_BYTES) {
             self.misaligned += 1;
         }
@@ -60,7 +70,7 @@ impl PartitionLayout {
 /// Only what [`DiskSource::read_at`] returns.
 pub fn partition_layout(source: &dyn DiskSource) -> Result<PartitionLayout> {
     let Some(entries) = boot_record(source, 0)? else {
-        return Ok(gpt(source)?.unwrap_or(PartitionLayout::NONE));
+        return Ok(gpt(source)?.unwrap_or(PartitionLayout::empty("none")));
     };
     let protective = entries.iter().any(|entry| entry.kind == 0xee);
     if !protective {
@@ -69,7 +79,7 @@ pub fn partition_layout(source: &dyn DiskSource) -> Result<PartitionLayout> {
             return Ok(layout);
         }
     }
-    Ok(gpt(source)?.unwrap_or(PartitionLayout::NONE))
+    Ok(gpt(source)?.unwrap_or(PartitionLayout::empty("none")))
 }
 
 /// One entry of a boot record, in sectors of 512 bytes.
@@ -118,7 +128,7 @@ fn boot_record(source: &dyn DiskSource, sector: u64) -> Result<Option<[Entry; 4]
 /// Counts the primary and logical partitions whose start lies on the disk.
 fn mbr(source: &dyn DiskSource, entries: &[Entry; 4]) -> Result<PartitionLayout> {
     let sectors = source.size() / MBR_SECTOR_BYTES;
-    let mut layout = PartitionLayout { table: "mbr", ..PartitionLayout::NONE };
+    let mut layout = PartitionLayout::empty("mbr");
     for entry in entries.iter().filter(|entry| entry.is_used()) {
         if entry.start == 0 || entry.start >= sectors {
             continue;
@@ -195,7 +205,7 @@ fn gpt_at(source: &dyn DiskSource, sector_bytes: u64) -> Result<Option<Partition
     }
     let mut table = vec![0_u8; table_bytes as usize];
     source.read_at(table_start, &mut table)?;
-    let mut layout = PartitionLayout { table: "gpt", ..PartitionLayout::NONE };
+    let mut layout = PartitionLayout::empty("gpt");
     for entry in table.chunks_exact(entry_bytes as usize) {
         let (first, last) = (u64_at(entry, 32), u64_at(entry, 40));
         let used = entry[..16].iter().any(|&byte| byte != 0);
@@ -224,10 +234,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn layout(image: &[u8]) -> PartitionLayout {
+    fn layout(image: &[u8]) -> (&'static str, u32, u32) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), image).unwrap();
-        partition_layout(&*open_disk(file.path()).unwrap()).unwrap()
+        let found = partition_layout(&*open_disk(file.path()).unwrap()).unwrap();
+        let off = found.starts.iter().filter(|start| !start.is_multiple_of(4096)).count();
+        assert_eq!((found.starts.len(), off as u32), (found.partitions as usize, found.misaligned));
+        (found.table, found.partitions, found.misaligned)
     }
 
     fn boot(image: &mut [u8], sector: usize, entries: &[(u8, u32, u32)]) {
@@ -257,8 +270,8 @@ mod tests {
         }
     }
 
-    fn result(table: &'static str, partitions: u32, misaligned: u32) -> PartitionLayout {
-        PartitionLayout { table, partitions, misaligned }
+    fn result(table: &'static str, partitions: u32, misaligned: u32) -> (&'static str, u32, u32) {
+        (table, partitions, misaligned)
     }
 
     #[test]
@@ -291,21 +304,21 @@ mod tests {
 
     #[test]
     fn no_table_is_none() {
-        assert_eq!(layout(&[]), PartitionLayout::NONE);
-        assert_eq!(layout(&[0x55; 511]), PartitionLayout::NONE);
-        assert_eq!(layout(&[0; 8192]), PartitionLayout::NONE);
+        assert_eq!(layout(&[]), result("none", 0, 0));
+        assert_eq!(layout(&[0x55; 511]), result("none", 0, 0));
+        assert_eq!(layout(&[0; 8192]), result("none", 0, 0));
         let mut image = vec![0; 8192];
         boot(&mut image, 0, &[(0xee, 1, u32::MAX)]);
-        assert_eq!(layout(&image), PartitionLayout::NONE, "protective without GPT");
+        assert_eq!(layout(&image), result("none", 0, 0), "protective without GPT");
         // Boot code of a file system.
         boot(&mut image, 0, &[(0x83, 1, 8)]);
         image[446] = 0x33;
-        assert_eq!(layout(&image), PartitionLayout::NONE);
+        assert_eq!(layout(&image), result("none", 0, 0));
         // A table that reaches beyond the end.
         let mut image = vec![0; 1 << 20];
         put_gpt(&mut image, 512, &[64]);
         image.truncate(16 * 1024);
-        assert_eq!(layout(&image), PartitionLayout::NONE);
+        assert_eq!(layout(&image), result("none", 0, 0));
     }
 
     proptest! {

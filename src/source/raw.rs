@@ -269,6 +269,13 @@ impl DiskSource for RawSource {
         }
         token
     }
+
+    fn changed_unix_ns(&self) -> Option<i64> {
+        let metadata = Some(&self.metadata).filter(|_| !self.is_device)?;
+        let of = |seconds: i64, ns: i64| seconds.saturating_mul(1_000_000_000).saturating_add(ns);
+        let changed = of(metadata.ctime(), metadata.ctime_nsec());
+        Some(changed.max(of(metadata.mtime(), metadata.mtime_nsec())))
+    }
 }
 
 #[cfg(test)]

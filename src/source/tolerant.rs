@@ -141,4 +141,8 @@ impl DiskSource for TolerantSource {
     fn identity(&self) -> Vec<u8> {
         self.inner.identity()
     }
+
+    fn changed_unix_ns(&self) -> Option<i64> {
+        self.inner.changed_unix_ns()
+    }
 }

@@ -42,7 +42,7 @@ fn a_flipped_bit_is_named_saved_set_aside_and_healed() {
     outcome.prints(&format!("web01 {}/image: bytes ", &point[..8])).prints(" chunks, the first");
     vault.fails(5, &["repair", "packs", "--dry-run"], "found 1 damaged packs");
     let outcome = vault.ok(&["repair", "packs"]);
-    outcome.prints("read 2 packs: 1 are damaged").prints(&format!("set aside: aside/packs-{id}."));
+    outcome.prints("read 2 packs: 1 is damaged").prints(&format!("set aside: aside/packs-{id}."));
     outcome.prints("chunks and pages are lost");
     assert!(!pack.exists());
     vault.fails(5, &["restore", "web01/image", &vault.arg("out")], "cannot ");

@@ -122,6 +122,7 @@ impl Lab {
             time_unix_ns: None,
             digests: digests.to_vec(),
             host: "lab".into(),
+            reading: diskvault::backup::Reading::Full,
         };
         diskvault::backup::run(&self.repository, &options, &self.pool, &Silent).unwrap()
     }

@@ -6,7 +6,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
-use diskvault::backup::{self, BackupOptions, BackupReport, ChunkerChoice, InputRequest};
+use diskvault::backup::{self, BackupOptions, BackupReport, ChunkerChoice, InputRequest, Reading};
 use diskvault::check::{self, CheckOptions, CheckReport, DataSubset};
 use diskvault::environment::Environment;
 use diskvault::error::{Error, Result};
@@ -256,6 +256,7 @@ pub fn options(series: &str, inputs: Vec<InputRequest>) -> BackupOptions {
         time_unix_ns: None,
         digests: Vec::new(),
         host: "host".into(),
+        reading: Reading::default(),
     }
 }
 

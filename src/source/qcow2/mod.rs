@@ -32,6 +32,8 @@ pub struct Qcow2Source {
     geometry: Geometry,
     compression: Compression,
     size: u64,
+    /// Which snapshot it shows, for its identity; empty for none.
+    view: Vec<u8>,
     l1: Vec<u64>,
     /// Second-level tables by their place, the one used last at the end.
     tables: Mutex<Vec<(u64, Arc<Table>)>>,
@@ -58,11 +60,11 @@ impl Qcow2Source {
         snapshot: Option<&str>,
         others: Others,
     ) -> Result<Qcow2Source> {
-        let (l1, size) = match snapshot {
-            None => (header.l1, header.size),
+        let (l1, size, view) = match snapshot {
+            None => (header.l1, header.size, Vec::new()),
             Some(name) => {
                 let found = find_snapshot(file.as_ref(), header, name)?;
-                (found.l1, found.size.unwrap_or(header.size))
+                (found.l1, found.size.unwrap_or(header.size), found.id.into_bytes())
             }
         };
         let l1 = header.read_l1(file.as_ref(), l1, size)?;
@@ -74,7 +76,7 @@ impl Qcow2Source {
         };
         let Others { backing, data_file } = others;
         let (compression, tables) = (header.compression, Mutex::default());
-        Ok(Qcow2Source { file, data_file, backing, geometry, compression, size, l1, tables })
+        Ok(Qcow2Source { file, data_file, backing, geometry, compression, size, view, l1, tables })
     }
 
     fn file(&self) -> &dyn DiskSource {
@@ -265,6 +267,11 @@ impl DiskSource for Qcow2Source {
     }
 
     fn identity(&self) -> Vec<u8> {
-        self.files().flat_map(DiskSource::identity).collect()
+        self.files().flat_map(DiskSource::identity).chain(self.view.iter().copied()).collect()
+    }
+
+    fn changed_unix_ns(&self) -> Option<i64> {
+        let changed: Option<Vec<i64>> = self.files().map(DiskSource::changed_unix_ns).collect();
+        changed?.into_iter().max()
     }
 }

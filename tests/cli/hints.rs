@@ -1,0 +1,101 @@
+//! `backup --base --changed`: only what has changed is read, and what does not count is said.
+
+use crate::support::{MIB, Vault, random};
+use serde_json::Value;
+use std::fs;
+use std::io::{Seek, SeekFrom, Write};
+
+const DISK: [&str; 6] = ["--json", "backup", "--name", "web01", "--disk", "vda=disk"];
+
+fn vault_with_disk() -> (Vault, Vec<u8>) {
+    let vault = Vault::new();
+    let data = random(1, 64 * MIB);
+    vault.write("disk", &data);
+    vault.ok(&DISK);
+    (vault, data)
+}
+
+fn overwrite(vault: &Vault, data: &mut [u8], at: u64, bytes: &[u8]) {
+    data[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
+    let mut file = fs::File::options().write(true).open(vault.path("disk")).unwrap();
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.write_all(bytes).unwrap();
+}
+
+fn back_up(vault: &Vault, code: i32, further: &[&str]) -> (Value, String) {
+    let outcome = vault.run(&[&DISK[..], further].concat());
+    assert_eq!(outcome.code, code, "{}", outcome.stderr);
+    (serde_json::from_slice(&outcome.stdout).unwrap(), outcome.stderr)
+}
+
+#[test]
+fn a_list_a_map_and_a_bitmap_are_read_and_the_rest_is_not() {
+    let (vault, mut data) = vault_with_disk();
+    let at = 40 * MIB;
+    let mut bitmap = vec![0_u8; 128];
+    bitmap[80] = 1;
+    for (number, (name, list, further)) in [
+        ("lines", format!("0 {at} same\n{at} 65536 data\n").into_bytes(), &[][..]),
+        ("map", format!("[{{\"offset\":{at},\"length\":65536}}]").into_bytes(), &[]),
+        ("bits", bitmap, &["--granularity", "64K"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        overwrite(&vault, &mut data, at + 5, &random(10 + number as u64, 5000));
+        vault.write(name, &list);
+        let changed = format!("vda={name}");
+        let hint = ["--base", "web01", "--changed", &changed, "--reread", "1/1000"];
+        let (summary, _) = back_up(&vault, 0, &[&hint[..], further].concat());
+        assert_eq!(summary["new_bytes"], 64 << 10, "{name}: {summary}");
+        assert_eq!(summary["unchanged_bytes"], 64 * MIB - (64 << 10), "{name}");
+        let tracking = &vault.json(&["show", "web01"])["disks"][0]["tracking"];
+        assert_eq!(tracking["hint"], format!("change list {name}"));
+        assert_eq!(tracking["inherited_bytes"], 64 * MIB - (64 << 10));
+        vault.assert_restores("web01", &data);
+    }
+    vault
+        .ok(&["show", "web01"])
+        .prints("were taken over")
+        .prints("every byte was read at or after");
+    let root = vault.json(&["show", "web01"])["disks"][0]["map_root"].clone();
+    back_up(&vault, 0, &["--full"]);
+    assert_eq!(vault.json(&["show", "web01"])["disks"][0]["map_root"], root);
+    vault.assert_intact();
+}
+
+#[test]
+fn a_list_that_lies_or_is_about_something_else_ends_in_a_full_read() {
+    let (vault, mut data) = vault_with_disk();
+    overwrite(&vault, &mut data, 4096, b"the partition table");
+    vault.write("empty", b"");
+    let hint = ["--base", "web01", "--changed", "empty"];
+    let (summary, warning) = back_up(&vault, 4, &hint);
+    assert!(
+        warning.contains("disk vda is read in full: change list empty does not count: the disk")
+    );
+    assert!(summary["read_bytes"].as_u64().unwrap() >= 64 * MIB);
+    vault.assert_restores("web01", &data);
+    let shown = vault.json(&["show", "web01"]);
+    let refused = shown["disks"][0]["tracking"]["refused"].as_str().unwrap();
+    assert_eq!(refused, "the disk is another at 0, which is said to be unchanged");
+    vault.write("far", format!("{} 512", 65 * MIB).as_bytes());
+    let (_, warning) = back_up(&vault, 4, &["--base", "web01", "--changed", "far"]);
+    assert!(warning.contains("it tells of changes beyond the end of the disk"), "{warning}");
+    // A base that was forgotten, and lists that are none, make no point.
+    let points = vault.point_count();
+    vault.write("bad", b"1 2 maybe");
+    for (code, further, text) in [
+        (1, ["--base", "gone", "--changed", "empty"], "cannot find"),
+        (2, ["--base", "web01", "--changed", "bad"], "line 1: \"maybe\" is no kind of range"),
+        (1, ["--base", "web01", "--changed", "none"], "cannot read change list none"),
+        (2, ["--base", "web01", "--changed", "vdb=empty"], "cannot find a disk named vdb"),
+        (2, ["--base", "web01/vda", "--changed", "empty"], "expected a point without a disk"),
+        (2, ["--base", "web01", "--reread", "2/3"], "expected 1/N"),
+    ] {
+        vault.fails(code, &[&DISK[1..], &further].concat(), text);
+    }
+    vault.fails(2, &[&DISK[1..], &["--base", "web01"][..]].concat(), "--changed");
+    assert_eq!(vault.point_count(), points);
+    vault.assert_intact();
+}

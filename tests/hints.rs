@@ -1,0 +1,453 @@
+//! Reading only what somebody says has changed: the same map as a full read where that is true, and a
+//! full read where it is not.
+
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test may stop where it fails")]
+
+mod support;
+
+use diskvault::backup::{
+    BackupOptions, BackupReport, ChunkerChoice, Hint, InputRequest, Reading, Reread, run_with,
+};
+use diskvault::error::Result;
+use diskvault::monitor::Monitor;
+use diskvault::repository::Repository;
+use diskvault::repository::points::{Point, PointSet};
+use diskvault::source::{DiskSource, Extent, ExtentKind, InputKind};
+use diskvault_format::manifest::{Chunking, DiskRecord};
+use diskvault_format::tracking::Tracking;
+use proptest::prelude::*;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+use support::vault::{CHUNK_BYTES, Parts, Vault, noise, options};
+
+const CHUNK: u64 = CHUNK_BYTES as u64;
+
+/// A disk in memory that counts what is read of it.
+#[derive(Default)]
+struct Counted {
+    data: Vec<u8>,
+    /// Zeros that are holes, in chunks.
+    holes: Vec<Range<u64>>,
+    read: Arc<Mutex<Vec<Range<u64>>>>,
+    token: Vec<u8>,
+    changed_unix_ns: Option<i64>,
+}
+
+impl DiskSource for Counted {
+    fn size(&self) -> u64 {
+        self.data.len() as u64
+    }
+
+    fn describe(&self) -> String {
+        "memory".into()
+    }
+
+    fn format(&self) -> &'static str {
+        "raw"
+    }
+
+    fn extents_in(
+        &self,
+        range: Range<u64>,
+        each: &mut dyn FnMut(Extent) -> Result<()>,
+    ) -> Result<()> {
+        let end = range.end.min(self.size());
+        let mut at = range.start;
+        while at < end {
+            let is_hole = |at: u64| self.holes.iter().any(|hole| hole.contains(&(at / CHUNK)));
+            let kind = if is_hole(at) { ExtentKind::Hole } else { ExtentKind::Data };
+            let mut stop = at;
+            while stop < end && is_hole(stop) == is_hole(at) {
+                stop = ((stop / CHUNK + 1) * CHUNK).min(end);
+            }
+            each(Extent { start: at, bytes: stop - at, kind })?;
+            at = stop;
+        }
+        Ok(())
+    }
+
+    fn allocation_known(&self) -> bool {
+        true
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let end = offset + buffer.len() as u64;
+        self.read.lock().unwrap().push(offset..end);
+        buffer.copy_from_slice(&self.data[offset as usize..end as usize]);
+        Ok(())
+    }
+
+    fn prefetch(&self, _offset: u64, _bytes: u64) {}
+
+    fn check_unchanged_size(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn identity(&self) -> Vec<u8> {
+        self.token.clone()
+    }
+
+    fn changed_unix_ns(&self) -> Option<i64> {
+        self.changed_unix_ns
+    }
+}
+
+/// Keeps what it is warned of.
+#[derive(Default)]
+struct Warnings(Mutex<Vec<String>>);
+
+impl Monitor for Warnings {
+    fn warn(&self, text: &str) {
+        self.0.lock().unwrap().push(text.into());
+    }
+}
+
+struct Given<'a> {
+    data: &'a [u8],
+    holes: &'a [Range<u64>],
+    hint: Option<Hint>,
+    reading: Reading,
+    chunker: ChunkerChoice,
+    /// Token and time of its last change.
+    file: (Vec<u8>, Option<i64>),
+}
+
+impl<'a> Given<'a> {
+    fn full(data: &'a [u8]) -> Given<'a> {
+        let (holes, hint, reading) = (&[][..], None, Reading::default());
+        let (chunker, file) = (ChunkerChoice::Fixed, (Vec::new(), None));
+        Given { data, holes, hint, reading, chunker, file }
+    }
+
+    fn hinted(data: &'a [u8], base: &Point, changed: Vec<Range<u64>>) -> Given<'a> {
+        let told_by = "the test".to_string();
+        let hint = Some(Hint { base: base.clone(), changed, told_by });
+        Given { hint, ..Given::full(data) }
+    }
+}
+
+struct Made {
+    report: BackupReport,
+    read_bytes: u64,
+    warnings: Vec<String>,
+}
+
+impl Made {
+    fn disk(&self) -> &DiskRecord {
+        &self.report.manifest.disks[0]
+    }
+
+    fn tracking(&self) -> Tracking {
+        Tracking::find(&self.disk().extensions).unwrap()
+    }
+}
+
+fn back_up(vault: &mut Vault, repository: &Repository, given: Given<'_>) -> Made {
+    let path = vault.folder.path().join("vda");
+    std::fs::write(&path, noise(0, 4096)).unwrap();
+    let mut input = InputRequest::new(Some("vda".into()), path, Some(InputKind::Disk));
+    input.hint = given.hint.map(Arc::new);
+    let options = BackupOptions {
+        chunker: given.chunker,
+        reading: given.reading,
+        ..options("web01", vec![input])
+    };
+    let read = Arc::new(Mutex::default());
+    let open = |_: &InputRequest| {
+        Ok(Box::new(Counted {
+            data: given.data.to_vec(),
+            holes: given.holes.to_vec(),
+            read: Arc::clone(&read),
+            token: given.file.0.clone(),
+            changed_unix_ns: given.file.1,
+        }) as Box<dyn DiskSource>)
+    };
+    let warnings = Warnings::default();
+    let report = run_with(repository, &options, &open, &vault.pool, &warnings).unwrap();
+    let parts = Parts::from([("vda".to_string(), given.data.to_vec())]);
+    vault.known.insert(report.point, parts);
+    let read_bytes = read.lock().unwrap().iter().map(|range| range.end - range.start).sum();
+    Made { report, read_bytes, warnings: warnings.0.into_inner().unwrap() }
+}
+
+fn newest(repository: &Repository) -> Point {
+    PointSet::load(repository).unwrap().latest("web01").unwrap().clone()
+}
+
+fn assert_restores(vault: &Vault, repository: &Repository, what: &str) {
+    let outcomes = vault.restore_all(repository).unwrap();
+    assert!(outcomes.values().all(Result::is_ok), "{what}: {outcomes:?}");
+}
+
+/// So many chunks; no two are equal.
+fn disk(seed: u64, chunks: u64) -> Vec<u8> {
+    noise(seed, (chunks * CHUNK) as usize)
+}
+
+fn one(range: Range<u64>) -> Vec<Range<u64>> {
+    std::iter::once(range).collect()
+}
+
+fn overwrite(data: &mut [u8], seed: u64, range: Range<u64>) {
+    let bytes = noise(seed, (range.end - range.start) as usize);
+    data[range.start as usize..range.end as usize].copy_from_slice(&bytes);
+}
+
+#[test]
+fn only_what_has_changed_is_read_and_the_map_is_that_of_a_full_read() {
+    let mut vault = Vault::new(1);
+    let repository = vault.open("host").unwrap();
+    // Two levels of pages: 64 leaves.
+    let mut data = disk(1, 64 * 64);
+    back_up(&mut vault, &repository, Given::full(&data));
+    let base = newest(&repository);
+    let changed = [5 * CHUNK + 17..5 * CHUNK + 90, 2000 * CHUNK..2003 * CHUNK + 1];
+    for (number, range) in changed.iter().enumerate() {
+        overwrite(&mut data, 50 + number as u64, range.clone());
+    }
+    let given = Given {
+        reading: Reading::ByHints(Reread::Part(1000)),
+        ..Given::hinted(&data, &base, changed.to_vec())
+    };
+    let hinted = back_up(&mut vault, &repository, given);
+    assert_eq!(hinted.warnings, Vec::<String>::new());
+    let tracking = hinted.tracking();
+    let looked_at = tracking.sampled_bytes + tracking.reread_bytes;
+    // Partition tables are looked for in a few more bytes.
+    assert!(
+        hinted.read_bytes - 5 * CHUNK - looked_at < 20_000,
+        "{} {tracking:?}",
+        hinted.read_bytes
+    );
+    assert_eq!(hinted.report.statistics.new_bytes, 5 * CHUNK);
+    assert_eq!(hinted.report.statistics.unchanged_bytes, data.len() as u64 - 5 * CHUNK);
+    assert_eq!(tracking.inherited_bytes, data.len() as u64 - 5 * CHUNK);
+    let inherited = hinted.disk().inherited.iter().map(|range| range.bytes).sum::<u64>();
+    assert_eq!(inherited, tracking.inherited_bytes);
+    let full = Given { reading: Reading::Full, ..Given::full(&data) };
+    let full = back_up(&mut vault, &repository, full);
+    assert_eq!(hinted.disk().root, full.disk().root);
+    assert_restores(&vault, &repository, "both");
+    // What is stored anew: the chunks, their two leaves and the page above.
+    assert!(hinted.report.statistics.stored_bytes < 6 * CHUNK + (160 << 10));
+}
+
+#[test]
+fn a_lie_that_is_seen_makes_it_a_full_read() {
+    let mut vault = Vault::new(2);
+    let repository = vault.open("host").unwrap();
+    let data = disk(1, 500);
+    back_up(&mut vault, &repository, Given::full(&data));
+    let base = newest(&repository);
+    // Every chunk is read at random or in turn: 300 of 500, and all in a second.
+    for chunk in [0, 3, 250, 499] {
+        let mut other = data.clone();
+        overwrite(&mut other, 9, chunk * CHUNK + 5..chunk * CHUNK + 6);
+        let made = back_up(&mut vault, &repository, Given::hinted(&other, &base, vec![]));
+        let tracking = made.tracking();
+        let text = format!("the disk is another at {}", chunk * CHUNK);
+        assert!(tracking.refused.contains(&text), "{tracking:?}");
+        assert!(made.warnings[0].contains("read in full: the test does not count: the disk is"));
+        assert_eq!((tracking.inherited_bytes, made.disk().inherited.len()), (0, 0));
+        assert!(made.read_bytes >= other.len() as u64);
+    }
+    assert_restores(&vault, &repository, "lies");
+}
+
+#[test]
+fn a_hint_about_something_else_does_not_count() {
+    let mut vault = Vault::new(3);
+    let repository = vault.open("host").unwrap();
+    let data = disk(1, 300);
+    back_up(&mut vault, &repository, Given::full(&data));
+    let base = newest(&repository);
+    let packs = vault.names(diskvault::storage::Folder::Packs);
+    let mut renamed = base.clone();
+    renamed.manifest.disks[0].name = "vdb".into();
+    let mut recut = base.clone();
+    recut.manifest.disks[0].chunking = Chunking::fixed(2 * CHUNK_BYTES);
+    let mut imported = base.clone();
+    imported.manifest.disks[0].source_format = "qcow2".into();
+    let shorter = &data[..data.len() / 2];
+    for (given, text) in [
+        (Given::hinted(&data, &renamed, vec![]), "has no such disk"),
+        (Given::hinted(&data, &recut, vec![]), "has it cut another way"),
+        (Given::hinted(&data, &imported, vec![]), "has it from qcow2, and it is raw now"),
+        (Given::hinted(shorter, &base, vec![]), "the disk was larger at point"),
+        (Given::hinted(&data, &base, one(1 << 40..1 << 41)), "beyond the end of the disk"),
+        (
+            Given { chunker: ChunkerChoice::Content, ..Given::hinted(&data, &base, vec![]) },
+            "it is cut by its content",
+        ),
+    ] {
+        let made = back_up(&mut vault, &repository, given);
+        assert!(made.tracking().refused.contains(text), "{:?}", made.tracking());
+        let warned = made.warnings.iter().any(|warning| warning.contains(text));
+        assert!(warned, "{text}: {:?}", made.warnings);
+    }
+    // Of a base that lacks a chunk nothing is taken over.
+    let largest = packs.iter().max_by_key(|name| vault.storage.snapshot()[*name].len());
+    vault.storage.remove(largest.unwrap());
+    let repository = vault.open("stranger").unwrap();
+    let made = back_up(&mut vault, &repository, Given::hinted(&data, &base, vec![]));
+    assert!(made.tracking().refused.contains("is stored no more"), "{:?}", made.tracking());
+    let outcomes = vault.restore_all(&repository).unwrap();
+    assert!(outcomes[&made.report.point].is_ok());
+}
+
+#[test]
+fn a_file_with_its_old_times_is_not_read_again_unless_it_was_just_written() {
+    let mut vault = Vault::new(4);
+    let repository = vault.open("host").unwrap();
+    let data = disk(1, 4096);
+    let file = |seconds: i64, before: i64| (vec![7; 56], Some(before - seconds * 1_000_000_000));
+    let first = back_up(&mut vault, &repository, Given { file: file(60, 0), ..Given::full(&data) });
+    for (seconds, is_hint) in [(10, true), (1, false), (-10, false)] {
+        let mut given = Given { file: file(60, 0), ..Given::full(&data) };
+        given.file.1 = file(seconds, newest(&repository).manifest.started_unix_ns).1;
+        given.reading = Reading::ByHints(Reread::Part(100));
+        let made = back_up(&mut vault, &repository, given);
+        assert_eq!(!made.disk().inherited.is_empty(), is_hint, "{seconds} s before");
+        assert_eq!(made.read_bytes < data.len() as u64, is_hint);
+        assert_eq!(made.disk().root, first.disk().root);
+        assert_eq!(made.disk().extensions.is_empty(), !is_hint);
+    }
+    for (token, reading) in [(vec![8; 56], Reading::default()), (vec![7; 56], Reading::Full)] {
+        let given = Given { file: (token, Some(0)), reading, ..Given::full(&data) };
+        assert!(back_up(&mut vault, &repository, given).read_bytes >= data.len() as u64);
+    }
+    assert_restores(&vault, &repository, "by times");
+}
+
+#[test]
+fn every_byte_is_read_again_in_turn() {
+    let mut vault = Vault::new(5);
+    let repository = vault.open("host").unwrap();
+    let data = disk(1, 1000);
+    let first = back_up(&mut vault, &repository, Given::full(&data));
+    let first_time = first.report.manifest.time_unix_ns;
+    let (mut times, mut positions) = (vec![], vec![]);
+    for _ in 0..9 {
+        let base = newest(&repository);
+        let given = Given {
+            reading: Reading::ByHints(Reread::Part(4)),
+            ..Given::hinted(&data, &base, one(8 * CHUNK..9 * CHUNK))
+        };
+        let made = back_up(&mut vault, &repository, given);
+        times.push(made.report.manifest.time_unix_ns);
+        positions.push((made.tracking().position, made.tracking().proven_unix_ns));
+    }
+    // 999 chunks in fours: 250 at a time; the fourth finds less than that, and ends the round.
+    let at = |chunk: u64| chunk * CHUNK;
+    assert_eq!(positions[0], (at(251), first_time));
+    assert_eq!(positions[2], (at(751), first_time));
+    assert_eq!(positions[3], (0, times[0]));
+    assert_eq!(positions[6], (at(751), times[0]));
+    assert_eq!(positions[7], (0, times[4]));
+}
+
+#[test]
+fn what_was_discarded_is_seen_without_a_hint() {
+    let mut vault = Vault::new(7);
+    let repository = vault.open("host").unwrap();
+    let mut data = disk(1, 64 * 64);
+    back_up(&mut vault, &repository, Given::full(&data));
+    let base = newest(&repository);
+    // Leaves 3 to 9, and the last ones of the disk.
+    let holes = [3 * 64..10 * 64, 60 * 64..64 * 64];
+    for hole in &holes {
+        data[(hole.start * CHUNK) as usize..(hole.end * CHUNK) as usize].fill(0);
+    }
+    let given = Given { holes: &holes, ..Given::hinted(&data, &base, vec![]) };
+    let made = back_up(&mut vault, &repository, given);
+    assert_eq!(made.tracking().refused, "");
+    assert_restores(&vault, &repository, "discarded");
+}
+
+#[test]
+fn what_could_not_be_read_then_is_read_now() {
+    let mut vault = Vault::new(6);
+    let repository = vault.open("host").unwrap();
+    let mut data = disk(1, 4096);
+    data[3000 * CHUNK as usize..][..4096].fill(0);
+    back_up(&mut vault, &repository, Given::full(&data));
+    let mut base = newest(&repository);
+    let bad = diskvault_format::manifest::ByteRange { start: 3000 * CHUNK, bytes: 4096 };
+    base.manifest.disks[0].bad_extents.push(bad);
+    overwrite(&mut data, 3, 3000 * CHUNK..3000 * CHUNK + 4096);
+    let given = Given {
+        reading: Reading::ByHints(Reread::Part(10_000)),
+        ..Given::hinted(&data, &base, vec![])
+    };
+    let made = back_up(&mut vault, &repository, given);
+    assert_eq!(made.tracking().refused, "");
+    assert_restores(&vault, &repository, "healed");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// Any disk, any change, told as any superset: the map of a full read.
+    #[test]
+    fn a_true_hint_gives_the_map_of_a_full_read(
+        chunks in 2_u64..700,
+        tail in 0_u64..3,
+        grown in prop::option::of(0_u64..700),
+        zeros in prop::collection::vec((0_u64..700, 1_u64..200), 0..4),
+        writes in prop::collection::vec((0_u64..1 << 26, 1_u64..200_000, prop::bool::ANY), 0..6),
+        holes in prop::collection::vec((0_u64..1000, 1_u64..100), 0..3),
+        seed in 0_u64..1000,
+    ) {
+        let mut vault = Vault::new(seed);
+        let repository = vault.open("host").unwrap();
+        let mut data = disk(seed, chunks);
+        data.truncate(data.len() - (tail * 512) as usize);
+        for (first, count) in zeros {
+            let range = (first * CHUNK).min(data.len() as u64)..((first + count) * CHUNK).min(data.len() as u64);
+            data[range.start as usize..range.end as usize].fill(0);
+        }
+        let before = data.clone();
+        back_up(&mut vault, &repository, Given::full(&before));
+        let base = newest(&repository);
+        let mut changed = Vec::new();
+        if let Some(more) = grown {
+            data.resize(data.len() + (more * CHUNK) as usize + 512, 0);
+        }
+        let size = data.len() as u64;
+        for (start, bytes, is_zero) in writes {
+            let start = start % size;
+            let end = (start + bytes).min(size);
+            match is_zero {
+                true => data[start as usize..end as usize].fill(0),
+                false => overwrite(&mut data, start, start..end),
+            }
+            changed.push(start..end);
+        }
+        let mut hollow = Vec::new();
+        for (first, count) in holes {
+            let range = (first * CHUNK).min(size)..((first + count) * CHUNK).min(size);
+            data[range.start as usize..range.end as usize].fill(0);
+            if range.start < range.end {
+                hollow.push(first..first + count);
+                changed.push(range);
+            }
+        }
+        let changed = diskvault::source::changes::join(changed);
+        let given = Given { holes: &hollow, ..Given::hinted(&data, &base, changed) };
+        let hinted = back_up(&mut vault, &repository, given);
+        prop_assert_eq!(hinted.tracking().refused, "");
+        let given = Given { holes: &hollow, reading: Reading::Full, ..Given::full(&data) };
+        let full = back_up(&mut vault, &repository, given);
+        prop_assert_eq!(hinted.disk().root, full.disk().root);
+        prop_assert_eq!(hinted.report.statistics.hole_bytes, full.report.statistics.hole_bytes);
+        let data_bytes = |made: &Made| {
+            let sum = &made.report.statistics;
+            sum.unchanged_bytes + sum.deduplicated_bytes + sum.new_bytes
+        };
+        prop_assert_eq!(data_bytes(&hinted), data_bytes(&full));
+        assert_restores(&vault, &repository, "hinted");
+        let checked = vault.check(&vault.open("stranger").unwrap(), true).unwrap();
+        prop_assert_eq!(support::vault::damage_of(&checked), "");
+
+    }
+}
