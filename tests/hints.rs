@@ -319,6 +319,25 @@ fn a_file_with_its_old_times_is_not_read_again_unless_it_was_just_written() {
     assert_restores(&vault, &repository, "by times");
 }
 
+/// Nobody asked for that hint: where it cannot be used, nothing is said.
+#[test]
+fn a_file_that_cannot_be_judged_by_its_times_is_read_without_a_word() {
+    let mut vault = Vault::new(8);
+    let repository = vault.open("host").unwrap();
+    let file = || (vec![7; 56], Some(0));
+    let tiny = disk(1, 1);
+    for _ in 0..2 {
+        let made = back_up(&mut vault, &repository, Given { file: file(), ..Given::full(&tiny) });
+        assert_eq!((made.warnings, made.report.manifest.disks[0].extensions.len()), (vec![], 0));
+    }
+    // Same times, other bytes: somebody put them back, and that is said.
+    let (data, other) = (disk(2, 300), disk(3, 300));
+    back_up(&mut vault, &repository, Given { file: file(), ..Given::full(&data) });
+    let made = back_up(&mut vault, &repository, Given { file: file(), ..Given::full(&other) });
+    assert!(made.warnings[0].contains("the file's times does not count: the disk is another"));
+    assert_restores(&vault, &repository, "by times");
+}
+
 #[test]
 fn every_byte_is_read_again_in_turn() {
     let mut vault = Vault::new(5);

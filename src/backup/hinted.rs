@@ -105,15 +105,28 @@ pub(super) fn read(
             None => return Ok(Hinted::default()),
         },
     };
-    let refused = match by_hint(context, work, reader, request, (&hint, reread)) {
+    let refusal = match by_hint(context, work, reader, request, (&hint, reread)) {
         Ok(Ok(hinted)) => return Ok(hinted),
-        Ok(Err(refused)) => refused,
+        Ok(Err(refusal)) => refusal,
         // A map of the base that cannot be read; a full read meets what else there is.
-        Err(error) if error.kind().is_finding() => error.full_text(),
+        Err(error) if error.kind().is_finding() => Refusal::Unfit(error.full_text()),
         Err(error) => return Err(error),
+    };
+    let refused = match refusal {
+        // Nobody asked for it, and nothing is wrong.
+        Refusal::Unfit(_) if request.hint.is_none() => return Ok(Hinted::default()),
+        Refusal::Unfit(text) | Refusal::Lie(text) => text,
     };
     let tracking = Some(refuse(context, request, &hint, refused));
     Ok(Hinted { tracking, ..Hinted::default() })
+}
+
+/// Why a hint does not count.
+enum Refusal {
+    /// It cannot be used here.
+    Unfit(String),
+    /// What was read contradicts it.
+    Lie(String),
 }
 
 /// Says that a hint does not count, and why; for the record, too.
@@ -148,20 +161,20 @@ fn unchanged_file(request: &DiskRequest<'_>) -> Option<Hint> {
     (is_same && is_settled).then(|| Hint { base: base.clone(), changed: Vec::new(), told_by })
 }
 
-/// The inner result says why a hint does not count.
 fn by_hint(
     context: &mut Context<'_>,
     work: &Arc<Work>,
     reader: &MapReader<'_>,
     request: &DiskRequest<'_>,
     (hint, reread): (&Hint, Reread),
-) -> Result<Result<Hinted, String>> {
+) -> Result<Result<Hinted, Refusal>> {
     let disk = match base_disk(context, work, request, hint) {
         Ok(disk) => disk,
-        Err(refused) => return Ok(Err(refused)),
+        Err(refused) => return Ok(Err(Refusal::Unfit(refused))),
     };
     if let Some(missing) = missing_of_base(context, reader, hint, disk)? {
-        return Ok(Err(format!("{missing} of point {} is stored no more", hint.base.id.short())));
+        let text = format!("{missing} of point {} is stored no more", hint.base.id.short());
+        return Ok(Err(Refusal::Unfit(text)));
     }
     let grid = u64::from(work.shape.chunk_bytes());
     let old = MapShape::new(disk.size, work.shape.chunk_bytes())
@@ -180,11 +193,11 @@ fn by_hint(
         ranges = join(ranges);
     }
     let mut look = Look::new(context, work, reader, (old, disk), &ranges)?;
-    if let Some(refused) = look.at_heads(context)? {
-        return Ok(Err(refused));
+    if let Some(lie) = look.at_heads(context)? {
+        return Ok(Err(lie));
     }
-    if let Some(refused) = look.at_random(context)? {
-        return Ok(Err(refused));
+    if let Some(lie) = look.at_random(context)? {
+        return Ok(Err(lie));
     }
     let began = context.repository.environment().monotonic();
     let base = Base { reader, shape: old, top: disk.top, leaves, data_bytes: data_bytes_of(disk) };
@@ -195,8 +208,8 @@ fn by_hint(
         run_pipeline(context, work, &mut cursor, digests, Some(&selected))?;
     let took = context.repository.environment().monotonic().saturating_sub(began);
     let mut tracking = tracking_of(hint, disk, request);
-    if let Some(refused) = look.in_turn(context, took, reread, &mut tracking)? {
-        return Ok(Err(refused));
+    if let Some(lie) = look.in_turn(context, took, reread, &mut tracking)? {
+        return Ok(Err(lie));
     }
     tracking.sampled_bytes = look.sampled_bytes;
     let inherited = between(&ranges, work.shape.size());
@@ -433,14 +446,14 @@ impl<'a> Look<'a> {
         })
     }
 
-    fn refuse(slot: u64, grid: u32) -> String {
-        let at = slot * u64::from(grid);
-        format!("the disk is another at {at}, which is said to be unchanged")
+    fn lie(&self, slot: u64) -> Refusal {
+        let at = slot * u64::from(self.work.shape.chunk_bytes());
+        Refusal::Lie(format!("the disk is another at {at}, which is said to be unchanged"))
     }
 
     /// Reads what changes whenever a guest runs, as far as it is said to be unchanged; why the hint
     /// does not count, if a chunk is another.
-    fn at_heads(&mut self, context: &Context<'_>) -> Result<Option<String>> {
+    fn at_heads(&mut self, context: &Context<'_>) -> Result<Option<Refusal>> {
         let grid = u64::from(self.work.shape.chunk_bytes());
         let size = self.work.shape.size();
         let starts = partition_layout(self.work.source.as_ref())?.starts;
@@ -460,7 +473,7 @@ impl<'a> Look<'a> {
                 context.monitor.check_cancelled()?;
                 self.sampled_bytes += grid;
                 if !self.is_as_told(slot)? {
-                    return Ok(Some(Self::refuse(slot, self.work.shape.chunk_bytes())));
+                    return Ok(Some(self.lie(slot)));
                 }
             }
         }
@@ -468,7 +481,7 @@ impl<'a> Look<'a> {
     }
 
     /// Reads chunks at random places; why the hint does not count, if one is another.
-    fn at_random(&mut self, context: &Context<'_>) -> Result<Option<String>> {
+    fn at_random(&mut self, context: &Context<'_>) -> Result<Option<Refusal>> {
         let count = SAMPLE_MAX.min(self.chunks);
         let seed: [u8; 32] = random_array(context.repository.environment().as_ref())?;
         let mut drawn = blake3::Hasher::new_keyed(&seed).finalize_xof();
@@ -495,7 +508,7 @@ impl<'a> Look<'a> {
                 context.monitor.check_cancelled()?;
                 self.sampled_bytes += u64::from(self.work.shape.chunk_bytes());
                 if !self.is_as_told(slot)? {
-                    return Ok(Some(Self::refuse(slot, self.work.shape.chunk_bytes())));
+                    return Ok(Some(self.lie(slot)));
                 }
             }
         }
@@ -525,7 +538,7 @@ impl<'a> Look<'a> {
         took: Duration,
         reread: Reread,
         tracking: &mut Tracking,
-    ) -> Result<Option<String>> {
+    ) -> Result<Option<Refusal>> {
         let grid = u64::from(self.work.shape.chunk_bytes());
         let environment = context.repository.environment();
         let (began, most) = (environment.monotonic(), took.max(LOOK_TIME));
@@ -550,7 +563,7 @@ impl<'a> Look<'a> {
                 }
                 context.monitor.check_cancelled()?;
                 if !self.is_as_told(*slot)? {
-                    return Ok(Some(Self::refuse(*slot, self.work.shape.chunk_bytes())));
+                    return Ok(Some(self.lie(*slot)));
                 }
                 done += 1;
                 tracking.reread_bytes += grid;
