@@ -233,6 +233,27 @@ fn deltas_of_esxi_on_a_flat_disk() {
     assert!(error.full_text().contains("disk-flat.vmdk: it grew"), "{error:?}");
 }
 
+/// A disk that was grown shows zeros behind the end of its parent.
+#[test]
+fn a_parent_that_is_shorter_goes_on_with_zeros() {
+    let Some(workshop) = Workshop::new() else { return };
+    let mut disk = noise(8, 8 * SECTOR);
+    fs::write(workshop.path("base-flat"), &disk).unwrap();
+    let base = descriptor(1, None, &["RW 8 FLAT \"base-flat\" 0".into()]);
+    fs::write(workshop.path("base.vmdk"), base).unwrap();
+    let mut grains = vec![Grain::Below; 24];
+    grains[20] = Grain::Data(noise(9, SECTOR));
+    fs::write(workshop.path("top-delta"), made::cowd(&grains, 1, 24)).unwrap();
+    let line = "RW 24 VMFSSPARSE \"top-delta\"".to_string();
+    let top = descriptor(2, Some((1, "base.vmdk")), &[line]);
+    fs::write(workshop.path("top.vmdk"), top).unwrap();
+    disk.resize(24 * SECTOR, 0);
+    let disk = made::shown(&grains, SECTOR, &disk);
+    let source = workshop.assert_same_bytes("top.vmdk");
+    assert_view(source.as_ref(), &disk, "grown");
+    assert_eq!(data_of(source.as_ref()), [0..8 * 512, 20 * 512..21 * 512]);
+}
+
 #[test]
 fn extents_of_all_kinds_make_one_disk() {
     let Some(workshop) = Workshop::new() else { return };
@@ -325,15 +346,17 @@ fn the_copy_of_a_directory_stands_in() {
     let (source, warnings) = view(&good);
     assert_view(source.unwrap().as_ref(), &disk, "whole");
     assert_eq!(warnings, [""; 0]);
-    let mut image = good;
-    image[56..64].copy_from_slice(&(1_u64 << 40).to_le_bytes());
-    let (source, warnings) = view(&image);
-    assert_view(source.unwrap().as_ref(), &disk, "by the copy");
-    assert!(warnings[0].ends_with("its grain directory cannot be read; its copy is used"));
-    // Without the flag there is no copy.
-    image[8] &= !2;
-    let error = view(&image).0.err().unwrap();
-    assert!(error.full_text().contains("the grain directory lies beyond the end"), "{error:?}");
+    for (place, text) in [(1_u64 << 40, "lies beyond the end"), (0, "lies in its header")] {
+        let mut image = good.clone();
+        image[56..64].copy_from_slice(&place.to_le_bytes());
+        let (source, warnings) = view(&image);
+        assert_view(source.unwrap().as_ref(), &disk, "by the copy");
+        assert!(warnings[0].ends_with("its grain directory cannot be read; its copy is used"));
+        // Without the flag there is no copy.
+        image[8] &= !2;
+        let error = view(&image).0.err().unwrap();
+        assert!(error.full_text().contains(&format!("the grain directory {text}")), "{error:?}");
+    }
 }
 
 /// A guest can write what it likes into its raw disk.
@@ -395,12 +418,12 @@ fn encrypted_images() {
 
         // A descriptor alone, a delta, and a parent are not all of an image.
         let delta = descriptor(2, Some((1, "e.vmdk")), &["RW 8 ZERO".into()]);
-        let alone = format!("{delta}{line}");
+        let alone = descriptor(2, None, &["RW 8 ZERO".into()]) + line;
+        let encrypted = format!("{delta}{line}");
         let mut embedded = good.clone();
-        embedded[SECTOR..SECTOR + alone.len()].copy_from_slice(alone.as_bytes());
-        let end = SECTOR + alone.len();
-        embedded[end..21 * SECTOR].fill(0);
-        for image in [alone.as_bytes(), &embedded, delta.as_bytes()] {
+        embedded[SECTOR..21 * SECTOR].fill(0);
+        embedded[SECTOR..SECTOR + encrypted.len()].copy_from_slice(encrypted.as_bytes());
+        for image in [alone.as_bytes(), encrypted.as_bytes(), &embedded, delta.as_bytes()] {
             fs::write(workshop.path("d.vmdk"), image).unwrap();
             let (source, warnings) = open("d.vmdk");
             let error = source.err().unwrap();

@@ -12,7 +12,7 @@ use crate::source::{DiskSource, SECTOR_BYTES};
 pub const SIGNATURE: &[u8] = b"# Disk DescriptorFile";
 
 /// Longest descriptor. One of the most extents has a quarter of it.
-pub(super) const DESCRIPTOR_BYTES_MAX: u64 = 1 << 20;
+const DESCRIPTOR_BYTES_MAX: u64 = 1 << 20;
 /// Most extents of an image: 8 TB in pieces of 2 GB, the largest that VMware splits.
 const EXTENTS_MAX: usize = 4096;
 /// The `parentCID` of an image without a parent.
@@ -20,7 +20,7 @@ const NO_PARENT: u32 = u32::MAX;
 
 /// What a descriptor says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Descriptor {
+pub(super) struct Descriptor {
     /// The content id: another number after the first write behind an open of the disk; 0 if it is
     /// encrypted.
     pub cid: u32,
@@ -43,7 +43,7 @@ pub struct Parent {
 
 /// A piece of the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExtentLine {
+pub(super) struct ExtentLine {
     /// Bytes of the disk, a multiple of 512 and not 0.
     pub bytes: u64,
     /// Where they are.
@@ -52,7 +52,7 @@ pub struct ExtentLine {
 
 /// Where a piece of the disk is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Store {
+pub(super) enum Store {
     /// Nowhere: it is zeros.
     Zero,
     /// In a file as it is.
@@ -128,11 +128,6 @@ impl Descriptor {
         descriptor.parent = settings.parent()?;
         descriptor.check_size()?;
         Ok(descriptor)
-    }
-
-    /// Virtual size in bytes.
-    pub fn size(&self) -> u64 {
-        self.extents.iter().map(|extent| extent.bytes).sum()
     }
 
     fn check_size(&self) -> Result<(), String> {

@@ -182,7 +182,10 @@ impl Grains {
             let text = format!("its grain directory of {bytes} bytes is too long");
             return Err(bad(file.as_ref(), text));
         }
-        let read = |at: u64, what: &str| super::read(file.as_ref(), at, bytes as usize, what);
+        let read = |at: u64, what: &str| match at {
+            0 => Err(bad(file.as_ref(), format!("{what} lies in its header"))),
+            at => super::read(file.as_ref(), at, bytes as usize, what),
+        };
         let directory = read(layout.directory_at, "the grain directory").or_else(|error| {
             let Some(copy) = layout.redundant_at else { return Err(error) };
             let directory = read(copy, "the copy of the grain directory").map_err(|_| error)?;

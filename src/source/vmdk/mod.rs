@@ -13,7 +13,7 @@ mod open;
 mod sesparse;
 mod sparse;
 
-pub use descriptor::{Descriptor, ExtentLine, Parent, SIGNATURE, Store};
+pub use descriptor::{Parent, SIGNATURE};
 pub use open::{Image, content_id};
 
 pub(super) use open::begins_as_vmdk;

@@ -3,7 +3,7 @@
 //! Invariant: each extent is as long as the descriptor says, and the directories of all of them
 //! together are within a budget.
 
-use super::descriptor::{DESCRIPTOR_BYTES_MAX, Descriptor, ExtentLine, Parent, Store};
+use super::descriptor::{Descriptor, ExtentLine, Parent, Store};
 use super::grains::{Grains, Layout};
 use super::{VmdkSource, bad, cowd, descriptor, read, sesparse, sparse};
 use crate::error::Result;
@@ -103,9 +103,6 @@ impl Image {
     /// cannot be read or is not known.
     pub fn read(file: &dyn DiskSource) -> Result<Image> {
         match kind_of_file(file)? {
-            FileKind::Descriptor if file.size() > DESCRIPTOR_BYTES_MAX => {
-                Err(bad(file, format!("its descriptor has {} bytes", file.size())))
-            }
             FileKind::Descriptor => {
                 let descriptor = Descriptor::read(file, 0, file.size())?;
                 Ok(Image { descriptor, layout: None })
