@@ -16,6 +16,12 @@ use tempfile::TempDir;
 
 #[path = "formats/qcow2.rs"]
 mod qcow2;
+#[path = "formats/vmdk.rs"]
+mod vmdk;
+#[path = "formats/vmdk_bad.rs"]
+mod vmdk_bad;
+#[path = "formats/vmdk_made.rs"]
+mod vmdk_made;
 
 /// A folder for images, and the program that makes them.
 struct Workshop(TempDir);
@@ -68,26 +74,48 @@ impl Workshop {
     /// The view is what qemu-img makes of the image, in pieces of any size, and what it says of
     /// allocation is what qemu-img says.
     fn assert_same_view(&self, name: &str) -> Box<dyn DiskSource> {
+        let source = self.assert_same_bytes(name);
+        assert_eq!(data_of(source.as_ref()), self.allocation(&[name]), "{name}: allocation");
+        source
+    }
+
+    /// The view is what qemu-img makes of the image, in pieces of any size.
+    fn assert_same_bytes(&self, name: &str) -> Box<dyn DiskSource> {
         self.qemu_img(&["convert", "-O", "raw", name, "converted"]);
         let expected = fs::read(self.path("converted")).unwrap();
         let source = self.open(name).unwrap();
         assert_view(source.as_ref(), &expected, name);
-        let map = self.qemu_img(&["map", "--output=json", name]);
-        let map: serde_json::Value = serde_json::from_slice(&map).unwrap();
-        let mut data: Vec<Range<u64>> = Vec::new();
+        source
+    }
+
+    /// The ranges that qemu-img calls data of an image; or of raw files, one behind the other.
+    fn allocation(&self, names: &[&str]) -> Vec<Range<u64>> {
+        let (mut data, mut behind): (Vec<Range<u64>>, _) = (Vec::new(), 0);
+        for name in names {
+            let is_raw = names.len() > 1 || name.contains("-f");
+            let format: &[&str] = if is_raw { &["-f", "raw"] } else { &[] };
+            let arguments = [&["map", "--output=json"], format, &[name]].concat();
+            behind = Workshop::add_allocation(&self.qemu_img(&arguments), behind, &mut data);
+        }
+        data
+    }
+
+    /// Adds what a map calls data, with so many bytes in front; the end of the map.
+    fn add_allocation(map: &[u8], behind: u64, data: &mut Vec<Range<u64>>) -> u64 {
+        let map: serde_json::Value = serde_json::from_slice(map).unwrap();
+        let mut end = behind;
         for entry in map.as_array().unwrap() {
-            let (start, bytes) =
-                (entry["start"].as_u64().unwrap(), entry["length"].as_u64().unwrap());
+            let start = behind + entry["start"].as_u64().unwrap();
+            end = start + entry["length"].as_u64().unwrap();
             if !entry["data"].as_bool().unwrap() {
                 continue;
             }
             match data.last_mut().filter(|last| last.end == start) {
-                Some(last) => last.end += bytes,
-                None => data.push(start..start + bytes),
+                Some(last) => last.end = end,
+                None => data.push(start..end),
             }
         }
-        assert_eq!(data_of(source.as_ref()), data, "{name}: allocation");
-        source
+        end
     }
 }
 

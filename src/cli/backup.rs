@@ -34,13 +34,13 @@ pub struct Arguments {
     /// Disks and files of one point; `-` is standard input
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// Format of a disk: raw or qcow2; by its name and first bytes by default
+    /// Format of a disk: raw, qcow2 or vmdk; by its name and first bytes by default
     #[arg(long, value_name = "[NAME=]FORMAT")]
     format: Vec<String>,
     /// Internal snapshot of a qcow2 image to read, by name or number
     #[arg(long, value_name = "[NAME=]SNAPSHOT")]
     snapshot: Vec<String>,
-    /// Follow images to backing files outside their folder
+    /// Follow images to backing files, parents and extents outside their folder
     #[arg(long)]
     allow_backing: bool,
     /// The point that --changed is about
@@ -145,7 +145,7 @@ fn split_pair<'a>(text: &'a str, option: &str) -> Result<(&'a str, &'a str)> {
 
 fn parse_format(text: &str) -> Result<ImageFormat> {
     ImageFormat::parse(text).ok_or_else(|| {
-        let text = format!("cannot read the format {text:?}: expected raw or qcow2");
+        let text = format!("cannot read the format {text:?}: expected raw, qcow2 or vmdk");
         Error::new(ErrorKind::Usage, text)
     })
 }

@@ -4,6 +4,7 @@
 //! the image's own folder is opened on an image's word, unless the user allows it; a chain ends.
 
 use super::qcow2::{Header, MAGIC, Others, Qcow2Source};
+use super::vmdk::{self, Image, VmdkSource};
 use super::{DiskSource, open_disk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
@@ -20,6 +21,8 @@ pub enum ImageFormat {
     Raw,
     /// QEMU's copy-on-write format, versions 2 and 3.
     Qcow2,
+    /// VMware's formats, which begin with a descriptor.
+    Vmdk,
 }
 
 impl ImageFormat {
@@ -28,7 +31,17 @@ impl ImageFormat {
         match name {
             "raw" | "host_device" | "file" => Some(ImageFormat::Raw),
             "qcow2" => Some(ImageFormat::Qcow2),
+            "vmdk" => Some(ImageFormat::Vmdk),
             _ => None,
+        }
+    }
+
+    /// Its name, which [`ImageFormat::parse`] reads.
+    const fn name(self) -> &'static str {
+        match self {
+            ImageFormat::Raw => "raw",
+            ImageFormat::Qcow2 => "qcow2",
+            ImageFormat::Vmdk => "vmdk",
         }
     }
 
@@ -37,6 +50,7 @@ impl ImageFormat {
         match path.extension().and_then(OsStr::to_str)?.to_ascii_lowercase().as_str() {
             "raw" => Some(ImageFormat::Raw),
             "qcow2" | "qcow" | "q2" => Some(ImageFormat::Qcow2),
+            "vmdk" => Some(ImageFormat::Vmdk),
             _ => None,
         }
     }
@@ -70,42 +84,47 @@ pub fn open_image(
     };
     match (format, &options.snapshot) {
         (ImageFormat::Raw, None) => Ok(file),
-        (ImageFormat::Raw, Some(_)) => {
-            let text = format!("cannot read a snapshot of {}: it is raw", path.display());
+        (ImageFormat::Raw | ImageFormat::Vmdk, Some(_)) => {
+            let (path, format) = (path.display(), format.name());
+            let text = format!("cannot read a snapshot of {path}: it is {format}");
             Err(Error::new(ErrorKind::Usage, text))
         }
-        (ImageFormat::Qcow2, snapshot) => {
+        (ImageFormat::Qcow2 | ImageFormat::Vmdk, snapshot) => {
             let folder = folder_of(path)?;
             let mut opener = Opener { options, monitor, folder, chain: Vec::new() };
-            opener.open_qcow2(path, file, snapshot.as_deref())
+            opener.open_as(format, path, file, snapshot.as_deref())
         }
     }
 }
 
 /// True if a file begins like an image of a format that is read as a disk.
 pub(super) fn begins_as_image(path: &Path) -> bool {
-    open_disk(path).is_ok_and(|file| has_magic(file.as_ref()).unwrap_or(false))
+    open_disk(path).is_ok_and(|file| format_of_bytes(file.as_ref()).is_ok_and(|it| it.is_some()))
 }
 
-fn has_magic(file: &dyn DiskSource) -> Result<bool> {
-    let mut start = [0; MAGIC.len()];
-    if file.size() < start.len() as u64 {
-        return Ok(false);
+/// The format of an image that a file begins like.
+fn format_of_bytes(file: &dyn DiskSource) -> Result<Option<ImageFormat>> {
+    let mut start = [0; vmdk::SIGNATURE.len()];
+    let bytes = file.size().min(start.len() as u64) as usize;
+    let start = &mut start[..bytes];
+    file.read_at(0, start)?;
+    if start.starts_with(&MAGIC) {
+        return Ok(Some(ImageFormat::Qcow2));
     }
-    file.read_at(0, &mut start)?;
-    Ok(start == MAGIC)
+    Ok(vmdk::begins_as_vmdk(start).then_some(ImageFormat::Vmdk))
 }
 
 /// The format by name and first bytes. The bytes alone do not tell: the guest of a raw disk can
 /// write any there, and have files of the host read as its disk.
 fn tell_format(file: &dyn DiskSource, path: &Path) -> Result<ImageFormat> {
-    match (ImageFormat::of_name(path), has_magic(file)?) {
+    match (ImageFormat::of_name(path), format_of_bytes(file)?) {
         (Some(format), _) => Ok(format),
-        (None, false) => Ok(ImageFormat::Raw),
-        (None, true) => {
-            let path = path.display();
-            let text = format!("cannot tell the format of {path}: it begins as a qcow2 image");
-            Err(Error::new(ErrorKind::Usage, text).hint("use --format qcow2, or --format raw"))
+        (None, None) => Ok(ImageFormat::Raw),
+        (None, Some(format)) => {
+            let (path, format) = (path.display(), format.name());
+            let text = format!("cannot tell the format of {path}: it begins as a {format} image");
+            let hint = format!("use --format {format}, or --format raw");
+            Err(Error::new(ErrorKind::Usage, text).hint(hint))
         }
     }
 }
@@ -131,6 +150,20 @@ struct Opener<'a> {
 }
 
 impl Opener<'_> {
+    fn open_as(
+        &mut self,
+        format: ImageFormat,
+        path: &Path,
+        file: Box<dyn DiskSource>,
+        snapshot: Option<&str>,
+    ) -> Result<Box<dyn DiskSource>> {
+        match format {
+            ImageFormat::Raw => Ok(file),
+            ImageFormat::Qcow2 => self.open_qcow2(path, file, snapshot),
+            ImageFormat::Vmdk => self.open_vmdk(path, file),
+        }
+    }
+
     fn open_qcow2(
         &mut self,
         path: &Path,
@@ -189,10 +222,53 @@ impl Opener<'_> {
                 Error::new(ErrorKind::Source, text)
             })?,
         };
-        match format {
-            ImageFormat::Raw => Ok(file),
-            ImageFormat::Qcow2 => self.open_qcow2(&path, file, None),
+        self.open_as(format, &path, file, None)
+    }
+
+    fn open_vmdk(&mut self, path: &Path, file: Box<dyn DiskSource>) -> Result<Box<dyn DiskSource>> {
+        let image = Image::read(file.as_ref())?;
+        // One that is a delta, or whose data are in other files, would be stored without them.
+        let is_all = image.is_one_file() && image.parent().is_none() && self.chain.is_empty();
+        if image.is_encrypted() && is_all {
+            let path = path.display();
+            self.monitor.warn(&format!("{path} is encrypted; the image is stored as it is"));
+            return Ok(file);
         }
+        Ok(Box::new(self.open_vmdk_view(path, file, image)?))
+    }
+
+    fn open_vmdk_view(
+        &mut self,
+        path: &Path,
+        file: Box<dyn DiskSource>,
+        image: Image,
+    ) -> Result<VmdkSource> {
+        self.enter(path)?;
+        if image.is_encrypted() {
+            let text = format!("cannot open disk {}: it is encrypted", path.display());
+            return Err(Error::new(ErrorKind::Source, text));
+        }
+        let parent = match image.parent() {
+            None => None,
+            Some(parent) => {
+                let path = self.resolve(path, &parent.name)?;
+                let below = open_disk(&path)?;
+                let parent = Image::read(below.as_ref())?;
+                let parent = self.open_vmdk_view(&path, below, parent)?;
+                image.check_parent(file.as_ref(), &parent)?;
+                Some(parent)
+            }
+        };
+        let mut open_extent = |name: &str| {
+            let extent = self.resolve(path, name)?;
+            if self.chain.contains(&canonical(&extent)?) {
+                let (path, name) = (path.display(), name.escape_debug());
+                let text = format!("cannot open disk {path}: its extent {name} is an image itself");
+                return Err(Error::new(ErrorKind::Source, text));
+            }
+            open_disk(&extent)
+        };
+        image.open(file, parent, &mut open_extent, &mut |text| self.monitor.warn(text))
     }
 
     /// The file that an image names, beside it if the name is not absolute.

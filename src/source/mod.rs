@@ -12,6 +12,7 @@ mod pipe;
 pub mod qcow2;
 mod raw;
 mod tolerant;
+pub mod vmdk;
 
 pub use extents::{Extent, ExtentKind};
 pub use image::{ImageFormat, ImageOptions, open_image};
@@ -44,7 +45,7 @@ pub trait DiskSource: Send + Sync {
     /// The path, for messages.
     fn describe(&self) -> String;
 
-    /// The format, as it is written into a manifest: `raw`, `block-device` or `qcow2`.
+    /// The format, as it is written into a manifest: `raw`, `block-device`, `qcow2` or `vmdk`.
     fn format(&self) -> &'static str;
 
     /// Calls `each` with extents in order that cover `range`, as far as it lies on the disk, exactly,

@@ -188,6 +188,45 @@ fn a_source_inside_a_folder_that_is_not_there_with_json() {
     assert!(error["message"].as_str().unwrap().starts_with("cannot open source no/disk"));
 }
 
+/// A delta and its parent are one disk, of which only what is allocated is read.
+#[test]
+fn a_vmdk_chain_is_the_disk_that_its_guest_sees() {
+    if Command::new("qemu-img").arg("--version").output().is_err() {
+        eprintln!("skipped: there is no qemu-img");
+        return;
+    }
+    let vault = Vault::new();
+    let run = |program: &str, arguments: &[&str]| {
+        let status = Command::new(program).args(arguments).current_dir(vault.path("")).output();
+        assert!(status.unwrap().status.success(), "{program} {arguments:?}");
+    };
+    let create = ["create", "-q", "-f", "vmdk", "-o", "subformat=monolithicSparse"];
+    run("qemu-img", &[&create[..], &["base.vmdk", "64M"]].concat());
+    run("qemu-io", &["-c", "write -P 7 4M 1M", "base.vmdk"]);
+    run("qemu-img", &[&create[..], &["-F", "vmdk", "-b", "base.vmdk", "top.vmdk"]].concat());
+    run("qemu-io", &["-c", "write -P 8 5M 64k", "-c", "write -P 9 40M 1M", "top.vmdk"]);
+    let backup = ["--json", "backup", "--name", "web01", "--disk", "sda=top.vmdk"];
+    let point = vault.ok(&backup).json();
+    assert_eq!(point["virtual_bytes"], 64 * MIB);
+    assert_eq!(point["read_bytes"], 2 * MIB + (64 << 10));
+    run("qemu-img", &["convert", "-O", "raw", "top.vmdk", "view"]);
+    vault.assert_restores("web01/sda", &fs::read(vault.path("view")).unwrap());
+    vault.ok(&["show", "web01"]).prints("vmdk");
+    // A disk whose parent was written to is another disk.
+    run("qemu-io", &["-c", "write -P 1 20M 64k", "base.vmdk"]);
+    vault.fails(1, &backup, "its parent base.vmdk has CID");
+    fs::rename(vault.path("base.vmdk"), vault.path("base.img")).unwrap();
+    vault
+        .fails(2, &["backup", "--name", "b", "base.img"], "cannot tell the format of base.img")
+        .hints("use --format vmdk, or --format raw");
+    let base = ["backup", "--name", "b", "base.img", "--format", "vmdk"];
+    vault.ok(&base);
+    let snapshot = [&base[..], &["--snapshot", "x"]].concat();
+    vault.fails(2, &snapshot, "cannot read a snapshot of base.img: it is vmdk");
+    assert_eq!(vault.point_count(), 2);
+    vault.assert_intact();
+}
+
 /// The guest's view of a qcow2 chain is stored as the disk that it is; what no image allocates is
 /// not read, and the next point finds what both have.
 #[test]
@@ -228,7 +267,7 @@ fn a_qcow2_chain_is_the_disk_that_its_guest_sees() {
         .hints("use --format qcow2, or --format raw");
     vault.ok(&["backup", "--name", "web01", "--disk", "vda=top.img", "--format", "vda=qcow2"]);
     for (arguments, code, text) in [
-        (["--format", "vhs"], 2, "cannot read the format \"vhs\": expected raw or qcow2"),
+        (["--format", "vhs"], 2, "cannot read the format \"vhs\": expected raw, qcow2 or vmdk"),
         (["--format", "vdb=qcow2"], 2, "cannot find a disk named vdb"),
         (["--snapshot", "after"], 2, "cannot read a snapshot of base.raw: it is raw"),
     ] {
