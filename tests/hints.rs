@@ -139,6 +139,13 @@ fn a_file_with_its_old_times_is_not_read_again_unless_it_was_just_written() {
         let given = Given { file: (token, Some(0)), reading, ..Given::full(&data) };
         assert!(back_up(&mut vault, &repository, given).read_bytes >= data.len() as u64);
     }
+    // An image of hundreds of files.
+    for _ in 0..2 {
+        let file = (vec![9; 100_000], Some(0));
+        let made = back_up(&mut vault, &repository, Given { file, ..Given::full(&data) });
+        assert_eq!(made.disk().token.len(), 32);
+    }
+    assert!(!newest(&repository).manifest.disks[0].inherited.is_empty());
     assert_restores(&vault, &repository, "by times");
 }
 

@@ -5,7 +5,7 @@
 
 use super::{DiskSource, Extent};
 use crate::error::{Error, ErrorKind, Result};
-use diskvault_format::limits::BAD_EXTENTS_MAX;
+use diskvault_format::limits::{BAD_EXTENTS_MAX, TEXT_BYTES_MAX};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -138,8 +138,14 @@ impl DiskSource for TolerantSource {
         self.inner.check_unchanged_size()
     }
 
+    /// That of the disk, or its BLAKE3 if a manifest has no room for it: an image can have hundreds
+    /// of files.
     fn identity(&self) -> Vec<u8> {
-        self.inner.identity()
+        let identity = self.inner.identity();
+        match identity.len() <= TEXT_BYTES_MAX {
+            true => identity,
+            false => blake3::hash(&identity).as_bytes().to_vec(),
+        }
     }
 
     fn changed_unix_ns(&self) -> Option<i64> {
