@@ -16,6 +16,10 @@ use tempfile::TempDir;
 
 #[path = "formats/qcow2.rs"]
 mod qcow2;
+#[path = "formats/vhd.rs"]
+mod vhd;
+#[path = "formats/vhd_made.rs"]
+mod vhd_made;
 
 /// A folder for images, and the program that makes them.
 struct Workshop(TempDir);
@@ -73,22 +77,26 @@ impl Workshop {
         let source = self.open(name).unwrap();
         assert_view(source.as_ref(), &expected, name);
         let map = self.qemu_img(&["map", "--output=json", name]);
-        let map: serde_json::Value = serde_json::from_slice(&map).unwrap();
-        let mut data: Vec<Range<u64>> = Vec::new();
-        for entry in map.as_array().unwrap() {
-            let (start, bytes) =
-                (entry["start"].as_u64().unwrap(), entry["length"].as_u64().unwrap());
-            if !entry["data"].as_bool().unwrap() {
-                continue;
-            }
-            match data.last_mut().filter(|last| last.end == start) {
-                Some(last) => last.end += bytes,
-                None => data.push(start..start + bytes),
-            }
-        }
-        assert_eq!(data_of(source.as_ref()), data, "{name}: allocation");
+        assert_eq!(data_of(source.as_ref()), data_of_map(&map), "{name}: allocation");
         source
     }
+}
+
+/// The ranges that qemu-img calls data.
+fn data_of_map(map: &[u8]) -> Vec<Range<u64>> {
+    let map: serde_json::Value = serde_json::from_slice(map).unwrap();
+    let mut data: Vec<Range<u64>> = Vec::new();
+    for entry in map.as_array().unwrap() {
+        let (start, bytes) = (entry["start"].as_u64().unwrap(), entry["length"].as_u64().unwrap());
+        if !entry["data"].as_bool().unwrap() {
+            continue;
+        }
+        match data.last_mut().filter(|last| last.end == start) {
+            Some(last) => last.end += bytes,
+            None => data.push(start..start + bytes),
+        }
+    }
+    data
 }
 
 /// The ranges that have to be read; the extents cover the disk.

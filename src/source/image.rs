@@ -4,7 +4,7 @@
 //! the image's own folder is opened on an image's word, unless the user allows it; a chain ends.
 
 use super::qcow2::{Header, MAGIC, Others, Qcow2Source};
-use super::{DiskSource, open_disk};
+use super::{DiskSource, open_disk, vhd};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use std::ffi::OsStr;
@@ -20,6 +20,8 @@ pub enum ImageFormat {
     Raw,
     /// QEMU's copy-on-write format, versions 2 and 3.
     Qcow2,
+    /// Virtual PC's format: fixed, dynamic and differencing.
+    Vhd,
 }
 
 impl ImageFormat {
@@ -28,7 +30,17 @@ impl ImageFormat {
         match name {
             "raw" | "host_device" | "file" => Some(ImageFormat::Raw),
             "qcow2" => Some(ImageFormat::Qcow2),
+            "vhd" | "vpc" => Some(ImageFormat::Vhd),
             _ => None,
+        }
+    }
+
+    /// Its name, which [`ImageFormat::parse`] reads.
+    const fn name(self) -> &'static str {
+        match self {
+            ImageFormat::Raw => "raw",
+            ImageFormat::Qcow2 => "qcow2",
+            ImageFormat::Vhd => "vhd",
         }
     }
 
@@ -37,6 +49,7 @@ impl ImageFormat {
         match path.extension().and_then(OsStr::to_str)?.to_ascii_lowercase().as_str() {
             "raw" => Some(ImageFormat::Raw),
             "qcow2" | "qcow" | "q2" => Some(ImageFormat::Qcow2),
+            "vhd" | "avhd" => Some(ImageFormat::Vhd),
             _ => None,
         }
     }
@@ -70,42 +83,48 @@ pub fn open_image(
     };
     match (format, &options.snapshot) {
         (ImageFormat::Raw, None) => Ok(file),
-        (ImageFormat::Raw, Some(_)) => {
-            let text = format!("cannot read a snapshot of {}: it is raw", path.display());
+        (ImageFormat::Raw | ImageFormat::Vhd, Some(_)) => {
+            let (path, format) = (path.display(), format.name());
+            let text = format!("cannot read a snapshot of {path}: it is {format}");
             Err(Error::new(ErrorKind::Usage, text))
         }
-        (ImageFormat::Qcow2, snapshot) => {
+        (ImageFormat::Qcow2 | ImageFormat::Vhd, snapshot) => {
             let folder = folder_of(path)?;
             let mut opener = Opener { options, monitor, folder, chain: Vec::new() };
-            opener.open_qcow2(path, file, snapshot.as_deref())
+            opener.open_as(format, path, file, snapshot.as_deref())
         }
     }
 }
 
-/// True if a file begins like an image of a format that is read as a disk.
-pub(super) fn begins_as_image(path: &Path) -> bool {
-    open_disk(path).is_ok_and(|file| has_magic(file.as_ref()).unwrap_or(false))
+/// True if a file begins or ends like an image of a format that is read as a disk.
+pub(super) fn looks_like_image(path: &Path) -> bool {
+    open_disk(path).is_ok_and(|file| format_of_bytes(file.as_ref()).is_ok_and(|it| it.is_some()))
 }
 
-fn has_magic(file: &dyn DiskSource) -> Result<bool> {
-    let mut start = [0; MAGIC.len()];
-    if file.size() < start.len() as u64 {
-        return Ok(false);
+/// The format of an image that a file begins like; a fixed VHD image shows at its end only.
+fn format_of_bytes(file: &dyn DiskSource) -> Result<Option<ImageFormat>> {
+    let mut start = [0; 8];
+    let bytes = file.size().min(start.len() as u64) as usize;
+    let start = &mut start[..bytes];
+    file.read_at(0, start)?;
+    if start.starts_with(&MAGIC) {
+        return Ok(Some(ImageFormat::Qcow2));
     }
-    file.read_at(0, &mut start)?;
-    Ok(start == MAGIC)
+    let is_vhd = start.starts_with(&vhd::COOKIE) || vhd::ends_as_vhd(file)?;
+    Ok(is_vhd.then_some(ImageFormat::Vhd))
 }
 
-/// The format by name and first bytes. The bytes alone do not tell: the guest of a raw disk can
+/// The format by name and some bytes. The bytes alone do not tell: the guest of a raw disk can
 /// write any there, and have files of the host read as its disk.
 fn tell_format(file: &dyn DiskSource, path: &Path) -> Result<ImageFormat> {
-    match (ImageFormat::of_name(path), has_magic(file)?) {
+    match (ImageFormat::of_name(path), format_of_bytes(file)?) {
         (Some(format), _) => Ok(format),
-        (None, false) => Ok(ImageFormat::Raw),
-        (None, true) => {
-            let path = path.display();
-            let text = format!("cannot tell the format of {path}: it begins as a qcow2 image");
-            Err(Error::new(ErrorKind::Usage, text).hint("use --format qcow2, or --format raw"))
+        (None, None) => Ok(ImageFormat::Raw),
+        (None, Some(format)) => {
+            let (path, format) = (path.display(), format.name());
+            let text = format!("cannot tell the format of {path}: it looks like a {format} image");
+            let hint = format!("use --format {format}, or --format raw");
+            Err(Error::new(ErrorKind::Usage, text).hint(hint))
         }
     }
 }
@@ -131,6 +150,23 @@ struct Opener<'a> {
 }
 
 impl Opener<'_> {
+    fn open_as(
+        &mut self,
+        format: ImageFormat,
+        path: &Path,
+        file: Box<dyn DiskSource>,
+        snapshot: Option<&str>,
+    ) -> Result<Box<dyn DiskSource>> {
+        match format {
+            ImageFormat::Raw => Ok(file),
+            ImageFormat::Qcow2 => self.open_qcow2(path, file, snapshot),
+            ImageFormat::Vhd => {
+                let header = vhd::Header::read(file.as_ref())?;
+                self.open_vhd(path, file, &header)
+            }
+        }
+    }
+
     fn open_qcow2(
         &mut self,
         path: &Path,
@@ -189,10 +225,38 @@ impl Opener<'_> {
                 Error::new(ErrorKind::Source, text)
             })?,
         };
-        match format {
-            ImageFormat::Raw => Ok(file),
-            ImageFormat::Qcow2 => self.open_qcow2(&path, file, None),
+        self.open_as(format, &path, file, None)
+    }
+
+    fn open_vhd(
+        &mut self,
+        path: &Path,
+        file: Box<dyn DiskSource>,
+        header: &vhd::Header,
+    ) -> Result<Box<dyn DiskSource>> {
+        self.enter(path)?;
+        if header.is_copy {
+            let path = path.display();
+            self.monitor.warn(&format!("the footer of {path} is damaged; its copy is read"));
         }
+        let below = match &header.parent {
+            None => None,
+            Some(parent) => {
+                let path = self.resolve_any(path, &parent.names)?;
+                let below = open_disk(&path)?;
+                let its = vhd::Header::read(below.as_ref())?;
+                parent.check(file.as_ref(), below.as_ref(), &its)?;
+                Some(self.open_vhd(&path, below, &its)?)
+            }
+        };
+        Ok(vhd::open_view(file, header, below))
+    }
+
+    /// The file that the first name that leads to one leads to.
+    fn resolve_any(&self, image: &Path, names: &[String]) -> Result<PathBuf> {
+        let folder = image.parent().unwrap_or(Path::new(""));
+        let found = names.iter().find(|name| folder.join(name).exists());
+        self.resolve(image, found.or(names.first()).map_or("", String::as_str))
     }
 
     /// The file that an image names, beside it if the name is not absolute.

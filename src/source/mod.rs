@@ -6,10 +6,13 @@
 
 mod extents;
 mod image;
+mod layer;
 pub mod partitions;
+mod pieces;
 mod pipe;
 pub mod qcow2;
 mod raw;
+pub mod vhd;
 
 pub use extents::{Extent, ExtentKind};
 pub use image::{ImageFormat, ImageOptions, open_image};
@@ -41,7 +44,8 @@ pub trait DiskSource: Send + Sync {
     /// The path, for messages.
     fn describe(&self) -> String;
 
-    /// The format, as it is written into a manifest: `raw`, `block-device` or `qcow2`.
+    /// The format, as it is written into a manifest: `raw`, `block-device`, `qcow2`
+    /// or `vhd`.
     fn format(&self) -> &'static str;
 
     /// Calls `each` with extents in order that cover `range`, as far as it lies on the disk, exactly,
@@ -118,7 +122,7 @@ pub fn default_kind(path: &Path) -> Result<InputKind> {
     let size = metadata.len();
     let is_disk = kind.is_block_device()
         || (kind.is_file() && size >= DISK_BYTES_MIN && size.is_multiple_of(SECTOR_BYTES))
-        || (kind.is_file() && image::begins_as_image(path));
+        || (kind.is_file() && image::looks_like_image(path));
     Ok(if is_disk { InputKind::Disk } else { InputKind::Stream })
 }
 

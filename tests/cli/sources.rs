@@ -227,7 +227,7 @@ fn a_qcow2_chain_is_the_disk_that_its_guest_sees() {
         .hints("use --format qcow2, or --format raw");
     vault.ok(&["backup", "--name", "web01", "--disk", "vda=top.img", "--format", "vda=qcow2"]);
     for (arguments, code, text) in [
-        (["--format", "vhs"], 2, "cannot read the format \"vhs\": expected raw or qcow2"),
+        (["--format", "vhs"], 2, "cannot read the format \"vhs\": expected raw, qcow2 or vhd"),
         (["--format", "vdb=qcow2"], 2, "cannot find a disk named vdb"),
         (["--snapshot", "after"], 2, "cannot read a snapshot of base.raw: it is raw"),
     ] {

@@ -247,7 +247,7 @@ fn hostile_tables_are_refused() {
 }
 
 /// Bytes that do not compress.
-fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+pub(super) fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     let mut data = vec![0; bytes];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut data);
     data
