@@ -20,6 +20,10 @@ mod qcow2;
 mod vhd;
 #[path = "formats/vhd_made.rs"]
 mod vhd_made;
+#[path = "formats/vhdx.rs"]
+mod vhdx;
+#[path = "formats/vhdx_made.rs"]
+mod vhdx_made;
 
 /// A folder for images, and the program that makes them.
 struct Workshop(TempDir);

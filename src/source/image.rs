@@ -4,7 +4,7 @@
 //! the image's own folder is opened on an image's word, unless the user allows it; a chain ends.
 
 use super::qcow2::{Header, MAGIC, Others, Qcow2Source};
-use super::{DiskSource, open_disk, vhd};
+use super::{DiskSource, open_disk, vhd, vhdx};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use std::ffi::OsStr;
@@ -22,6 +22,8 @@ pub enum ImageFormat {
     Qcow2,
     /// Virtual PC's format: fixed, dynamic and differencing.
     Vhd,
+    /// Hyper-V's format: fixed, dynamic and differencing.
+    Vhdx,
 }
 
 impl ImageFormat {
@@ -31,6 +33,7 @@ impl ImageFormat {
             "raw" | "host_device" | "file" => Some(ImageFormat::Raw),
             "qcow2" => Some(ImageFormat::Qcow2),
             "vhd" | "vpc" => Some(ImageFormat::Vhd),
+            "vhdx" => Some(ImageFormat::Vhdx),
             _ => None,
         }
     }
@@ -41,6 +44,7 @@ impl ImageFormat {
             ImageFormat::Raw => "raw",
             ImageFormat::Qcow2 => "qcow2",
             ImageFormat::Vhd => "vhd",
+            ImageFormat::Vhdx => "vhdx",
         }
     }
 
@@ -50,6 +54,7 @@ impl ImageFormat {
             "raw" => Some(ImageFormat::Raw),
             "qcow2" | "qcow" | "q2" => Some(ImageFormat::Qcow2),
             "vhd" | "avhd" => Some(ImageFormat::Vhd),
+            "vhdx" | "avhdx" => Some(ImageFormat::Vhdx),
             _ => None,
         }
     }
@@ -83,12 +88,12 @@ pub fn open_image(
     };
     match (format, &options.snapshot) {
         (ImageFormat::Raw, None) => Ok(file),
-        (ImageFormat::Raw | ImageFormat::Vhd, Some(_)) => {
+        (ImageFormat::Raw | ImageFormat::Vhd | ImageFormat::Vhdx, Some(_)) => {
             let (path, format) = (path.display(), format.name());
             let text = format!("cannot read a snapshot of {path}: it is {format}");
             Err(Error::new(ErrorKind::Usage, text))
         }
-        (ImageFormat::Qcow2 | ImageFormat::Vhd, snapshot) => {
+        (_, snapshot) => {
             let folder = folder_of(path)?;
             let mut opener = Opener { options, monitor, folder, chain: Vec::new() };
             opener.open_as(format, path, file, snapshot.as_deref())
@@ -109,6 +114,9 @@ fn format_of_bytes(file: &dyn DiskSource) -> Result<Option<ImageFormat>> {
     file.read_at(0, start)?;
     if start.starts_with(&MAGIC) {
         return Ok(Some(ImageFormat::Qcow2));
+    }
+    if start.starts_with(&vhdx::SIGNATURE) {
+        return Ok(Some(ImageFormat::Vhdx));
     }
     let is_vhd = start.starts_with(&vhd::COOKIE) || vhd::ends_as_vhd(file)?;
     Ok(is_vhd.then_some(ImageFormat::Vhd))
@@ -164,6 +172,7 @@ impl Opener<'_> {
                 let header = vhd::Header::read(file.as_ref())?;
                 self.open_vhd(path, file, &header)
             }
+            ImageFormat::Vhdx => self.open_vhdx(path, vhdx::Image::read(file)?),
         }
     }
 
@@ -250,6 +259,20 @@ impl Opener<'_> {
             }
         };
         Ok(vhd::open_view(file, header, below))
+    }
+
+    fn open_vhdx(&mut self, path: &Path, image: vhdx::Image) -> Result<Box<dyn DiskSource>> {
+        self.enter(path)?;
+        let below = match image.parent() {
+            None => None,
+            Some(parent) => {
+                let path = self.resolve_any(path, &parent.names)?;
+                let below = vhdx::Image::read(open_disk(&path)?)?;
+                image.check_parent(&below)?;
+                Some(self.open_vhdx(&path, below)?)
+            }
+        };
+        Ok(image.open(below))
     }
 
     /// The file that the first name that leads to one leads to.

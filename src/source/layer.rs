@@ -13,6 +13,8 @@ use std::ops::Range;
 pub(super) enum Place {
     /// In the parent, or nowhere.
     Below,
+    /// They are zeros.
+    Zero,
     /// At this place in the file.
     Host(u64),
     /// At this place in the file, which has holes where the disk has.
@@ -98,7 +100,7 @@ impl<L: Layer> DiskSource for Layered<L> {
                     }
                     merger.add_range(shown, stop, ExtentKind::Hole)?;
                 }
-                (Place::Below, _) => merger.add_range(at, stop, ExtentKind::Hole)?,
+                (Place::Below | Place::Zero, _) => merger.add_range(at, stop, ExtentKind::Hole)?,
                 (Place::Host(_), _) => merger.add_range(at, stop, ExtentKind::Data)?,
                 (Place::Through(host), _) => {
                     let file = self.0.file();
@@ -128,6 +130,7 @@ impl<L: Layer> DiskSource for Layered<L> {
             let (now, later) = rest.split_at_mut((stop - at) as usize);
             match place {
                 Place::Below => self.read_below(at, now)?,
+                Place::Zero => now.fill(0),
                 Place::Host(host) | Place::Through(host) => self.0.read_host(host, now)?,
             }
             rest = later;

@@ -13,6 +13,7 @@ mod pipe;
 pub mod qcow2;
 mod raw;
 pub mod vhd;
+pub mod vhdx;
 
 pub use extents::{Extent, ExtentKind};
 pub use image::{ImageFormat, ImageOptions, open_image};
@@ -44,8 +45,8 @@ pub trait DiskSource: Send + Sync {
     /// The path, for messages.
     fn describe(&self) -> String;
 
-    /// The format, as it is written into a manifest: `raw`, `block-device`, `qcow2`
-    /// or `vhd`.
+    /// The format, as it is written into a manifest: `raw`, `block-device`, `qcow2`,
+    /// `vhd` or `vhdx`.
     fn format(&self) -> &'static str;
 
     /// Calls `each` with extents in order that cover `range`, as far as it lies on the disk, exactly,

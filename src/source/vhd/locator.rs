@@ -42,7 +42,7 @@ pub(super) fn parent_names(file: &dyn DiskSource, header: &[u8]) -> Result<Vec<S
     let beside = from_windows(&name).map(|name| last_part(&name).to_string());
     let mut names: Vec<String> = Vec::new();
     for name in relative.into_iter().chain(absolute).chain(beside) {
-        if !matches!(last_part(&name), "" | "." | "..") && !names.contains(&name) {
+        if is_file(&name) && !names.contains(&name) {
             names.push(name);
         }
     }
@@ -56,6 +56,11 @@ fn last_part(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
 }
 
+/// False for a path that can only be a folder's.
+fn is_file(name: &str) -> bool {
+    !matches!(last_part(name), "" | "." | "..")
+}
+
 /// Text up to its first zero.
 fn utf16(bytes: &[u8], unit: fn([u8; 2]) -> u16) -> String {
     let units = bytes.chunks_exact(2).map(|pair| unit([pair[0], pair[1]]));
@@ -64,12 +69,12 @@ fn utf16(bytes: &[u8], unit: fn([u8; 2]) -> u16) -> String {
 }
 
 /// What a path of Windows is here: a relative one with its slashes turned; of one with a drive, a
-/// server or a root only the file's name. Nothing if it is empty.
-fn from_windows(path: &str) -> Option<String> {
+/// server or a root only the file's name. Nothing if it names no file.
+pub(in crate::source) fn from_windows(path: &str) -> Option<String> {
     let path = path.replace('\\', "/");
     let is_absolute = path.starts_with('/') || path.contains(':');
     let name = if is_absolute { last_part(&path) } else { path.as_str() };
-    (!name.is_empty()).then(|| name.to_string())
+    is_file(name).then(|| name.to_string())
 }
 
 /// The path of a file URL, as Mac OS X and XenServer write it: `file:///a/b`, `file://./b`.
@@ -106,6 +111,8 @@ mod tests {
             (r"\\?\C:\a\b.vhdx", Some("b.vhdx")),
             (r"\\server\share\b.vhd", Some("b.vhd")),
             (r"C:\", None),
+            (r"..", None),
+            (r"..\x\.", None),
             ("", None),
         ] {
             assert_eq!(from_windows(path).as_deref(), name, "{path}");

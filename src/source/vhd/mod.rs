@@ -8,6 +8,7 @@ mod header;
 mod locator;
 
 pub use header::{COOKIE, Header, Parent, ends_as_vhd};
+pub(super) use locator::from_windows;
 
 use super::DiskSource;
 use super::layer::{Layer, Layered, Place, bit_run};
