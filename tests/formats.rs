@@ -16,6 +16,14 @@ use tempfile::TempDir;
 
 #[path = "formats/qcow2.rs"]
 mod qcow2;
+#[path = "formats/vhd.rs"]
+mod vhd;
+#[path = "formats/vhd_made.rs"]
+mod vhd_made;
+#[path = "formats/vhdx.rs"]
+mod vhdx;
+#[path = "formats/vhdx_made.rs"]
+mod vhdx_made;
 #[path = "formats/vmdk.rs"]
 mod vmdk;
 #[path = "formats/vmdk_bad.rs"]
@@ -117,6 +125,13 @@ impl Workshop {
         }
         end
     }
+}
+
+/// The ranges that qemu-img calls data.
+fn data_of_map(map: &[u8]) -> Vec<Range<u64>> {
+    let mut data = Vec::new();
+    Workshop::add_allocation(map, 0, &mut data);
+    data
 }
 
 /// The ranges that have to be read; the extents cover the disk.

@@ -5,7 +5,7 @@
 
 use super::qcow2::{Header, MAGIC, Others, Qcow2Source};
 use super::vmdk::{self, Image, VmdkSource};
-use super::{DiskSource, open_disk};
+use super::{DiskSource, open_disk, vhd, vhdx};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use std::ffi::OsStr;
@@ -23,6 +23,10 @@ pub enum ImageFormat {
     Qcow2,
     /// VMware's formats, which begin with a descriptor.
     Vmdk,
+    /// Virtual PC's format: fixed, dynamic and differencing.
+    Vhd,
+    /// Hyper-V's format: fixed, dynamic and differencing.
+    Vhdx,
 }
 
 impl ImageFormat {
@@ -32,6 +36,8 @@ impl ImageFormat {
             "raw" | "host_device" | "file" => Some(ImageFormat::Raw),
             "qcow2" => Some(ImageFormat::Qcow2),
             "vmdk" => Some(ImageFormat::Vmdk),
+            "vhd" | "vpc" => Some(ImageFormat::Vhd),
+            "vhdx" => Some(ImageFormat::Vhdx),
             _ => None,
         }
     }
@@ -42,6 +48,8 @@ impl ImageFormat {
             ImageFormat::Raw => "raw",
             ImageFormat::Qcow2 => "qcow2",
             ImageFormat::Vmdk => "vmdk",
+            ImageFormat::Vhd => "vhd",
+            ImageFormat::Vhdx => "vhdx",
         }
     }
 
@@ -51,6 +59,8 @@ impl ImageFormat {
             "raw" => Some(ImageFormat::Raw),
             "qcow2" | "qcow" | "q2" => Some(ImageFormat::Qcow2),
             "vmdk" => Some(ImageFormat::Vmdk),
+            "vhd" | "avhd" => Some(ImageFormat::Vhd),
+            "vhdx" | "avhdx" => Some(ImageFormat::Vhdx),
             _ => None,
         }
     }
@@ -84,12 +94,12 @@ pub fn open_image(
     };
     match (format, &options.snapshot) {
         (ImageFormat::Raw, None) => Ok(file),
-        (ImageFormat::Raw | ImageFormat::Vmdk, Some(_)) => {
+        (ImageFormat::Raw | ImageFormat::Vmdk | ImageFormat::Vhd | ImageFormat::Vhdx, Some(_)) => {
             let (path, format) = (path.display(), format.name());
             let text = format!("cannot read a snapshot of {path}: it is {format}");
             Err(Error::new(ErrorKind::Usage, text))
         }
-        (ImageFormat::Qcow2 | ImageFormat::Vmdk, snapshot) => {
+        (_, snapshot) => {
             let folder = folder_of(path)?;
             let mut opener = Opener { options, monitor, folder, chain: Vec::new() };
             opener.open_as(format, path, file, snapshot.as_deref())
@@ -97,12 +107,12 @@ pub fn open_image(
     }
 }
 
-/// True if a file begins like an image of a format that is read as a disk.
-pub(super) fn begins_as_image(path: &Path) -> bool {
+/// True if a file begins or ends like an image of a format that is read as a disk.
+pub(super) fn looks_like_image(path: &Path) -> bool {
     open_disk(path).is_ok_and(|file| format_of_bytes(file.as_ref()).is_ok_and(|it| it.is_some()))
 }
 
-/// The format of an image that a file begins like.
+/// The format of an image that a file begins like; a fixed VHD image shows at its end only.
 fn format_of_bytes(file: &dyn DiskSource) -> Result<Option<ImageFormat>> {
     let mut start = [0; vmdk::SIGNATURE.len()];
     let bytes = file.size().min(start.len() as u64) as usize;
@@ -111,10 +121,17 @@ fn format_of_bytes(file: &dyn DiskSource) -> Result<Option<ImageFormat>> {
     if start.starts_with(&MAGIC) {
         return Ok(Some(ImageFormat::Qcow2));
     }
-    Ok(vmdk::begins_as_vmdk(start).then_some(ImageFormat::Vmdk))
+    if vmdk::begins_as_vmdk(start) {
+        return Ok(Some(ImageFormat::Vmdk));
+    }
+    if start.starts_with(&vhdx::SIGNATURE) {
+        return Ok(Some(ImageFormat::Vhdx));
+    }
+    let is_vhd = start.starts_with(&vhd::COOKIE) || vhd::ends_as_vhd(file)?;
+    Ok(is_vhd.then_some(ImageFormat::Vhd))
 }
 
-/// The format by name and first bytes. The bytes alone do not tell: the guest of a raw disk can
+/// The format by name and some bytes. The bytes alone do not tell: the guest of a raw disk can
 /// write any there, and have files of the host read as its disk.
 fn tell_format(file: &dyn DiskSource, path: &Path) -> Result<ImageFormat> {
     match (ImageFormat::of_name(path), format_of_bytes(file)?) {
@@ -122,7 +139,7 @@ fn tell_format(file: &dyn DiskSource, path: &Path) -> Result<ImageFormat> {
         (None, None) => Ok(ImageFormat::Raw),
         (None, Some(format)) => {
             let (path, format) = (path.display(), format.name());
-            let text = format!("cannot tell the format of {path}: it begins as a {format} image");
+            let text = format!("cannot tell the format of {path}: it looks like a {format} image");
             let hint = format!("use --format {format}, or --format raw");
             Err(Error::new(ErrorKind::Usage, text).hint(hint))
         }
@@ -161,6 +178,11 @@ impl Opener<'_> {
             ImageFormat::Raw => Ok(file),
             ImageFormat::Qcow2 => self.open_qcow2(path, file, snapshot),
             ImageFormat::Vmdk => self.open_vmdk(path, file),
+            ImageFormat::Vhd => {
+                let header = vhd::Header::read(file.as_ref())?;
+                self.open_vhd(path, file, &header)
+            }
+            ImageFormat::Vhdx => self.open_vhdx(path, vhdx::Image::read(file)?),
         }
     }
 
@@ -269,6 +291,51 @@ impl Opener<'_> {
             open_disk(&extent)
         };
         image.open(file, parent, &mut open_extent, &mut |text| self.monitor.warn(text))
+    }
+
+    fn open_vhd(
+        &mut self,
+        path: &Path,
+        file: Box<dyn DiskSource>,
+        header: &vhd::Header,
+    ) -> Result<Box<dyn DiskSource>> {
+        self.enter(path)?;
+        if header.is_copy {
+            let path = path.display();
+            self.monitor.warn(&format!("the footer of {path} is damaged; its copy is read"));
+        }
+        let below = match &header.parent {
+            None => None,
+            Some(parent) => {
+                let path = self.resolve_any(path, &parent.names)?;
+                let below = open_disk(&path)?;
+                let its = vhd::Header::read(below.as_ref())?;
+                parent.check(file.as_ref(), below.as_ref(), &its)?;
+                Some(self.open_vhd(&path, below, &its)?)
+            }
+        };
+        Ok(vhd::open_view(file, header, below))
+    }
+
+    fn open_vhdx(&mut self, path: &Path, image: vhdx::Image) -> Result<Box<dyn DiskSource>> {
+        self.enter(path)?;
+        let below = match image.parent() {
+            None => None,
+            Some(parent) => {
+                let path = self.resolve_any(path, &parent.names)?;
+                let below = vhdx::Image::read(open_disk(&path)?)?;
+                image.check_parent(&below)?;
+                Some(self.open_vhdx(&path, below)?)
+            }
+        };
+        Ok(image.open(below))
+    }
+
+    /// The file that the first name that leads to one leads to.
+    fn resolve_any(&self, image: &Path, names: &[String]) -> Result<PathBuf> {
+        let folder = image.parent().unwrap_or(Path::new(""));
+        let found = names.iter().find(|name| folder.join(name).exists());
+        self.resolve(image, found.or(names.first()).map_or("", String::as_str))
     }
 
     /// The file that an image names, beside it if the name is not absolute.

@@ -7,11 +7,15 @@
 pub mod changes;
 mod extents;
 mod image;
+mod layer;
 pub mod partitions;
+mod pieces;
 mod pipe;
 pub mod qcow2;
 mod raw;
 mod tolerant;
+pub mod vhd;
+pub mod vhdx;
 pub mod vmdk;
 
 pub use extents::{Extent, ExtentKind};
@@ -45,7 +49,8 @@ pub trait DiskSource: Send + Sync {
     /// The path, for messages.
     fn describe(&self) -> String;
 
-    /// The format, as it is written into a manifest: `raw`, `block-device`, `qcow2` or `vmdk`.
+    /// The format, as it is written into a manifest: `raw`, `block-device`, `qcow2`, `vmdk`, `vhd`
+    /// or `vhdx`.
     fn format(&self) -> &'static str;
 
     /// Calls `each` with extents in order that cover `range`, as far as it lies on the disk, exactly,
@@ -129,7 +134,7 @@ pub fn default_kind(path: &Path) -> Result<InputKind> {
     let size = metadata.len();
     let is_disk = kind.is_block_device()
         || (kind.is_file() && size >= DISK_BYTES_MIN && size.is_multiple_of(SECTOR_BYTES))
-        || (kind.is_file() && image::begins_as_image(path));
+        || (kind.is_file() && image::looks_like_image(path));
     Ok(if is_disk { InputKind::Disk } else { InputKind::Stream })
 }
 

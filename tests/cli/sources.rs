@@ -227,6 +227,35 @@ fn a_vmdk_chain_is_the_disk_that_its_guest_sees() {
     vault.assert_intact();
 }
 
+/// Of images of Hyper-V and its ancestors, only blocks that are there are read.
+#[test]
+fn vhd_and_vhdx_images_are_the_disks_that_their_guests_see() {
+    if Command::new("qemu-img").arg("--version").output().is_err() {
+        eprintln!("skipped: there is no qemu-img");
+        return;
+    }
+    let vault = Vault::new();
+    let run = |program: &str, arguments: &[&str]| {
+        let status = Command::new(program).args(arguments).current_dir(vault.path("")).output();
+        assert!(status.unwrap().status.success(), "{program} {arguments:?}");
+    };
+    for (format, options, name, block) in [
+        ("vpc", "subformat=dynamic,force_size=on", "a.vhd", 2 * MIB),
+        ("vhdx", "subformat=dynamic,block_size=1M", "a.vhdx", MIB),
+    ] {
+        run("qemu-img", &["create", "-q", "-f", format, "-o", options, name, "64M"]);
+        run("qemu-io", &["-c", "write -P 7 4M 1M", "-c", "write -P 8 40M 64k", name]);
+        let disk = format!("sda={name}");
+        let point = vault.ok(&["--json", "backup", "--name", "web01", "--disk", &disk]).json();
+        assert_eq!(point["virtual_bytes"], 64 * MIB);
+        assert_eq!(point["read_bytes"], 2 * block);
+        run("qemu-img", &["convert", "-f", format, "-O", "raw", name, "view"]);
+        vault.assert_restores("web01/sda", &fs::read(vault.path("view")).unwrap());
+        vault.ok(&["show", "web01"]).prints(&name[2..]);
+    }
+    vault.assert_intact();
+}
+
 /// The guest's view of a qcow2 chain is stored as the disk that it is; what no image allocates is
 /// not read, and the next point finds what both have.
 #[test]
@@ -267,7 +296,7 @@ fn a_qcow2_chain_is_the_disk_that_its_guest_sees() {
         .hints("use --format qcow2, or --format raw");
     vault.ok(&["backup", "--name", "web01", "--disk", "vda=top.img", "--format", "vda=qcow2"]);
     for (arguments, code, text) in [
-        (["--format", "vhs"], 2, "cannot read the format \"vhs\": expected raw, qcow2 or vmdk"),
+        (["--format", "vhs"], 2, "cannot read the format \"vhs\": expected raw, qcow2, vmdk, vhd"),
         (["--format", "vdb=qcow2"], 2, "cannot find a disk named vdb"),
         (["--snapshot", "after"], 2, "cannot read a snapshot of base.raw: it is raw"),
     ] {

@@ -378,7 +378,7 @@ fn a_format_is_not_guessed_from_what_a_guest_may_have_written() {
         fs::write(workshop.path("guest.img"), &image).unwrap();
         let error = workshop.open("guest.img").err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Usage);
-        assert!(error.full_text().contains("it begins as a vmdk image"), "{error:?}");
+        assert!(error.full_text().contains("it looks like a vmdk image"), "{error:?}");
         assert_eq!(error.hint_text(), Some("use --format vmdk, or --format raw"));
         assert_eq!(default_kind(&workshop.path("guest.img")).unwrap(), InputKind::Disk);
     }
