@@ -50,6 +50,16 @@ fn every_kind_that_is_written_to_reads_as_qemu_converts_it() {
     }
 }
 
+/// Grains stand in the file in the order in which they were written, not in that of the disk.
+#[test]
+fn grains_in_another_order_than_the_disk() {
+    let Some(workshop) = Workshop::new() else { return };
+    let writes = [(5, 0), (6, 3), (7, 1), (8, 2), (9, 5), (10, 4)];
+    let writes = writes.map(|(byte, grain)| format!("write -P {byte} {}k 64k", grain * 64));
+    create(&workshop, "a.vmdk", "subformat=monolithicSparse", &writes.each_ref().map(|it| &**it));
+    workshop.assert_same_view("a.vmdk");
+}
+
 /// The file whose allocation is that of `a.vmdk`. QEMU calls all of a flat image data, although
 /// its file has holes.
 fn allocated(kind: &str) -> &'static str {
