@@ -112,7 +112,7 @@ def measure_size(program, work, gib):
         found[name] = vault.run(*arguments)
 
     job("first backup", "backup", "--name", "a", image)
-    job("unchanged", "backup", "--name", "a", image)
+    job("unchanged", "backup", "--full", "--name", "a", image)
     change(image, 1)
     job("1 % changed", "backup", "--name", "a", image)
     found["repository"], found["index"] = vault.sizes()

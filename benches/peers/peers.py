@@ -307,6 +307,9 @@ class Diskvault(Peer):
         # Points are in the order of their times, so each gets a day of its own.
         day = datetime.date(2026, 1, 1) + datetime.timedelta(days=point.number)
         options = ["--name", point.series, "--time", f"{day}T00:00Z", "--disk", f"disk={image}"]
+        # Everyone reads the disk, also where its times say that nothing has changed.
+        if self.has_option("backup", "--full"):
+            options.append("--full")
         return [[self.path, "backup", "-q", *options]]
 
     def restore(self, place, point, target):
