@@ -13,7 +13,7 @@ use super::examine::Work;
 use super::planner::Planned;
 use crate::chunking::is_zero;
 use crate::environment::random_array;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::repository::complete::find_missing;
 use crate::repository::map_reader::{LeafCursor, MapReader};
 use crate::repository::points::Point;
@@ -407,9 +407,13 @@ impl<'a> Look<'a> {
         let mut goes_on = true;
         let first = self.ranges.partition_point(|range| range.end <= from);
         let mut skipped = self.ranges[first..].iter().peekable();
-        self.work.source.extents_in(from..self.old_size, &mut |extent: Extent| {
+        let walked = self.work.source.extents_in(from..self.old_size, &mut |extent: Extent| {
             context.monitor.check_cancelled()?;
-            if extent.kind == ExtentKind::Hole || !goes_on {
+            if !goes_on {
+                // A disk may have millions of extents behind.
+                return Err(Error::new(ErrorKind::Failed, "enough was seen"));
+            }
+            if extent.kind == ExtentKind::Hole {
                 return Ok(());
             }
             let end = (extent.start + extent.bytes).div_ceil(grid);
@@ -428,7 +432,11 @@ impl<'a> Look<'a> {
                 next = stop;
             }
             Ok(())
-        })
+        });
+        match walked {
+            Err(error) if error.kind() == ErrorKind::Failed && !goes_on => Ok(()),
+            walked => walked,
+        }
     }
 
     /// Whether a chunk is what the base has.
