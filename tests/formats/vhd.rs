@@ -364,6 +364,8 @@ fn hostile_tables_are_refused() {
         let error = refused(&workshop, "bad.vhd");
         assert_eq!(error.kind(), ErrorKind::Source);
         assert!(error.full_text().contains(text), "{text}: {error:?}");
+        // Only what a block says is looked at when it is needed.
+        assert_eq!(workshop.open("bad.vhd").is_ok(), text.starts_with("block 0"), "{text}");
     }
     let mut image = good.clone();
     image[512 + 700] ^= 1;
