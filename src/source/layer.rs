@@ -4,7 +4,7 @@
 //! each step of [`Layer::locate`] goes forward.
 
 use super::extents::Merger;
-use super::{DiskSource, Extent, ExtentKind};
+use super::{DiskSource, Extent, ExtentKind, newest_change};
 use crate::error::{Error, Result};
 use std::ops::Range;
 
@@ -164,8 +164,7 @@ impl<L: Layer> DiskSource for Layered<L> {
     }
 
     fn changed_unix_ns(&self) -> Option<i64> {
-        let changed: Option<Vec<i64>> = self.files().map(DiskSource::changed_unix_ns).collect();
-        changed?.into_iter().max()
+        newest_change(self.files())
     }
 }
 

@@ -110,6 +110,12 @@ pub trait DiskSource: Send + Sync {
     }
 }
 
+/// When the files of an image were changed last; nothing if one of them has no such time.
+fn newest_change<'a>(files: impl IntoIterator<Item = &'a dyn DiskSource>) -> Option<i64> {
+    let changed: Option<Vec<i64>> = files.into_iter().map(DiskSource::changed_unix_ns).collect();
+    changed?.into_iter().max()
+}
+
 /// How an input is stored if the user does not say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InputKind {

@@ -11,7 +11,7 @@ mod inflate;
 pub use header::{Compression, Header, MAGIC, Snapshot};
 
 use super::extents::Merger;
-use super::{DiskSource, Extent, ExtentKind};
+use super::{DiskSource, Extent, ExtentKind, newest_change};
 use crate::error::{Error, ErrorKind, Result};
 use clusters::{Geometry, Place, Table};
 use header::bad;
@@ -271,7 +271,6 @@ impl DiskSource for Qcow2Source {
     }
 
     fn changed_unix_ns(&self) -> Option<i64> {
-        let changed: Option<Vec<i64>> = self.files().map(DiskSource::changed_unix_ns).collect();
-        changed?.into_iter().max()
+        newest_change(self.files())
     }
 }

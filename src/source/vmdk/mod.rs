@@ -19,7 +19,7 @@ pub use open::{Image, content_id};
 pub(super) use open::begins_as_vmdk;
 
 use super::extents::Merger;
-use super::{DiskSource, Extent, ExtentKind};
+use super::{DiskSource, Extent, ExtentKind, newest_change};
 use crate::error::{Error, ErrorKind, Result};
 use cache::Tables;
 use grains::{Grains, Packing, Place};
@@ -252,8 +252,6 @@ impl DiskSource for VmdkSource {
     }
 
     fn changed_unix_ns(&self) -> Option<i64> {
-        let files = self.files().into_iter();
-        let changed: Option<Vec<i64>> = files.map(DiskSource::changed_unix_ns).collect();
-        changed?.into_iter().max()
+        newest_change(self.files())
     }
 }
