@@ -22,6 +22,8 @@ mod vhd;
 mod vhd_made;
 #[path = "formats/vhdx.rs"]
 mod vhdx;
+#[path = "formats/vhdx_bad.rs"]
+mod vhdx_bad;
 #[path = "formats/vhdx_made.rs"]
 mod vhdx_made;
 #[path = "formats/vmdk.rs"]

@@ -48,6 +48,21 @@ fn back_up_during(vault: &Vault, further: &[&str], change: &dyn Fn(&Path)) -> Ou
     wait(child)
 }
 
+/// A vault where there is qemu-img; nothing, with a message, where there is none.
+fn vault_with_qemu() -> Option<Vault> {
+    if Command::new("qemu-img").arg("--version").output().is_err() {
+        eprintln!("skipped: there is no qemu-img");
+        return None;
+    }
+    Some(Vault::new())
+}
+
+/// Runs a program in the vault's folder.
+fn run_in(vault: &Vault, program: &str, arguments: &[&str]) {
+    let status = Command::new(program).args(arguments).current_dir(vault.path("")).output();
+    assert!(status.unwrap().status.success(), "{program} {arguments:?}");
+}
+
 /// The failed run left the older point and nothing else.
 fn assert_nothing_lost(vault: &Vault, older: &[u8]) {
     assert_eq!(vault.point_count(), 1);
@@ -191,15 +206,8 @@ fn a_source_inside_a_folder_that_is_not_there_with_json() {
 /// A delta and its parent are one disk, of which only what is allocated is read.
 #[test]
 fn a_vmdk_chain_is_the_disk_that_its_guest_sees() {
-    if Command::new("qemu-img").arg("--version").output().is_err() {
-        eprintln!("skipped: there is no qemu-img");
-        return;
-    }
-    let vault = Vault::new();
-    let run = |program: &str, arguments: &[&str]| {
-        let status = Command::new(program).args(arguments).current_dir(vault.path("")).output();
-        assert!(status.unwrap().status.success(), "{program} {arguments:?}");
-    };
+    let Some(vault) = vault_with_qemu() else { return };
+    let run = |program: &str, arguments: &[&str]| run_in(&vault, program, arguments);
     let create = ["create", "-q", "-f", "vmdk", "-o", "subformat=monolithicSparse"];
     run("qemu-img", &[&create[..], &["base.vmdk", "64M"]].concat());
     run("qemu-io", &["-c", "write -P 7 4M 1M", "base.vmdk"]);
@@ -230,15 +238,8 @@ fn a_vmdk_chain_is_the_disk_that_its_guest_sees() {
 /// Of images of Hyper-V and its ancestors, only blocks that are there are read.
 #[test]
 fn vhd_and_vhdx_images_are_the_disks_that_their_guests_see() {
-    if Command::new("qemu-img").arg("--version").output().is_err() {
-        eprintln!("skipped: there is no qemu-img");
-        return;
-    }
-    let vault = Vault::new();
-    let run = |program: &str, arguments: &[&str]| {
-        let status = Command::new(program).args(arguments).current_dir(vault.path("")).output();
-        assert!(status.unwrap().status.success(), "{program} {arguments:?}");
-    };
+    let Some(vault) = vault_with_qemu() else { return };
+    let run = |program: &str, arguments: &[&str]| run_in(&vault, program, arguments);
     for (format, options, name, block) in [
         ("vpc", "subformat=dynamic,force_size=on", "a.vhd", 2 * MIB),
         ("vhdx", "subformat=dynamic,block_size=1M", "a.vhdx", MIB),
@@ -260,15 +261,8 @@ fn vhd_and_vhdx_images_are_the_disks_that_their_guests_see() {
 /// not read, and the next point finds what both have.
 #[test]
 fn a_qcow2_chain_is_the_disk_that_its_guest_sees() {
-    if Command::new("qemu-img").arg("--version").output().is_err() {
-        eprintln!("skipped: there is no qemu-img");
-        return;
-    }
-    let vault = Vault::new();
-    let run = |program: &str, arguments: &[&str]| {
-        let status = Command::new(program).args(arguments).current_dir(vault.path("")).output();
-        assert!(status.unwrap().status.success(), "{program} {arguments:?}");
-    };
+    let Some(vault) = vault_with_qemu() else { return };
+    let run = |program: &str, arguments: &[&str]| run_in(&vault, program, arguments);
     vault.write("base.raw", &random(1, 8 * MIB));
     let below = ["-F", "raw", "-b", "base.raw", "top.qcow2", "64M"];
     run("qemu-img", &[&["create", "-q", "-f", "qcow2"][..], &below].concat());
