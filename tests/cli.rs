@@ -35,6 +35,8 @@ mod interrupt;
 mod key;
 #[path = "cli/memory.rs"]
 mod memory;
+#[path = "cli/nbd.rs"]
+mod nbd;
 #[path = "cli/no_cache.rs"]
 mod no_cache;
 #[path = "cli/output.rs"]

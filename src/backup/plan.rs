@@ -11,8 +11,8 @@ use crate::repository::Repository;
 use crate::repository::address::LATEST;
 use crate::repository::points::Point;
 use crate::source::{
-    DiskSource, ImageOptions, InputKind, STANDARD_INPUT, TolerantSource, default_kind, open_stream,
-    partition_layout,
+    DiskSource, ImageOptions, InputKind, STANDARD_INPUT, TolerantSource, default_kind, nbd,
+    open_stream, partition_layout,
 };
 use diskvault_format::limits::{FIELDS_MAX, PARTS_MAX, TEXT_BYTES_MAX};
 use diskvault_format::manifest::{validate_part_name, validate_series_name};
@@ -83,6 +83,9 @@ impl InputRequest {
         }
         if self.is_standard_input() {
             return Ok(stdin_name.unwrap_or("stdin").to_string());
+        }
+        if nbd::is_address(&self.path) {
+            return Ok(nbd::Address::parse(&self.path.to_string_lossy())?.part_name());
         }
         let name = self.path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
             let text = format!("cannot make a name from the path {:?}", self.path);

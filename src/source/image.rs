@@ -5,7 +5,7 @@
 
 use super::qcow2::{Header, MAGIC, Others, Qcow2Source};
 use super::vmdk::{self, Image, VmdkSource};
-use super::{DiskSource, open_disk, vhd, vhdx};
+use super::{DiskSource, nbd, open_disk, vhd, vhdx};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use std::ffi::OsStr;
@@ -87,6 +87,9 @@ pub fn open_image(
     options: &ImageOptions,
     monitor: &dyn Monitor,
 ) -> Result<Box<dyn DiskSource>> {
+    if nbd::is_address(path) {
+        return open_export(path, options);
+    }
     let file = open_disk(path)?;
     let format = match options.format {
         Some(format) => format,
@@ -105,6 +108,19 @@ pub fn open_image(
             opener.open_as(format, path, file, snapshot.as_deref())
         }
     }
+}
+
+/// An NBD server gives the guest's view already.
+fn open_export(path: &Path, options: &ImageOptions) -> Result<Box<dyn DiskSource>> {
+    let address = nbd::Address::parse(&path.to_string_lossy())?;
+    let format = options.format.filter(|format| *format != ImageFormat::Raw);
+    let wanted = format.map(ImageFormat::name).or(options.snapshot.as_ref().map(|_| "a snapshot"));
+    if let Some(wanted) = wanted {
+        let text = format!("cannot read {wanted} in {}: NBD gives a disk as it is", path.display());
+        let hint = "have the server open it, such as qemu-nbd -f FORMAT";
+        return Err(Error::new(ErrorKind::Usage, text).hint(hint));
+    }
+    Ok(Box::new(nbd::open_nbd(address)?))
 }
 
 /// True if a file begins or ends like an image of a format that is read as a disk.

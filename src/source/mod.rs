@@ -8,6 +8,7 @@ pub mod changes;
 mod extents;
 mod image;
 mod layer;
+pub mod nbd;
 pub mod partitions;
 mod pieces;
 mod pipe;
@@ -49,8 +50,8 @@ pub trait DiskSource: Send + Sync {
     /// The path, for messages.
     fn describe(&self) -> String;
 
-    /// The format, as it is written into a manifest: `raw`, `block-device`, `qcow2`, `vmdk`, `vhd`
-    /// or `vhdx`.
+    /// The format, as it is written into a manifest: `raw`, `block-device`, `nbd`, `qcow2`, `vmdk`,
+    /// `vhd` or `vhdx`.
     fn format(&self) -> &'static str;
 
     /// Calls `each` with extents in order that cover `range`, as far as it lies on the disk, exactly,
@@ -134,6 +135,9 @@ pub enum InputKind {
 pub fn default_kind(path: &Path) -> Result<InputKind> {
     if path.as_os_str() == STANDARD_INPUT {
         return Ok(InputKind::Stream);
+    }
+    if nbd::is_address(path) {
+        return Ok(InputKind::Disk);
     }
     let metadata = examine(path)?;
     let kind = metadata.file_type();
