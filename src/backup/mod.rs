@@ -13,6 +13,8 @@ mod disk;
 pub(crate) mod displaced;
 mod examine;
 mod hinted;
+#[allow(dead_code, reason = "sources with dirty bitmaps use it next")]
+pub(crate) mod marks;
 mod plan;
 mod planner;
 mod read_ahead;
