@@ -1,7 +1,9 @@
 //! Lists of what has changed on a disk, as other programs print them.
 //!
 //! Invariant: what is not understood is an error, never taken for unchanged; memory is bounded by
-//! the length of the file, which is.
+//! the length of the file, which is, or by the number of ranges.
+
+mod rbd;
 
 use crate::error::{Error, ErrorKind, Result};
 use serde_json::Value;
@@ -24,7 +26,8 @@ const CHANGED: [&str; 8] =
 /// first byte first, as QEMU keeps them. Else by its first character: JSON as `qemu-img map`,
 /// `nbdinfo --map`, `rbd diff` or VMware's `QueryChangedDiskAreas` give it, the XML of `thin_delta`, or
 /// lines of `START LENGTH [KIND]` in bytes, where a kind of `same`, `clean` or `unchanged` has not
-/// changed. Of `qemu-img map` what the top image holds (depth 0) counts.
+/// changed. Of `qemu-img map` what the top image holds (depth 0) counts. A stream of `rbd export-diff`
+/// is told by how it begins, and may be of any length: what it writes and zeroes has changed.
 ///
 /// # Errors
 /// `Source` for a file that cannot be read; `Usage` for one that is longer than 256 MiB or is none of
@@ -34,12 +37,16 @@ pub fn read_changes(path: &Path, granularity: Option<u64>) -> Result<Vec<Range<u
         Error::io(ErrorKind::Source, format!("cannot read change list {}", path.display()), cause)
     };
     let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(open)?;
-    file.take(LIST_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(open)?;
+    let mut file = std::fs::File::open(path).map_err(open)?;
+    file.by_ref().take(rbd::START_BYTES).read_to_end(&mut bytes).map_err(open)?;
     let refuse = |what: String| {
         let text = format!("cannot read change list {}: {what}", path.display());
         Error::new(ErrorKind::Usage, text)
     };
+    if let (Some(version), None) = (rbd::version(&bytes), granularity) {
+        return Ok(join(rbd::read(file, version).map_err(refuse)?));
+    }
+    file.take(LIST_BYTES_MAX + 1 - rbd::START_BYTES).read_to_end(&mut bytes).map_err(open)?;
     if bytes.len() as u64 > LIST_BYTES_MAX {
         return Err(refuse("it is longer than 256 MiB".into()));
     }

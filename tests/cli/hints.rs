@@ -34,10 +34,13 @@ fn a_list_a_map_and_a_bitmap_are_read_and_the_rest_is_not() {
     let at = 40 * MIB;
     let mut bitmap = vec![0_u8; 128];
     bitmap[80] = 1;
+    let numbers = [at.to_le_bytes(), 65536_u64.to_le_bytes()].concat();
+    let diff = [b"rbd diff v1\nf\x01\0\0\0aw", &numbers[..], &[7; 65536], b"e"].concat();
     for (number, (name, list, further)) in [
         ("lines", format!("0 {at} same\n{at} 65536 data\n").into_bytes(), &[][..]),
         ("map", format!("[{{\"offset\":{at},\"length\":65536}}]").into_bytes(), &[]),
         ("bits", bitmap, &["--granularity", "64K"]),
+        ("diff", diff, &[]),
     ]
     .into_iter()
     .enumerate()
