@@ -41,6 +41,10 @@ mod nbd;
 mod no_cache;
 #[path = "cli/output.rs"]
 mod output;
+#[path = "cli/ova.rs"]
+mod ova;
+#[path = "support/ova.rs"]
+mod ova_made;
 #[path = "cli/password.rs"]
 mod password;
 #[path = "cli/prune.rs"]

@@ -14,6 +14,10 @@ use std::process::Command;
 use std::sync::Mutex;
 use tempfile::TempDir;
 
+#[path = "formats/ova.rs"]
+mod ova;
+#[path = "support/ova.rs"]
+mod ova_made;
 #[path = "formats/qcow2.rs"]
 mod qcow2;
 #[path = "formats/vhd.rs"]

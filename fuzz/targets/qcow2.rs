@@ -17,7 +17,7 @@ fuzz_target!(|input: &[u8]| {
     std::fs::write(&path, input).unwrap();
     for snapshot in [None, Some("1".to_string())] {
         let format = Some(ImageFormat::Qcow2);
-        let options = ImageOptions { format, snapshot, allows_backing: false };
+        let options = ImageOptions { format, snapshot, ..ImageOptions::default() };
         let Ok(source) = open_image(&path, &options, &Silent) else { continue };
         let mut at = 0;
         let walked = source.extents(&mut |extent| {

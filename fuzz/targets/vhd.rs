@@ -30,7 +30,7 @@ fuzz_target!(|input: &[u8]| {
     let path = folder.join("image");
     std::fs::write(&path, image).unwrap();
     let format = Some(ImageFormat::Vhd);
-    let options = ImageOptions { format, snapshot: None, allows_backing: false };
+    let options = ImageOptions { format, ..ImageOptions::default() };
     let Ok(source) = open_image(&path, &options, &Silent) else { return };
     let mut at = 0;
     let walked = source.extents(&mut |extent| {

@@ -111,7 +111,7 @@ fuzz_target!(|input: &[u8]| {
         file.write_all_at(part, *at).unwrap();
     }
     let format = Some(ImageFormat::Vhdx);
-    let options = ImageOptions { format, snapshot: None, allows_backing: false };
+    let options = ImageOptions { format, ..ImageOptions::default() };
     let Ok(source) = open_image(&path, &options, &Silent) else { return };
     let mut at = 0;
     let walked = source.extents(&mut |extent| {

@@ -23,7 +23,7 @@ fuzz_target!(|input: &[u8]| {
     std::fs::write(&path, image).unwrap();
     std::fs::write(folder.join("x"), other).unwrap();
     let format = Some(ImageFormat::Vmdk);
-    let options = ImageOptions { format, snapshot: None, allows_backing: false };
+    let options = ImageOptions { format, ..ImageOptions::default() };
     let Ok(source) = open_image(&path, &options, &Silent) else { return };
     let mut at = 0;
     let walked = source.extents(&mut |extent| {

@@ -1,6 +1,6 @@
 //! Making a restore point: `backup`.
 //!
-//! `plan` decides what every input is and how it is cut; `disk`, with the workers of `examine`, and
+//! `expand` finds the parts in inputs that hold several; `plan` decides what every input is and how it is cut; `disk`, with the workers of `examine`, and
 //! `stream` read, find what is new and build maps; this file runs them under one session and publishes the manifest.
 //!
 //! Invariant: a point is published only after every byte of every part was read, everything it
@@ -12,6 +12,7 @@ mod digests;
 mod disk;
 pub(crate) mod displaced;
 mod examine;
+mod expand;
 mod hinted;
 #[allow(dead_code, reason = "sources with dirty bitmaps use it next")]
 pub(crate) mod marks;
@@ -43,6 +44,7 @@ use std::sync::Arc;
 pub(crate) const TRIES_MAX: u32 = 3;
 
 /// What to back up and how.
+#[derive(Clone)]
 pub struct BackupOptions {
     /// The series the point belongs to.
     pub series: String,
@@ -127,6 +129,8 @@ pub fn run_with(
     pool: &Arc<ThreadPool>,
     monitor: &dyn Monitor,
 ) -> Result<BackupReport> {
+    let inputs = expand::expand(&options.inputs, monitor)?;
+    let options = &BackupOptions { inputs, ..options.clone() };
     plan::validate_request(options)?;
     let backup_id = BackupId(crate::environment::random_array(repository.environment().as_ref())?);
     let mut tries = 1;

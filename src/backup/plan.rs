@@ -197,7 +197,10 @@ pub fn decide(
         let path = &input.request.path;
         let part = match kind {
             InputKind::Stream => PartPlan {
-                source: PlannedSource::Stream(open_stream(path)?),
+                source: PlannedSource::Stream(match &input.request.image.window {
+                    Some(window) => window.open_stream(path)?,
+                    None => open_stream(path)?,
+                }),
                 chunking: Chunking::Content(ContentParameters::default()),
                 name: input.name,
                 hint: None,

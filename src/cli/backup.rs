@@ -34,7 +34,7 @@ pub struct Arguments {
     /// Disks and files of one point; `-` is standard input
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// Format of a disk: raw, qcow2, vmdk, vhd or vhdx; by its name and some bytes by default
+    /// Format of a disk: raw, qcow2, vmdk, vhd, vhdx or ova; by its name and some bytes by default
     #[arg(long, value_name = "[NAME=]FORMAT")]
     format: Vec<String>,
     /// Internal snapshot of a qcow2 image to read, by name or number
@@ -145,7 +145,7 @@ fn split_pair<'a>(text: &'a str, option: &str) -> Result<(&'a str, &'a str)> {
 
 fn parse_format(text: &str) -> Result<ImageFormat> {
     ImageFormat::parse(text).ok_or_else(|| {
-        let expected = "expected raw, qcow2, vmdk, vhd or vhdx";
+        let expected = "expected raw, qcow2, vmdk, vhd, vhdx or ova";
         let text = format!("cannot read the format {text:?}: {expected}");
         Error::new(ErrorKind::Usage, text)
     })

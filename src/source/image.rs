@@ -5,7 +5,7 @@
 
 use super::qcow2::{Header, MAGIC, Others, Qcow2Source};
 use super::vmdk::{self, Image, VmdkSource};
-use super::{DiskSource, nbd, open_disk, vhd, vhdx};
+use super::{DiskSource, SECTOR_BYTES, Window, nbd, open_disk, ova, vhd, vhdx};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use std::ffi::OsStr;
@@ -27,6 +27,8 @@ pub enum ImageFormat {
     Vhd,
     /// Hyper-V's format: fixed, dynamic and differencing.
     Vhdx,
+    /// An archive of disks: no disk itself, see [`ova::read`].
+    Ova,
 }
 
 impl ImageFormat {
@@ -38,29 +40,32 @@ impl ImageFormat {
             "vmdk" => Some(ImageFormat::Vmdk),
             "vhd" | "vpc" => Some(ImageFormat::Vhd),
             "vhdx" => Some(ImageFormat::Vhdx),
+            "ova" => Some(ImageFormat::Ova),
             _ => None,
         }
     }
 
     /// Its name, which [`ImageFormat::parse`] reads.
-    const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             ImageFormat::Raw => "raw",
             ImageFormat::Qcow2 => "qcow2",
             ImageFormat::Vmdk => "vmdk",
             ImageFormat::Vhd => "vhd",
             ImageFormat::Vhdx => "vhdx",
+            ImageFormat::Ova => "ova",
         }
     }
 
     /// The format that a file name stands for.
-    fn of_name(path: &Path) -> Option<ImageFormat> {
+    pub fn of_name(path: &Path) -> Option<ImageFormat> {
         match path.extension().and_then(OsStr::to_str)?.to_ascii_lowercase().as_str() {
             "raw" => Some(ImageFormat::Raw),
             "qcow2" | "qcow" | "q2" => Some(ImageFormat::Qcow2),
             "vmdk" => Some(ImageFormat::Vmdk),
             "vhd" | "avhd" => Some(ImageFormat::Vhd),
             "vhdx" | "avhdx" => Some(ImageFormat::Vhdx),
+            "ova" => Some(ImageFormat::Ova),
             _ => None,
         }
     }
@@ -75,9 +80,12 @@ pub struct ImageOptions {
     pub snapshot: Option<String>,
     /// True to follow an image to files outside its folder.
     pub allows_backing: bool,
+    /// The member of an archive that is the disk; all of the file if `None`. It leads to no other file.
+    pub window: Option<Window>,
 }
 
-/// Opens the disk at a path: a raw file, a block device, or the guest's view of an image.
+/// Opens the disk at a path: a raw file, a block device, or the guest's view of an image; or of a
+/// member of the archive there.
 ///
 /// # Errors
 /// `Source` for what cannot be read, is damaged or refers to what it may not; `Usage` if the format
@@ -90,20 +98,30 @@ pub fn open_image(
     if nbd::is_address(path) {
         return open_export(path, options);
     }
-    let file = open_disk(path)?;
+    let file = match &options.window {
+        None => open_disk(path)?,
+        Some(window) => window.open(path)?,
+    };
+    // Of a member, a name for messages, which is no path.
+    let shown = options.window.as_ref().map(|_| PathBuf::from(file.describe()));
+    let path = shown.as_deref().unwrap_or(path);
     let format = match options.format {
         Some(format) => format,
         None => tell_format(file.as_ref(), path)?,
     };
     match (format, &options.snapshot) {
         (ImageFormat::Raw, None) => Ok(file),
+        (ImageFormat::Ova, _) => Err(is_archive(path)),
         (ImageFormat::Raw | ImageFormat::Vmdk | ImageFormat::Vhd | ImageFormat::Vhdx, Some(_)) => {
             let (path, format) = (path.display(), format.name());
             let text = format!("cannot read a snapshot of {path}: it is {format}");
             Err(Error::new(ErrorKind::Usage, text))
         }
         (_, snapshot) => {
-            let folder = folder_of(path)?;
+            let folder = match &options.window {
+                None => folder_of(path)?,
+                Some(_) => PathBuf::new(),
+            };
             let mut opener = Opener { options, monitor, folder, chain: Vec::new() };
             opener.open_as(format, path, file, snapshot.as_deref())
         }
@@ -128,9 +146,14 @@ pub(super) fn looks_like_image(path: &Path) -> bool {
     open_disk(path).is_ok_and(|file| format_of_bytes(file.as_ref()).is_ok_and(|it| it.is_some()))
 }
 
+fn is_archive(path: &Path) -> Error {
+    let text = format!("cannot open disk {}: it is an OVA, which holds disks", path.display());
+    Error::new(ErrorKind::Source, text)
+}
+
 /// The format of an image that a file begins like; a fixed VHD image shows at its end only.
-fn format_of_bytes(file: &dyn DiskSource) -> Result<Option<ImageFormat>> {
-    let mut start = [0; vmdk::SIGNATURE.len()];
+pub(super) fn format_of_bytes(file: &dyn DiskSource) -> Result<Option<ImageFormat>> {
+    let mut start = [0; SECTOR_BYTES as usize];
     let bytes = file.size().min(start.len() as u64) as usize;
     let start = &mut start[..bytes];
     file.read_at(0, start)?;
@@ -142,6 +165,9 @@ fn format_of_bytes(file: &dyn DiskSource) -> Result<Option<ImageFormat>> {
     }
     if start.starts_with(&vhdx::SIGNATURE) {
         return Ok(Some(ImageFormat::Vhdx));
+    }
+    if ova::begins_as_ova(start, file) {
+        return Ok(Some(ImageFormat::Ova));
     }
     let is_vhd = start.starts_with(&vhd::COOKIE) || vhd::ends_as_vhd(file)?;
     Ok(is_vhd.then_some(ImageFormat::Vhd))
@@ -155,7 +181,9 @@ fn tell_format(file: &dyn DiskSource, path: &Path) -> Result<ImageFormat> {
         (None, None) => Ok(ImageFormat::Raw),
         (None, Some(format)) => {
             let (path, format) = (path.display(), format.name());
-            let text = format!("cannot tell the format of {path}: it looks like a {format} image");
+            let article = if format == "ova" { "an" } else { "a" };
+            let looks = format!("it looks like {article} {format} image");
+            let text = format!("cannot tell the format of {path}: {looks}");
             let hint = format!("use --format {format}, or --format raw");
             Err(Error::new(ErrorKind::Usage, text).hint(hint))
         }
@@ -199,6 +227,7 @@ impl Opener<'_> {
                 self.open_vhd(path, file, &header)
             }
             ImageFormat::Vhdx => self.open_vhdx(path, vhdx::Image::read(file)?),
+            ImageFormat::Ova => Err(is_archive(path)),
         }
     }
 
@@ -211,9 +240,7 @@ impl Opener<'_> {
         self.enter(path)?;
         let header = Header::read(file.as_ref())?;
         if header.is_encrypted {
-            let path = path.display();
-            self.monitor.warn(&format!("{path} is encrypted; the image is stored as it is"));
-            return Ok(file);
+            return self.keep_encrypted(path, file);
         }
         let data_file = header.data_file.as_deref();
         let data_file = data_file.map(|name| self.open_data_file(path, name)).transpose()?;
@@ -225,7 +252,27 @@ impl Opener<'_> {
         Ok(Box::new(Qcow2Source::new(file, &header, snapshot, others)?))
     }
 
+    /// An encrypted image as it is. One in an archive is refused: the archive as it is would be more.
+    fn keep_encrypted(
+        &self,
+        path: &Path,
+        file: Box<dyn DiskSource>,
+    ) -> Result<Box<dyn DiskSource>> {
+        let path = path.display();
+        if self.options.window.is_some() {
+            let text = format!("cannot open disk {path}: it is encrypted");
+            let hint = "store the OVA as it is with --stream NAME=PATH";
+            return Err(Error::new(ErrorKind::Source, text).hint(hint));
+        }
+        self.monitor.warn(&format!("{path} is encrypted; the image is stored as it is"));
+        Ok(file)
+    }
+
     fn enter(&mut self, path: &Path) -> Result<()> {
+        if self.options.window.is_some() {
+            // It leads to no other image, so not back either.
+            return Ok(());
+        }
         let real = canonical(path)?;
         let path = path.display();
         if self.chain.contains(&real) {
@@ -268,9 +315,7 @@ impl Opener<'_> {
         // One that is a delta, or whose data are in other files, would be stored without them.
         let is_all = image.is_one_file() && image.parent().is_none() && self.chain.is_empty();
         if image.is_encrypted() && is_all {
-            let path = path.display();
-            self.monitor.warn(&format!("{path} is encrypted; the image is stored as it is"));
-            return Ok(file);
+            return self.keep_encrypted(path, file);
         }
         Ok(Box::new(self.open_vmdk_view(path, file, image)?))
     }
@@ -350,6 +395,8 @@ impl Opener<'_> {
     /// The file that the first name that leads to one leads to.
     fn resolve_any(&self, image: &Path, names: &[String]) -> Result<PathBuf> {
         let folder = image.parent().unwrap_or(Path::new(""));
+        let names =
+            if self.options.window.is_some() { &names[..names.len().min(1)] } else { names };
         let found = names.iter().find(|name| folder.join(name).exists());
         self.resolve(image, found.or(names.first()).map_or("", String::as_str))
     }
@@ -361,6 +408,9 @@ impl Opener<'_> {
             let text = format!("cannot open disk {image}: its file {name} {why}");
             Error::new(ErrorKind::Source, text)
         };
+        if self.options.window.is_some() {
+            return Err(refused("is not looked for: a disk in an OVA is one file"));
+        }
         let name = name.strip_prefix("file:").unwrap_or(name);
         // As QEMU tells protocols: a colon in front of the first slash.
         let protocol = name.split_once(':').map(|(protocol, _)| protocol);

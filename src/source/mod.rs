@@ -9,6 +9,7 @@ mod extents;
 mod image;
 mod layer;
 pub mod nbd;
+pub mod ova;
 pub mod partitions;
 mod pieces;
 mod pipe;
@@ -18,6 +19,7 @@ mod tolerant;
 pub mod vhd;
 pub mod vhdx;
 pub mod vmdk;
+mod window;
 
 pub use extents::{Extent, ExtentKind};
 pub use image::{ImageFormat, ImageOptions, open_image};
@@ -25,6 +27,7 @@ pub use partitions::{PartitionLayout, partition_layout};
 pub use pipe::open_stream;
 pub use raw::open_disk;
 pub use tolerant::TolerantSource;
+pub use window::Window;
 
 use crate::error::{Error, ErrorKind, Result};
 use std::fs::Metadata;

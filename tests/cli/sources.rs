@@ -49,7 +49,7 @@ fn back_up_during(vault: &Vault, further: &[&str], change: &dyn Fn(&Path)) -> Ou
 }
 
 /// A vault where there is qemu-img; nothing, with a message, where there is none.
-fn vault_with_qemu() -> Option<Vault> {
+pub fn vault_with_qemu() -> Option<Vault> {
     if Command::new("qemu-img").arg("--version").output().is_err() {
         eprintln!("skipped: there is no qemu-img");
         return None;
@@ -58,7 +58,7 @@ fn vault_with_qemu() -> Option<Vault> {
 }
 
 /// Runs a program in the vault's folder.
-fn run_in(vault: &Vault, program: &str, arguments: &[&str]) {
+pub fn run_in(vault: &Vault, program: &str, arguments: &[&str]) {
     let status = Command::new(program).args(arguments).current_dir(vault.path("")).output();
     assert!(status.unwrap().status.success(), "{program} {arguments:?}");
 }
@@ -290,7 +290,11 @@ fn a_qcow2_chain_is_the_disk_that_its_guest_sees() {
         .hints("use --format qcow2, or --format raw");
     vault.ok(&["backup", "--name", "web01", "--disk", "vda=top.img", "--format", "vda=qcow2"]);
     for (arguments, code, text) in [
-        (["--format", "vhs"], 2, "cannot read the format \"vhs\": expected raw, qcow2, vmdk, vhd"),
+        (
+            ["--format", "vhs"],
+            2,
+            "cannot read the format \"vhs\": expected raw, qcow2, vmdk, vhd, vhdx or ova",
+        ),
         (["--format", "vdb=qcow2"], 2, "cannot find a disk named vdb"),
         (["--snapshot", "after"], 2, "cannot read a snapshot of base.raw: it is raw"),
     ] {

@@ -13,7 +13,7 @@ mod open;
 mod sesparse;
 mod sparse;
 
-pub use descriptor::{Parent, SIGNATURE};
+pub use descriptor::Parent;
 pub use open::{Image, content_id};
 
 pub(super) use open::begins_as_vmdk;
