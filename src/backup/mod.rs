@@ -7,6 +7,7 @@
 //! names is durable, and each source still has the size it had at the start.
 
 mod assembler;
+mod automatic;
 pub(crate) mod content;
 mod digests;
 mod disk;

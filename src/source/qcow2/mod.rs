@@ -11,7 +11,7 @@ mod inflate;
 pub use header::{Compression, Header, MAGIC, Snapshot};
 
 use super::extents::Merger;
-use super::{DiskSource, Extent, ExtentKind, newest_change};
+use super::{DiskSource, Extent, ExtentKind, changed_over, newest_change};
 use crate::error::{Error, ErrorKind, Result};
 use clusters::{Geometry, Place, Table};
 use header::bad;
@@ -272,5 +272,17 @@ impl DiskSource for Qcow2Source {
 
     fn changed_unix_ns(&self) -> Option<i64> {
         newest_change(self.files())
+    }
+
+    fn changed_over(
+        &self,
+        is_base: &dyn Fn(&dyn DiskSource) -> bool,
+        each: &mut dyn FnMut(Range<u64>) -> Result<()>,
+    ) -> Result<bool> {
+        let below = self.backing.as_deref();
+        changed_over((self.size(), below), is_base, each, &|at| {
+            let (place, stop) = self.locate(at, self.size())?;
+            Ok((!matches!(place, Place::Below), stop))
+        })
     }
 }

@@ -1,0 +1,82 @@
+//! Hints that nobody gave: what the files of a disk say about what has changed since the last point of
+//! its series.
+//!
+//! Invariant: files speak for a point only if they are the ones that it was read from, in the format
+//! that they were read in, and were written last long enough before it was begun.
+
+use super::Context;
+use super::disk::DiskRequest;
+use super::hinted::Hint;
+use crate::error::Result;
+use crate::repository::points::Point;
+use crate::source::{Changes, DiskSource, token_of};
+use diskvault_format::manifest::DiskRecord;
+use std::cell::RefCell;
+use std::path::Path;
+
+/// A file that was changed so shortly before it was read may have been changed after it with the
+/// same times: those tick up to every 10 ms, and clocks of file servers differ.
+const RACY_NS: i64 = 2_000_000_000;
+
+/// What a disk says by itself.
+///
+/// # Errors
+/// `Source` for tables of an image that cannot be read, and `Cancelled`.
+pub(super) fn find(context: &Context<'_>, request: &DiskRequest<'_>) -> Result<Option<Hint>> {
+    match unchanged_file(request) {
+        Some(hint) => Ok(Some(hint)),
+        None => over_base(context, request),
+    }
+}
+
+/// The last point, and its record of the disk.
+fn last_record<'a>(request: &DiskRequest<'a>) -> Option<(&'a Point, &'a DiskRecord)> {
+    let base = request.parent?;
+    let disk = base.manifest.disks.iter().find(|disk| disk.name == request.name)?;
+    Some((base, disk))
+}
+
+/// True for what `base` has read as `disk`, changed long enough before.
+fn is_as_then(source: &dyn DiskSource, base: &Point, disk: &DiskRecord) -> bool {
+    let changed_unix_ns = source.changed_unix_ns();
+    let is_settled = changed_unix_ns.is_some_and(|changed_unix_ns| {
+        changed_unix_ns.saturating_add(RACY_NS) < base.manifest.started_unix_ns
+    });
+    // The format as well: the files of an image are also those of its raw bytes.
+    is_settled
+        && !disk.token.is_empty()
+        && disk.source_format == source.format()
+        && disk.token == token_of(source)
+}
+
+/// Files with the identity that the last point saw.
+fn unchanged_file(request: &DiskRequest<'_>) -> Option<Hint> {
+    let (base, disk) = last_record(request)?;
+    let told_by = "the file's times".to_string();
+    is_as_then(request.source.as_ref(), base, disk).then(|| Hint {
+        base: base.clone(),
+        changed: Vec::new(),
+        told_by,
+    })
+}
+
+/// Images that were laid over the files that the last point saw: what they hold is what has changed.
+fn over_base(context: &Context<'_>, request: &DiskRequest<'_>) -> Result<Option<Hint>> {
+    let Some((base, disk)) = last_record(request) else { return Ok(None) };
+    let found = RefCell::new(String::new());
+    let is_base = |below: &dyn DiskSource| {
+        *found.borrow_mut() = below.describe();
+        is_as_then(below, base, disk)
+    };
+    let size = request.source.size();
+    let mut changes = Changes::default();
+    let is_over = request.source.changed_over(&is_base, &mut |range| {
+        context.monitor.check_cancelled()?;
+        changes.add(range.start..range.end.min(size));
+        Ok(())
+    })?;
+    let found = found.into_inner();
+    let name = Path::new(&found).file_name().and_then(|name| name.to_str()).unwrap_or(&found);
+    let told_by = format!("what lies over {}", name.escape_debug());
+    Ok(is_over.then(|| Hint { base: base.clone(), changed: changes.finish(), told_by }))
+}
