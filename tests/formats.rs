@@ -16,6 +16,8 @@ use tempfile::TempDir;
 
 #[path = "formats/qcow2.rs"]
 mod qcow2;
+#[path = "formats/qcow2_bitmaps.rs"]
+mod qcow2_bitmaps;
 #[path = "formats/vhd.rs"]
 mod vhd;
 #[path = "formats/vhd_made.rs"]

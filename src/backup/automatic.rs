@@ -6,8 +6,9 @@
 
 use super::Context;
 use super::disk::DiskRequest;
-use super::hinted::Hint;
-use crate::error::Result;
+use super::hint::{BitmapHint, Hint};
+use super::marks;
+use crate::error::{Error, Result};
 use crate::repository::points::Point;
 use crate::source::{Changes, DiskSource, token_of};
 use diskvault_format::manifest::DiskRecord;
@@ -23,9 +24,12 @@ const RACY_NS: i64 = 2_000_000_000;
 /// # Errors
 /// `Source` for tables of an image that cannot be read, and `Cancelled`.
 pub(super) fn find(context: &Context<'_>, request: &DiskRequest<'_>) -> Result<Option<Hint>> {
-    match unchanged_file(request) {
+    if let Some(hint) = unchanged_file(request) {
+        return Ok(Some(hint));
+    }
+    match over_base(context, request)? {
         Some(hint) => Ok(Some(hint)),
-        None => over_base(context, request),
+        None => Ok(by_mark(context, request)),
     }
 }
 
@@ -79,4 +83,32 @@ fn over_base(context: &Context<'_>, request: &DiskRequest<'_>) -> Result<Option<
     let name = Path::new(&found).file_name().and_then(|name| name.to_str()).unwrap_or(&found);
     let told_by = format!("what lies over {}", name.escape_debug());
     Ok(is_over.then(|| Hint { base: base.clone(), changed: changes.finish(), told_by }))
+}
+
+/// A bitmap that was begun when a point of the series was made, and named so: of several points the
+/// newest.
+fn by_mark(context: &Context<'_>, request: &DiskRequest<'_>) -> Option<Hint> {
+    let series = &request.parent?.manifest.series;
+    let repository = context.repository.id();
+    // Nobody asked for it: what is wrong with it is said, and the disk is read in full.
+    let warn = |error: Error| context.monitor.warn(&error.full_text());
+    let names = request.source.bitmaps().map_err(warn).ok()?;
+    let point_of = |name: &str| {
+        let (_, backup) = marks::parse(name)?;
+        let is_ours = marks::mark_name(repository, series, &request.name, backup) == name;
+        let has_disk = |point: &Point| {
+            let manifest = &point.manifest;
+            manifest.backup_id == backup
+                && manifest.disks.iter().any(|disk| disk.name == request.name)
+        };
+        let mut points = context.session.points().points.iter().filter(|_| is_ours);
+        points.find(|point| point.manifest.series == *series && has_disk(point))
+    };
+    let found = names.iter().filter_map(|name| Some((name, point_of(name)?)));
+    let newest = |(_, point): &(&String, &Point)| {
+        (point.manifest.sequence, point.manifest.time_unix_ns, point.id)
+    };
+    let (name, base) = found.max_by_key(newest)?;
+    let told = BitmapHint { base: base.clone(), bitmap: name.clone() };
+    told.ask(request.source.as_ref()).map_err(warn).ok()
 }

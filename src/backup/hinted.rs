@@ -11,13 +11,13 @@ use super::automatic;
 use super::digests::Digests;
 use super::disk::{DiskRequest, Selected, run_pipeline};
 use super::examine::Work;
+use super::hint::{Hint, Reading, Reread};
 use super::planner::Planned;
 use crate::chunking::is_zero;
 use crate::environment::random_array;
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::complete::find_missing;
 use crate::repository::map_reader::{LeafCursor, MapReader};
-use crate::repository::points::Point;
 use crate::source::changes::join;
 use crate::source::{DiskSource, Extent, ExtentKind, partition_layout};
 use diskvault_format::limits::{BAD_EXTENTS_MAX, LEAF_SLOTS};
@@ -38,42 +38,6 @@ const LOOK_TIME: Duration = Duration::from_secs(1);
 /// Partition tables, superblocks and the heads of file systems change whenever a guest runs: so much
 /// of both ends of a disk and of the beginning of each partition is always read.
 const HEAD_BYTES: u64 = 1 << 20;
-
-/// What somebody says has changed on a disk since a point was made.
-#[derive(Clone, Debug)]
-pub struct Hint {
-    /// The point.
-    pub base: Point,
-    /// All that may be different, ascending and disjoint, in bytes.
-    pub changed: Vec<Range<u64>>,
-    /// Who says so, for messages and the point.
-    pub told_by: String,
-}
-
-/// How much of what is said to be unchanged is read in turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Reread {
-    /// As long as reading what has changed took, and at least a second.
-    #[default]
-    AsLong,
-    /// One part in so many of the disk's data.
-    Part(u64),
-}
-
-/// Whether hints count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reading {
-    /// They do, and so much of the rest is read.
-    ByHints(Reread),
-    /// Everything is read, whatever anybody says.
-    Full,
-}
-
-impl Default for Reading {
-    fn default() -> Reading {
-        Reading::ByHints(Reread::default())
-    }
-}
 
 /// What came of a hint.
 #[derive(Default)]

@@ -125,6 +125,25 @@ pub trait DiskSource: Send + Sync {
         let _ = (is_base, each);
         Ok(false)
     }
+
+    /// The names of the dirty bitmaps that are kept of the disk and can be relied on: that are
+    /// closed and miss no write.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Source`] if what lists them cannot be read.
+    fn bitmaps(&self) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    /// What may have changed since a dirty bitmap was begun: ascending, disjoint ranges in bytes,
+    /// none beyond the size; nothing if there is no bitmap of this name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Source`] for a bitmap that cannot be read or relied on, and why.
+    fn changed_by_bitmap(&self, name: &str) -> Result<Option<Vec<Range<u64>>>> {
+        let _ = name;
+        Ok(None)
+    }
 }
 
 /// What [`DiskSource::changed_over`] says of an image of `size` bytes: `locate` tells of an offset

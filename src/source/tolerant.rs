@@ -154,6 +154,14 @@ impl DiskSource for TolerantSource {
     ) -> Result<bool> {
         self.inner.changed_over(is_base, each)
     }
+
+    fn bitmaps(&self) -> Result<Vec<String>> {
+        self.inner.bitmaps()
+    }
+
+    fn changed_by_bitmap(&self, name: &str) -> Result<Option<Vec<Range<u64>>>> {
+        self.inner.changed_by_bitmap(name)
+    }
 }
 
 /// The identity of a disk as a manifest has it: or its BLAKE3 if there is no room for it, since an

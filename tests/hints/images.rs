@@ -3,6 +3,7 @@
 use crate::rig::{Warnings, assert_restores, newest};
 use crate::support::vault::{Parts, Vault, noise, options};
 use diskvault::backup::{BackupReport, ChunkerChoice, InputRequest, Reading, Reread, run};
+use diskvault::error::Result;
 use diskvault::repository::Repository;
 use diskvault::source::{ImageFormat, InputKind};
 use diskvault_format::manifest::DiskRecord;
@@ -12,7 +13,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-const MIB: u64 = 1 << 20;
+pub const MIB: u64 = 1 << 20;
 
 /// A vault, with images in its folder and points of them.
 pub struct Studio {
@@ -97,6 +98,12 @@ impl Studio {
     pub fn back_up(&mut self, name: &str) -> Taken {
         self.qemu_img(&format!("convert -O raw {name} converted"));
         self.back_up_as(self.input(name))
+    }
+
+    /// Why there is no point.
+    pub fn try_back_up(&self, input: InputRequest) -> Result<BackupReport> {
+        let options = options("web01", vec![input]);
+        run(&self.repository, &options, &self.vault.pool, &Warnings::default())
     }
 
     /// A point of what was converted last.
