@@ -24,6 +24,10 @@ const RACY_NS: i64 = 2_000_000_000;
 /// # Errors
 /// `Source` for tables of an image that cannot be read, and `Cancelled`.
 pub(super) fn find(context: &Context<'_>, request: &DiskRequest<'_>) -> Result<Option<Hint>> {
+    // The times of a file that is open to a writer say nothing: what it wrote may not show yet.
+    if request.source.written_by_machine().is_some() {
+        return Ok(None);
+    }
     if let Some(hint) = unchanged_file(request) {
         return Ok(Some(hint));
     }

@@ -221,12 +221,23 @@ pub fn decide(
                     None => input.request.hint,
                 };
                 monitor.note(&format!("disk {}: {why}", input.name.escape_debug()));
+                warn_of_machine(source.as_ref(), monitor);
                 PartPlan { source: PlannedSource::Disk(source), chunking, name: input.name, hint }
             }
         };
         parts.push(part);
     }
     Ok(parts)
+}
+
+/// A file that changes while it is read gives bytes of many instants.
+fn warn_of_machine(disk: &dyn DiskSource, monitor: &dyn Monitor) {
+    if let Some(file) = disk.written_by_machine() {
+        monitor.warn(&format!(
+            "disk {file} is being written to by a running machine; the point may hold no single \
+             instant: read a snapshot of it, or the machine's own export of it"
+        ));
+    }
 }
 
 fn kind_before(parent: Option<&Point>, name: &str) -> Option<InputKind> {

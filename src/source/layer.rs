@@ -167,6 +167,10 @@ impl<L: Layer> DiskSource for Layered<L> {
         newest_change(self.files())
     }
 
+    fn written_by_machine(&self) -> Option<String> {
+        self.files().find_map(DiskSource::written_by_machine)
+    }
+
     fn changed_over(
         &self,
         is_base: &dyn Fn(&dyn DiskSource) -> bool,

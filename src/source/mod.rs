@@ -13,6 +13,7 @@ pub mod partitions;
 mod pieces;
 mod pipe;
 pub mod qcow2;
+mod qemu_locks;
 mod raw;
 mod tolerant;
 pub mod vhd;
@@ -107,6 +108,12 @@ pub trait DiskSource: Send + Sync {
     /// opened, in nanoseconds since 1970 by the clock of the file system; nothing for what has no
     /// such times.
     fn changed_unix_ns(&self) -> Option<i64> {
+        None
+    }
+
+    /// The first file of the disk that a running machine is writing to, as far as it says so: QEMU
+    /// does, by locks. Looked at anew each time.
+    fn written_by_machine(&self) -> Option<String> {
         None
     }
 

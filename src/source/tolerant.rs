@@ -147,6 +147,10 @@ impl DiskSource for TolerantSource {
         self.inner.changed_unix_ns()
     }
 
+    fn written_by_machine(&self) -> Option<String> {
+        self.inner.written_by_machine()
+    }
+
     fn changed_over(
         &self,
         is_base: &dyn Fn(&dyn DiskSource) -> bool,

@@ -8,10 +8,13 @@ use diskvault::repository::Repository;
 use diskvault::source::{ImageFormat, InputKind};
 use diskvault_format::manifest::DiskRecord;
 use diskvault_format::tracking::Tracking;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc::{F_RDLCK, F_WRLCK, flock};
 use proptest::prelude::*;
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 pub const MIB: u64 = 1 << 20;
 
@@ -246,6 +249,74 @@ fn sizes_snapshots_data_files_and_other_formats() {
     studio.write("two.vmdk", &["write -P 2 1M 64k", "write -z 2M 64k"]);
     assert_eq!(studio.back_up_twice("two.vmdk").told_by().unwrap(), "what lies over one.vmdk");
     assert_restores(&studio.vault, &studio.repository, "kinds");
+}
+
+/// A QEMU that has an image open until it is told to quit.
+struct Machine(Child);
+
+impl Machine {
+    fn start(studio: &Studio, arguments: &[&str]) -> Machine {
+        let mut command = Command::new("qemu-io");
+        command.args(arguments).current_dir(studio.vault.folder.path());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // It answers when the image is open.
+        child.stdin.as_mut().unwrap().write_all(b"length\n").unwrap();
+        let mut answer = BufReader::new(child.stdout.as_mut().unwrap());
+        let mut line = String::new();
+        while !line.contains("MiB") {
+            line.clear();
+            assert!(answer.read_line(&mut line).unwrap() > 0, "no answer");
+        }
+        Machine(child)
+    }
+
+    fn stop(mut self) {
+        drop(self.0.stdin.take());
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_disk_that_a_machine_writes_to_is_told_and_read_in_full() {
+    let Some(mut studio) = Studio::new(24) else { return };
+    fs::write(studio.path("base.raw"), noise(1, 8 << 20)).unwrap();
+    studio.create("top.qcow2", "", Some(("raw", "base.raw")), None);
+    let warning = |file: &str| {
+        let path = studio.path(file);
+        format!("disk {} is being written to by a running machine;", path.display())
+    };
+    let cases = [
+        ("base.raw", ["-f", "raw", "base.raw"], warning("base.raw")),
+        ("top.qcow2", ["-f", "qcow2", "top.qcow2"], warning("top.qcow2")),
+        // The disk itself is read by nobody but by way of what lies over it.
+        ("top.qcow2", ["-f", "raw", "base.raw"], warning("base.raw")),
+    ];
+    for (image, arguments, warning) in cases {
+        studio.back_up(image);
+        assert_eq!(studio.back_up(image).told_by().unwrap(), "the file's times");
+        let machine = Machine::start(&studio, &arguments);
+        let made = studio.back_up_as(studio.input(image));
+        assert_eq!(made.tracking(), None, "{image}");
+        assert_eq!(made.warnings.len(), 1);
+        assert!(made.warnings[0].starts_with(&warning), "{:?}", made.warnings);
+        machine.stop();
+        // It was open, and may have been written to: by its times it was not.
+        assert_eq!(studio.back_up(image).warnings, Vec::<String>::new());
+    }
+    // One that only reads, and locks of other programs.
+    let machine = Machine::start(&studio, &["-r", "-f", "raw", "base.raw"]);
+    assert_eq!(studio.back_up_as(studio.input("base.raw")).warnings, Vec::<String>::new());
+    machine.stop();
+    let other = fs::File::options().read(true).write(true).open(studio.path("base.raw")).unwrap();
+    other.lock_shared().unwrap();
+    for (kind, start, bytes) in [(F_RDLCK, 0, 0), (F_RDLCK, 0, 300), (F_WRLCK, 101, 1)] {
+        let lock =
+            flock { l_type: kind as i16, l_whence: 0, l_start: start, l_len: bytes, l_pid: 0 };
+        fcntl(&other, FcntlArg::F_OFD_SETLK(&lock)).unwrap();
+        let made = studio.back_up_as(studio.input("base.raw"));
+        assert_eq!(made.warnings, Vec::<String>::new(), "{kind} {start} {bytes}");
+    }
+    assert_restores(&studio.vault, &studio.repository, "with a machine");
 }
 
 /// What a guest does to an image, in sectors of 512 bytes or clusters.

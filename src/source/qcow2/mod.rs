@@ -297,6 +297,10 @@ impl DiskSource for Qcow2Source {
         newest_change(self.files())
     }
 
+    fn written_by_machine(&self) -> Option<String> {
+        self.files().find_map(DiskSource::written_by_machine)
+    }
+
     fn changed_over(
         &self,
         is_base: &dyn Fn(&dyn DiskSource) -> bool,

@@ -255,6 +255,10 @@ impl DiskSource for VmdkSource {
         newest_change(self.files())
     }
 
+    fn written_by_machine(&self) -> Option<String> {
+        self.files().into_iter().find_map(DiskSource::written_by_machine)
+    }
+
     fn changed_over(
         &self,
         is_base: &dyn Fn(&dyn DiskSource) -> bool,
