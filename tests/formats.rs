@@ -6,7 +6,7 @@
 
 use diskvault::error::{Error, ErrorKind, Result};
 use diskvault::monitor::{Monitor, Silent};
-use diskvault::source::{DiskSource, ExtentKind, ImageFormat, ImageOptions, open_image};
+use diskvault::source::{Changes, DiskSource, ExtentKind, ImageFormat, ImageOptions, open_image};
 use std::fs;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -20,6 +20,8 @@ mod ova;
 mod ova_made;
 #[path = "formats/qcow2.rs"]
 mod qcow2;
+#[path = "formats/qcow2_bitmaps.rs"]
+mod qcow2_bitmaps;
 #[path = "formats/vhd.rs"]
 mod vhd;
 #[path = "formats/vhd_made.rs"]
@@ -100,6 +102,35 @@ impl Workshop {
         let source = self.open(name).unwrap();
         assert_view(source.as_ref(), &expected, name);
         source
+    }
+
+    /// What `top` tells as changed over the image `base` that it lies over: outside of that the two
+    /// have the same bytes, as far as both go.
+    fn changed_over(&self, top: &str, base: &str) -> Vec<Range<u64>> {
+        let (source, below) = (self.open(top).unwrap(), self.open(base).unwrap());
+        let mut changes = Changes::default();
+        let is_base = |disk: &dyn DiskSource| disk.describe().ends_with(base);
+        let mut add = |range| {
+            changes.add(range);
+            Ok(())
+        };
+        assert!(source.changed_over(&is_base, &mut add).unwrap(), "{top} over {base}");
+        assert!(!source.changed_over(&|_| false, &mut |_| Ok(())).unwrap());
+        assert!(!below.changed_over(&is_base, &mut |_| Ok(())).unwrap());
+        let told = changes.finish();
+        let (mut new, mut old) = (vec![0; source.size() as usize], vec![0; below.size() as usize]);
+        source.read_at(0, &mut new).unwrap();
+        below.read_at(0, &mut old).unwrap();
+        assert!(new.len() <= old.len() || told.last().unwrap().end >= source.size());
+        let ends = told.iter().map(|range| range.start).chain([source.size()]);
+        for (start, end) in std::iter::once(0).chain(told.iter().map(|range| range.end)).zip(ends) {
+            let range = start as usize..(end.max(start) as usize).min(new.len()).min(old.len());
+            assert!(
+                new.get(range.clone()) == old.get(range.clone()),
+                "{top} over {base}: {range:?}"
+            );
+        }
+        told
     }
 
     /// The ranges that qemu-img calls data of an image; or of raw files, one behind the other.

@@ -4,6 +4,10 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test may stop where it fails")]
 #![allow(clippy::print_stdout, reason = "a test says what it measured")]
 
+#[path = "hints/bitmaps.rs"]
+mod bitmaps;
+#[path = "hints/images.rs"]
+mod images;
 #[path = "hints/lies.rs"]
 mod lies;
 #[path = "hints/rig.rs"]

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 
 /// Larger disks are walked, and read at their start and their end.
 const READ_BYTES_MAX: u64 = 4 << 20;
+/// Bitmaps of one image that are read.
+const BITMAPS_MAX: usize = 4;
 
 fuzz_target!(|input: &[u8]| {
     let folder = PathBuf::from(format!("/dev/shm/fuzz-qcow2-{}", std::process::id()));
@@ -26,6 +28,14 @@ fuzz_target!(|input: &[u8]| {
             Ok(())
         });
         assert!(walked.is_err() || at == source.size());
+        for name in source.bitmaps().unwrap_or_default().iter().take(BITMAPS_MAX) {
+            let Ok(Some(changed)) = source.changed_by_bitmap(name) else { continue };
+            let mut at = 0;
+            for range in changed {
+                assert!(at <= range.start && range.start < range.end && range.end <= source.size());
+                at = range.end + 1;
+            }
+        }
         let bytes = source.size().min(READ_BYTES_MAX);
         let mut buffer = vec![0; bytes as usize];
         let _ = source.read_at(0, &mut buffer);

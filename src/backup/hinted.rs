@@ -7,16 +7,17 @@
 
 use super::Context;
 use super::assembler::{Assembled, Base};
+use super::automatic;
 use super::digests::Digests;
 use super::disk::{DiskRequest, Selected, run_pipeline};
 use super::examine::Work;
+use super::hint::{Hint, Reading, Reread};
 use super::planner::Planned;
 use crate::chunking::is_zero;
 use crate::environment::random_array;
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::complete::find_missing;
 use crate::repository::map_reader::{LeafCursor, MapReader};
-use crate::repository::points::Point;
 use crate::source::changes::join;
 use crate::source::{DiskSource, Extent, ExtentKind, partition_layout};
 use diskvault_format::limits::{BAD_EXTENTS_MAX, LEAF_SLOTS};
@@ -34,48 +35,9 @@ const SAMPLE_MIN: u64 = 300;
 const SAMPLE_MAX: u64 = 3000;
 /// Time that reading at random may take beyond the least number, and reading in turn always may.
 const LOOK_TIME: Duration = Duration::from_secs(1);
-/// A file that was changed so shortly before it was read may have been changed after it with the
-/// same times: those tick up to every 10 ms, and clocks of file servers differ.
-const RACY_NS: i64 = 2_000_000_000;
 /// Partition tables, superblocks and the heads of file systems change whenever a guest runs: so much
 /// of both ends of a disk and of the beginning of each partition is always read.
 const HEAD_BYTES: u64 = 1 << 20;
-
-/// What somebody says has changed on a disk since a point was made.
-#[derive(Clone, Debug)]
-pub struct Hint {
-    /// The point.
-    pub base: Point,
-    /// All that may be different, ascending and disjoint, in bytes.
-    pub changed: Vec<Range<u64>>,
-    /// Who says so, for messages and the point.
-    pub told_by: String,
-}
-
-/// How much of what is said to be unchanged is read in turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Reread {
-    /// As long as reading what has changed took, and at least a second.
-    #[default]
-    AsLong,
-    /// One part in so many of the disk's data.
-    Part(u64),
-}
-
-/// Whether hints count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reading {
-    /// They do, and so much of the rest is read.
-    ByHints(Reread),
-    /// Everything is read, whatever anybody says.
-    Full,
-}
-
-impl Default for Reading {
-    fn default() -> Reading {
-        Reading::ByHints(Reread::default())
-    }
-}
 
 /// What came of a hint.
 #[derive(Default)]
@@ -100,7 +62,7 @@ pub(super) fn read(
     let Reading::ByHints(reread) = request.reading else { return Ok(Hinted::default()) };
     let hint = match &request.hint {
         Some(hint) => hint.clone(),
-        None => match unchanged_file(request) {
+        None => match automatic::find(context, request)? {
             Some(hint) => Arc::new(hint),
             None => return Ok(Hinted::default()),
         },
@@ -146,19 +108,6 @@ pub(super) fn refuse(
         proven_unix_ns: request.time_unix_ns,
         ..Tracking::default()
     }
-}
-
-/// A file with the identity that the last point saw, changed long enough before that was made.
-fn unchanged_file(request: &DiskRequest<'_>) -> Option<Hint> {
-    let base = request.parent?;
-    let disk = base.manifest.disks.iter().find(|disk| disk.name == request.name)?;
-    let is_same = !disk.token.is_empty()
-        && disk.token == request.source.identity()
-        && disk.source_format == request.source.format();
-    let is_settled =
-        request.source.changed_unix_ns()?.saturating_add(RACY_NS) < base.manifest.started_unix_ns;
-    let told_by = "the file's times".to_string();
-    (is_same && is_settled).then(|| Hint { base: base.clone(), changed: Vec::new(), told_by })
 }
 
 fn by_hint(
@@ -237,7 +186,8 @@ fn base_disk<'h>(
     if disk.size > work.shape.size() {
         return Err(format!("the disk was larger at point {point}: {} bytes", disk.size));
     }
-    if disk.source_format != request.source.format() {
+    // Of a hint that nobody gave, the format was looked at where it was found.
+    if request.hint.is_some() && disk.source_format != request.source.format() {
         let (old, new) = (disk.source_format.escape_debug(), request.source.format());
         return Err(format!("point {point} has it from {old}, and it is {new} now"));
     }

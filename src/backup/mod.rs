@@ -7,14 +7,15 @@
 //! names is durable, and each source still has the size it had at the start.
 
 mod assembler;
+mod automatic;
 pub(crate) mod content;
 mod digests;
 mod disk;
 pub(crate) mod displaced;
 mod examine;
 mod expand;
+mod hint;
 mod hinted;
-#[allow(dead_code, reason = "sources with dirty bitmaps use it next")]
 pub(crate) mod marks;
 mod plan;
 mod planner;
@@ -22,7 +23,7 @@ mod read_ahead;
 mod stream;
 
 pub use digests::{DigestKind, Digests};
-pub use hinted::{Hint, Reading, Reread};
+pub use hint::{BitmapHint, Hint, Reading, Reread};
 use plan::PartPlan;
 pub use plan::{ChunkerChoice, InputRequest, PlannedSource, validate_request as validate};
 pub(crate) use stream::store_bytes;

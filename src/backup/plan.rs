@@ -3,7 +3,7 @@
 //! Invariant: names are unique and fit the format before anything is read; what a name was in
 //! the series' last point it stays, unless the user says otherwise.
 
-use super::{BackupOptions, Hint, OpenDisk};
+use super::{BackupOptions, BitmapHint, Hint, OpenDisk};
 use crate::chunking::{Chunking, ContentParameters};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
@@ -47,6 +47,8 @@ pub struct InputRequest {
     pub image: ImageOptions,
     /// What somebody says has changed on it.
     pub hint: Option<Arc<Hint>>,
+    /// The bitmap of its own that says so instead.
+    pub bitmap: Option<Arc<BitmapHint>>,
 }
 
 impl InputRequest {
@@ -56,7 +58,8 @@ impl InputRequest {
         path: impl Into<PathBuf>,
         kind: Option<InputKind>,
     ) -> InputRequest {
-        InputRequest { name, path: path.into(), kind, image: ImageOptions::default(), hint: None }
+        let (path, image) = (path.into(), ImageOptions::default());
+        InputRequest { name, path, kind, image, hint: None, bitmap: None }
     }
 
     /// True for `-`.
@@ -216,18 +219,28 @@ pub fn decide(
                 let chunk_bytes = repository.config().chunk_bytes;
                 let (chunking, why) = cut_disk(options.chunker, &looked_at, chunk_bytes)?;
                 let source = Arc::new(TolerantSource::new(disk));
+                let hint = match &input.request.bitmap {
+                    Some(bitmap) => Some(Arc::new(bitmap.ask(source.as_ref())?)),
+                    None => input.request.hint,
+                };
                 monitor.note(&format!("disk {}: {why}", input.name.escape_debug()));
-                PartPlan {
-                    source: PlannedSource::Disk(source),
-                    chunking,
-                    name: input.name,
-                    hint: input.request.hint,
-                }
+                warn_of_machine(source.as_ref(), monitor);
+                PartPlan { source: PlannedSource::Disk(source), chunking, name: input.name, hint }
             }
         };
         parts.push(part);
     }
     Ok(parts)
+}
+
+/// A file that changes while it is read gives bytes of many instants.
+fn warn_of_machine(disk: &dyn DiskSource, monitor: &dyn Monitor) {
+    if let Some(file) = disk.written_by_machine() {
+        monitor.warn(&format!(
+            "disk {file} is being written to by a running machine; the point may hold no single \
+             instant: read a snapshot of it, or the machine's own export of it"
+        ));
+    }
 }
 
 fn kind_before(parent: Option<&Point>, name: &str) -> Option<InputKind> {

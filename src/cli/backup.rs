@@ -5,8 +5,8 @@ use super::output::{escape, json_line, line};
 use super::show::statistics_json;
 use super::sizes::{format_bytes, format_seconds, parse_bytes};
 use crate::backup::{
-    BackupOptions, BackupReport, ChunkerChoice, DigestKind, Hint, InputRequest, Reading, Reread,
-    run as run_backup,
+    BackupOptions, BackupReport, BitmapHint, ChunkerChoice, DigestKind, Hint, InputRequest,
+    Reading, Reread, run as run_backup,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::Repository;
@@ -18,6 +18,9 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// What `--changed` says in front of the name of a bitmap that the disk itself keeps.
+const BITMAP: &str = "bitmap:";
 
 /// Options of `backup`.
 #[derive(clap::Args, Debug)]
@@ -46,7 +49,8 @@ pub struct Arguments {
     /// The point that --changed is about
     #[arg(long, value_name = "POINT", requires = "changed")]
     base: Option<String>,
-    /// List or bitmap of what has changed on a disk since the point of --base; only that is read
+    /// List or bitmap of what has changed on a disk since the point of --base; only that is read.
+    /// bitmap:BITMAP is a dirty bitmap that the disk itself keeps
     #[arg(long, value_name = "[NAME=]FILE", requires = "base")]
     changed: Vec<String>,
     /// The files of --changed are bitmaps with one bit for so many bytes, such as 64K
@@ -250,6 +254,11 @@ fn add_hints(
             return Err(Error::new(ErrorKind::Usage, text).hint("use --changed NAME=FILE"));
         }
         let set = |input: &mut InputRequest, file: &str| {
+            if let Some(bitmap) = file.strip_prefix(BITMAP) {
+                let (base, bitmap) = (base.clone(), bitmap.to_string());
+                input.bitmap = Some(Arc::new(BitmapHint { base, bitmap }));
+                return Ok(());
+            }
             let changed = read_changes(Path::new(file), lists.granularity)?;
             let told_by = format!("change list {file}");
             input.hint = Some(Arc::new(Hint { base: base.clone(), changed, told_by }));

@@ -4,7 +4,7 @@
 //! each step of [`Layer::locate`] goes forward.
 
 use super::extents::Merger;
-use super::{DiskSource, Extent, ExtentKind, newest_change};
+use super::{DiskSource, Extent, ExtentKind, changed_over, newest_change};
 use crate::error::{Error, Result};
 use std::ops::Range;
 
@@ -165,6 +165,22 @@ impl<L: Layer> DiskSource for Layered<L> {
 
     fn changed_unix_ns(&self) -> Option<i64> {
         newest_change(self.files())
+    }
+
+    fn written_by_machine(&self) -> Option<String> {
+        self.files().find_map(DiskSource::written_by_machine)
+    }
+
+    fn changed_over(
+        &self,
+        is_base: &dyn Fn(&dyn DiskSource) -> bool,
+        each: &mut dyn FnMut(Range<u64>) -> Result<()>,
+    ) -> Result<bool> {
+        let below = self.0.below();
+        changed_over((self.size(), below), is_base, each, &|at| {
+            let (place, stop) = self.0.locate(at, self.size())?;
+            Ok((!matches!(place, Place::Below), stop))
+        })
     }
 }
 

@@ -14,6 +14,7 @@ pub mod partitions;
 mod pieces;
 mod pipe;
 pub mod qcow2;
+mod qemu_locks;
 mod raw;
 mod tolerant;
 pub mod vhd;
@@ -21,12 +22,12 @@ pub mod vhdx;
 pub mod vmdk;
 mod window;
 
-pub use extents::{Extent, ExtentKind};
+pub use extents::{Changes, Extent, ExtentKind};
 pub use image::{ImageFormat, ImageOptions, open_image};
 pub use partitions::{PartitionLayout, partition_layout};
 pub use pipe::open_stream;
 pub use raw::open_disk;
-pub use tolerant::TolerantSource;
+pub use tolerant::{TolerantSource, token_of};
 pub use window::Window;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -112,6 +113,84 @@ pub trait DiskSource: Send + Sync {
     fn changed_unix_ns(&self) -> Option<i64> {
         None
     }
+
+    /// The first file of the disk that a running machine is writing to, as far as it says so: QEMU
+    /// does, by locks. Looked at anew each time.
+    fn written_by_machine(&self) -> Option<String> {
+        None
+    }
+
+    /// Tells of an image what may be another on it than on the disk that it lies over: if `is_base`
+    /// says true of a disk below this one, at any depth, `each` is called with ranges in bytes that
+    /// cover all differences, in any order, some more than once and some beyond the end of this
+    /// disk, and the answer is true. If there is no such disk it is false.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Source`] if the tables of an image cannot be read; and whatever `each` returns.
+    fn changed_over(
+        &self,
+        is_base: &dyn Fn(&dyn DiskSource) -> bool,
+        each: &mut dyn FnMut(Range<u64>) -> Result<()>,
+    ) -> Result<bool> {
+        let _ = (is_base, each);
+        Ok(false)
+    }
+
+    /// The names of the dirty bitmaps that are kept of the disk and can be relied on: that are
+    /// closed and miss no write.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Source`] if what lists them cannot be read.
+    fn bitmaps(&self) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    /// What may have changed since a dirty bitmap was begun: ascending, disjoint ranges in bytes,
+    /// none beyond the size; nothing if there is no bitmap of this name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Source`] for a bitmap that cannot be read or relied on, and why.
+    fn changed_by_bitmap(&self, name: &str) -> Result<Option<Vec<Range<u64>>>> {
+        let _ = name;
+        Ok(None)
+    }
+}
+
+/// What [`DiskSource::changed_over`] says of an image of `size` bytes: `locate` tells of an offset
+/// whether the image itself says what is there, and where that ends, beyond the offset.
+fn changed_over(
+    (size, below): (u64, Option<&dyn DiskSource>),
+    is_base: &dyn Fn(&dyn DiskSource) -> bool,
+    each: &mut dyn FnMut(Range<u64>) -> Result<()>,
+    locate: &dyn Fn(u64) -> Result<(bool, u64)>,
+) -> Result<bool> {
+    let Some(below) = below else { return Ok(false) };
+    if !is_base(below) && !below.changed_over(is_base, each)? {
+        return Ok(false);
+    }
+    allocated(size, each, locate)?;
+    // It goes on with zeros, whatever lies farther below.
+    if below.size() < size {
+        each(below.size()..size)?;
+    }
+    Ok(true)
+}
+
+/// Calls `each` with what an image itself holds; `locate` is as for [`changed_over`].
+fn allocated(
+    size: u64,
+    each: &mut dyn FnMut(Range<u64>) -> Result<()>,
+    locate: &dyn Fn(u64) -> Result<(bool, u64)>,
+) -> Result<()> {
+    let mut at = 0;
+    while at < size {
+        let (is_own, stop) = locate(at)?;
+        if is_own {
+            each(at..stop)?;
+        }
+        at = stop;
+    }
+    Ok(())
 }
 
 /// When the files of an image were changed last; nothing if one of them has no such time.

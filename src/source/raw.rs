@@ -4,6 +4,7 @@
 //! else does to the file meanwhile.
 
 use super::extents::Merger;
+use super::qemu_locks;
 use super::{DiskSource, Extent, ExtentKind, examine};
 use crate::error::{Error, ErrorKind, Result};
 use rustix::fs::{Advice, Mode, OFlags, SeekFrom, fadvise, open, seek};
@@ -275,6 +276,10 @@ impl DiskSource for RawSource {
         let of = |seconds: i64, ns: i64| seconds.saturating_mul(1_000_000_000).saturating_add(ns);
         let changed = of(metadata.ctime(), metadata.ctime_nsec());
         Some(changed.max(of(metadata.mtime(), metadata.mtime_nsec())))
+    }
+
+    fn written_by_machine(&self) -> Option<String> {
+        qemu_locks::is_written(&self.file).then(|| self.describe())
     }
 }
 

@@ -138,17 +138,42 @@ impl DiskSource for TolerantSource {
         self.inner.check_unchanged_size()
     }
 
-    /// That of the disk, or its BLAKE3 if a manifest has no room for it: an image can have hundreds
-    /// of files.
+    /// As [`token_of`] the disk.
     fn identity(&self) -> Vec<u8> {
-        let identity = self.inner.identity();
-        match identity.len() <= TEXT_BYTES_MAX {
-            true => identity,
-            false => blake3::hash(&identity).as_bytes().to_vec(),
-        }
+        token_of(self.inner.as_ref())
     }
 
     fn changed_unix_ns(&self) -> Option<i64> {
         self.inner.changed_unix_ns()
+    }
+
+    fn written_by_machine(&self) -> Option<String> {
+        self.inner.written_by_machine()
+    }
+
+    fn changed_over(
+        &self,
+        is_base: &dyn Fn(&dyn DiskSource) -> bool,
+        each: &mut dyn FnMut(Range<u64>) -> Result<()>,
+    ) -> Result<bool> {
+        self.inner.changed_over(is_base, each)
+    }
+
+    fn bitmaps(&self) -> Result<Vec<String>> {
+        self.inner.bitmaps()
+    }
+
+    fn changed_by_bitmap(&self, name: &str) -> Result<Option<Vec<Range<u64>>>> {
+        self.inner.changed_by_bitmap(name)
+    }
+}
+
+/// The identity of a disk as a manifest has it: or its BLAKE3 if there is no room for it, since an
+/// image can have hundreds of files.
+pub fn token_of(disk: &dyn DiskSource) -> Vec<u8> {
+    let identity = disk.identity();
+    match identity.len() <= TEXT_BYTES_MAX {
+        true => identity,
+        false => blake3::hash(&identity).as_bytes().to_vec(),
     }
 }

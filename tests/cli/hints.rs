@@ -102,3 +102,34 @@ fn a_list_that_lies_or_is_about_something_else_ends_in_a_full_read() {
     assert_eq!(vault.point_count(), points);
     vault.assert_intact();
 }
+
+#[test]
+fn a_bitmap_that_the_disk_itself_keeps() {
+    if std::process::Command::new("qemu-img").arg("--version").output().is_err() {
+        eprintln!("skipped: there is no qemu-img");
+        return;
+    }
+    let vault = Vault::new();
+    let run = |program: &str, arguments: &[&str]| {
+        let folder = vault.path("");
+        let mut command = std::process::Command::new(program);
+        let status = command.args(arguments).current_dir(folder).status().unwrap();
+        assert!(status.success(), "{program} {arguments:?}");
+    };
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "d.qcow2", "64M"]);
+    run("qemu-io", &["-c", "write -q -P 7 0 64M", "d.qcow2"]);
+    let backup = ["--json", "backup", "--name", "web01", "--disk", "vda=d.qcow2"];
+    vault.ok(&backup);
+    run("qemu-img", &["bitmap", "--add", "d.qcow2", "m"]);
+    run("qemu-io", &["-c", "write -q -P 8 30M 64k", "d.qcow2"]);
+    let by = |name: &'static str| [&backup[..], &["--base", "web01", "--changed", name]].concat();
+    vault.fails(1, &by("bitmap:n")[1..], "cannot find a bitmap called n in d.qcow2");
+    vault.fails(1, &by("vda=bitmap:n")[1..], "it has m");
+    vault.ok(&by("vda=bitmap:m"));
+    let tracking = &vault.json(&["show", "web01"])["disks"][0]["tracking"];
+    assert_eq!(tracking["hint"], "bitmap m");
+    assert_eq!(tracking["inherited_bytes"], 64 * MIB - (64 << 10));
+    // A file of such a name has a folder in front of it.
+    vault.write("bitmap:n", b"31457280 65536");
+    vault.ok(&by("./bitmap:n"));
+}

@@ -197,11 +197,14 @@ fn a_chain_shows_what_lies_below() {
     let view = one.view(&base);
     assert_view(workshop.open("one.vhd").unwrap().as_ref(), &view, "one");
     assert_view(workshop.open("two.avhd").unwrap().as_ref(), &two.view(&view), "two");
+    let sectors = |range: Range<u64>| range.start * 512..range.end * 512;
+    let expected = [0..3, 200..300, 4095..4100, 12_200..14_336].map(sectors);
+    assert_eq!(workshop.changed_over("two.avhd", "base.vhd")[..3], expected[..3]);
+    workshop.changed_over("two.avhd", "one.vhd");
     // What the parent has as a hole is one here.
     let below = Made::new(8 << 20, 1 << 20, 1, vec![(0..10, 1)]);
     fs::write(workshop.path("base.vhd"), below.file()).unwrap();
     let source = workshop.open("one.vhd").unwrap();
-    let sectors = |range: Range<u64>| range.start * 512..range.end * 512;
     let expected = [0..10, 4095..4100, 12_200..12_300, 16_000..16_384].map(sectors);
     assert_eq!(data_of(source.as_ref()), expected);
     assert!(source.allocation_known());

@@ -130,6 +130,7 @@ fn every_state_of_a_block() {
     fs::write(workshop.path("top.avhdx"), top.file()).unwrap();
     let source = workshop.open("top.avhdx").unwrap();
     assert_view(source.as_ref(), &top.view(&base.view(&[])), "top");
+    workshop.changed_over("top.avhdx", "base.vhdx");
     assert_eq!(workshop.open("base.vhdx").unwrap().format(), "vhdx");
     // Without a parent, what is not there is a hole.
     let mut alone = Made::new(12 << 20, 1 << 20, 2, vec![(0..2048, 2), (20_000..20_001, 3)]);
@@ -157,6 +158,12 @@ fn a_chain_shows_what_lies_below() {
     assert_view(workshop.open("one.vhdx").unwrap().as_ref(), &view, "one");
     let source = workshop.open("two.avhdx").unwrap();
     assert_view(source.as_ref(), &two.view(&view), "two");
+    for (top, base) in
+        [("one.vhdx", "base.vhdx"), ("two.avhdx", "base.vhdx"), ("two.avhdx", "one.vhdx")]
+    {
+        let base = if base == "base.vhdx" { "old/base.vhdx" } else { base };
+        workshop.changed_over(top, base);
+    }
     // The parent's holes are holes, and what is poison in a block is none of the disk's.
     let sectors = |range: Range<u64>| range.start * 512..range.end * 512;
     let expected = [0..4096, 4096..12_300, 16_383..16_384].map(sectors);

@@ -166,6 +166,11 @@ fn chains_show_what_lies_below() {
     workshop.qemu_img(&[&["create", "-q", "-f", "qcow2"], &options[..]].concat());
     workshop.write("four.qcow2", &["write -P 8 30M 64k"]);
     workshop.assert_same_view("four.qcow2");
+    for base in ["one.vmdk", "two.vmdk", "three.vmdk"] {
+        workshop.changed_over("four.qcow2", base);
+    }
+    let zeroed = 35 << 20..(35 << 20) + (64 << 10);
+    assert!(workshop.changed_over("three.vmdk", "two.vmdk").contains(&zeroed));
 }
 
 /// The grains of a delta: most lie below, the others take turns, the last ends with the disk.

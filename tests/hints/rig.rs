@@ -90,6 +90,12 @@ impl DiskSource for Counted {
 #[derive(Default)]
 pub struct Warnings(Mutex<Vec<String>>);
 
+impl Warnings {
+    pub fn into_inner(self) -> Vec<String> {
+        self.0.into_inner().unwrap()
+    }
+}
+
 impl Monitor for Warnings {
     fn warn(&self, text: &str) {
         self.0.lock().unwrap().push(text.into());
@@ -161,7 +167,7 @@ pub fn back_up(vault: &mut Vault, repository: &Repository, given: Given<'_>) -> 
     let parts = Parts::from([("vda".to_string(), given.data.to_vec())]);
     vault.known.insert(report.point, parts);
     let read_bytes = read.lock().unwrap().iter().map(|range| range.end - range.start).sum();
-    Made { report, read_bytes, warnings: warnings.0.into_inner().unwrap() }
+    Made { report, read_bytes, warnings: warnings.into_inner() }
 }
 
 pub fn newest(repository: &Repository) -> Point {

@@ -4,6 +4,7 @@
 //! Invariant: every count and offset that is handed on is within its limit; what this reader does
 //! not know how to read is refused, not guessed.
 
+use super::bitmaps;
 use crate::error::{Error, ErrorKind, Result};
 use crate::source::DiskSource;
 
@@ -37,6 +38,10 @@ const INCOMPATIBLE_KNOWN: u64 = INCOMPATIBLE_DIRTY
 const EXTENSION_END: u32 = 0;
 const EXTENSION_BACKING_FORMAT: u32 = 0xE279_2ACA;
 const EXTENSION_DATA_FILE: u32 = 0x4441_5441;
+const EXTENSION_BITMAPS: u32 = 0x2385_2875;
+
+/// Bitmaps are as the image is: a program that writes to it and does not know them clears the bit.
+const AUTOCLEAR_BITMAPS: u64 = 1 << 0;
 
 /// How compressed clusters are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +77,8 @@ pub struct Header {
     pub has_subclusters: bool,
     /// Where the table of snapshots is, and their number.
     pub snapshots: (u64, u32),
+    /// What it says of dirty bitmaps.
+    pub bitmaps: bitmaps::Extension,
 }
 
 /// An internal snapshot.
@@ -93,11 +100,11 @@ pub(super) fn bad(file: &dyn DiskSource, text: impl std::fmt::Display) -> Error 
     Error::new(ErrorKind::Source, message)
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
@@ -154,6 +161,10 @@ impl Header {
             compression,
             has_subclusters: features & INCOMPATIBLE_EXTENDED_L2 != 0,
             snapshots: (u64_at(&bytes, 64), u32_at(&bytes, 60)),
+            bitmaps: bitmaps::Extension {
+                place: None,
+                is_current: version == 3 && u64_at(&bytes, 88) & AUTOCLEAR_BITMAPS != 0,
+            },
         };
         header.check(file)?;
         let backing = (u64_at(&bytes, 8), u32_at(&bytes, 16));
@@ -228,6 +239,7 @@ impl Header {
                 EXTENSION_DATA_FILE => {
                     self.data_file = Some(read_name(file, at, bytes, "data file")?);
                 }
+                EXTENSION_BITMAPS => self.bitmaps.place = Some((at, bytes)),
                 _ => {}
             }
             at += bytes.next_multiple_of(8);

@@ -4,15 +4,18 @@
 //! Invariants: nothing is read that no image of the chain allocates; what a table says is checked
 //! against the file before it is followed; memory is bounded whatever the image says.
 
+mod bitmaps;
 mod clusters;
 mod header;
 mod inflate;
 
+pub use bitmaps::Extension;
 pub use header::{Compression, Header, MAGIC, Snapshot};
 
 use super::extents::Merger;
-use super::{DiskSource, Extent, ExtentKind, newest_change};
+use super::{Changes, DiskSource, Extent, ExtentKind, allocated, changed_over, newest_change};
 use crate::error::{Error, ErrorKind, Result};
+use bitmaps::Bitmaps;
 use clusters::{Geometry, Place, Table};
 use header::bad;
 use std::ops::Range;
@@ -35,6 +38,7 @@ pub struct Qcow2Source {
     /// Which snapshot it shows, for its identity; empty for none.
     view: Vec<u8>,
     l1: Vec<u64>,
+    bitmaps: Bitmaps,
     /// Second-level tables by their place, the one used last at the end.
     tables: Mutex<Vec<(u64, Arc<Table>)>>,
 }
@@ -76,7 +80,20 @@ impl Qcow2Source {
         };
         let Others { backing, data_file } = others;
         let (compression, tables) = (header.compression, Mutex::default());
-        Ok(Qcow2Source { file, data_file, backing, geometry, compression, size, view, l1, tables })
+        let (extension, cluster_bits) = (header.bitmaps, header.cluster_bits);
+        let bitmaps = Bitmaps { extension, cluster_bits, size };
+        Ok(Qcow2Source {
+            file,
+            data_file,
+            backing,
+            geometry,
+            compression,
+            size,
+            view,
+            l1,
+            bitmaps,
+            tables,
+        })
     }
 
     fn file(&self) -> &dyn DiskSource {
@@ -97,6 +114,12 @@ impl Qcow2Source {
         let (found, length) =
             self.geometry.run(&table, within).map_err(|text| bad(self.file(), text))?;
         Ok((found, at + length))
+    }
+
+    /// Whether the image itself says what is at an offset, and where that ends.
+    fn own(&self, at: u64) -> Result<(bool, u64)> {
+        let (place, stop) = self.locate(at, self.size)?;
+        Ok((!matches!(place, Place::Below), stop))
     }
 
     fn table(&self, at: u64) -> Result<Arc<Table>> {
@@ -272,5 +295,67 @@ impl DiskSource for Qcow2Source {
 
     fn changed_unix_ns(&self) -> Option<i64> {
         newest_change(self.files())
+    }
+
+    fn written_by_machine(&self) -> Option<String> {
+        self.files().find_map(DiskSource::written_by_machine)
+    }
+
+    fn changed_over(
+        &self,
+        is_base: &dyn Fn(&dyn DiskSource) -> bool,
+        each: &mut dyn FnMut(Range<u64>) -> Result<()>,
+    ) -> Result<bool> {
+        changed_over((self.size, self.backing.as_deref()), is_base, each, &|at| self.own(at))
+    }
+
+    /// Those of the images below as well: what lies over them has changed, too.
+    fn bitmaps(&self) -> Result<Vec<String>> {
+        if !self.view.is_empty() {
+            return Ok(Vec::new());
+        }
+        let entries = self.bitmaps.entries(self.file())?;
+        let below = self.backing.as_ref().map_or(Ok(Vec::new()), |backing| backing.bitmaps())?;
+        let is_new = |name: &String| entries.iter().all(|entry| entry.name != *name);
+        let mut names: Vec<String> = below.into_iter().filter(is_new).collect();
+        let usable = entries.iter().filter(|entry| self.bitmaps.problem(entry).is_none());
+        names.extend(usable.map(|entry| entry.name.clone()));
+        Ok(names)
+    }
+
+    fn changed_by_bitmap(&self, name: &str) -> Result<Option<Vec<Range<u64>>>> {
+        let refuse = |problem: &str| Bitmaps::refuse(self.file(), name, problem);
+        if !self.view.is_empty() {
+            return Err(refuse("tells nothing of an internal snapshot"));
+        }
+        let entries = self.bitmaps.entries(self.file())?;
+        let own = entries.iter().find(|entry| entry.name == name);
+        if let Some(problem) = own.and_then(|entry| self.bitmaps.problem(entry)) {
+            return Err(refuse(&problem));
+        }
+        let own = own.map(|entry| self.bitmaps.changed(self.file(), entry)).transpose()?;
+        // A bitmap goes on in an image that was laid over its own, under the same name or none.
+        let below = match &self.backing {
+            Some(backing) => backing.changed_by_bitmap(name)?.map(|told| (told, backing.size())),
+            None => None,
+        };
+        let mut changes = Changes::default();
+        match (&own, &below) {
+            (None, None) => return Ok(None),
+            (None, Some(_)) => {
+                let mut add = |range| {
+                    changes.add(range);
+                    Ok(())
+                };
+                allocated(self.size, &mut add, &|at| self.own(at))?;
+            }
+            (Some(_), _) => {}
+        }
+        own.unwrap_or_default().into_iter().for_each(|range| changes.add(range));
+        if let Some((told, size)) = below {
+            told.into_iter().for_each(|range| changes.add(range.start..range.end.min(self.size)));
+            changes.add(size..self.size);
+        }
+        Ok(Some(changes.finish()))
     }
 }

@@ -19,7 +19,7 @@ pub use open::{Image, content_id};
 pub(super) use open::begins_as_vmdk;
 
 use super::extents::Merger;
-use super::{DiskSource, Extent, ExtentKind, newest_change};
+use super::{DiskSource, Extent, ExtentKind, changed_over, newest_change};
 use crate::error::{Error, ErrorKind, Result};
 use cache::Tables;
 use grains::{Grains, Packing, Place};
@@ -253,5 +253,21 @@ impl DiskSource for VmdkSource {
 
     fn changed_unix_ns(&self) -> Option<i64> {
         newest_change(self.files())
+    }
+
+    fn written_by_machine(&self) -> Option<String> {
+        self.files().into_iter().find_map(DiskSource::written_by_machine)
+    }
+
+    fn changed_over(
+        &self,
+        is_base: &dyn Fn(&dyn DiskSource) -> bool,
+        each: &mut dyn FnMut(Range<u64>) -> Result<()>,
+    ) -> Result<bool> {
+        let below = self.parent.as_ref().map(|parent| &**parent as &dyn DiskSource);
+        changed_over((self.size(), below), is_base, each, &|at| {
+            let (run, stop) = self.locate(at, self.size())?;
+            Ok((!matches!(run, Run::Below), stop))
+        })
     }
 }
