@@ -19,6 +19,8 @@ mod cache;
 mod copy;
 #[path = "cli/diff.rs"]
 mod diff;
+#[path = "cli/domains.rs"]
+mod domains;
 #[path = "cli/durability.rs"]
 mod durability;
 #[path = "cli/forget.rs"]
@@ -33,6 +35,8 @@ mod init;
 mod interrupt;
 #[path = "cli/key.rs"]
 mod key;
+#[path = "cli/machines.rs"]
+mod machines;
 #[path = "cli/memory.rs"]
 mod memory;
 #[path = "cli/nbd.rs"]

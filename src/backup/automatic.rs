@@ -65,6 +65,7 @@ fn unchanged_file(request: &DiskRequest<'_>) -> Option<Hint> {
         base: base.clone(),
         changed: Vec::new(),
         told_by,
+        unfit: None,
     })
 }
 
@@ -86,7 +87,12 @@ fn over_base(context: &Context<'_>, request: &DiskRequest<'_>) -> Result<Option<
     let found = found.into_inner();
     let name = Path::new(&found).file_name().and_then(|name| name.to_str()).unwrap_or(&found);
     let told_by = format!("what lies over {}", name.escape_debug());
-    Ok(is_over.then(|| Hint { base: base.clone(), changed: changes.finish(), told_by }))
+    Ok(is_over.then(|| Hint {
+        base: base.clone(),
+        changed: changes.finish(),
+        told_by,
+        unfit: None,
+    }))
 }
 
 /// A bitmap that was begun when a point of the series was made, and named so: of several points the
@@ -99,7 +105,7 @@ fn by_mark(context: &Context<'_>, request: &DiskRequest<'_>) -> Option<Hint> {
     let names = request.source.bitmaps().map_err(warn).ok()?;
     let point_of = |name: &str| {
         let (_, backup) = marks::parse(name)?;
-        let is_ours = marks::mark_name(repository, series, &request.name, backup) == name;
+        let is_ours = marks::is_of(repository, series, &request.name, name);
         let has_disk = |point: &Point| {
             let manifest = &point.manifest;
             manifest.backup_id == backup

@@ -14,6 +14,8 @@ pub struct Hint {
     pub changed: Vec<Range<u64>>,
     /// Who says so, for messages and the point.
     pub told_by: String,
+    /// Why it does not count, if that is known already.
+    pub unfit: Option<String>,
 }
 
 /// That a dirty bitmap of the disk itself says what has changed since a point was made.
@@ -42,7 +44,7 @@ impl BitmapHint {
             return Err(Error::new(ErrorKind::NotFound, text).hint(hint));
         };
         let told_by = format!("bitmap {}", self.bitmap.escape_debug());
-        Ok(Hint { base: self.base.clone(), changed, told_by })
+        Ok(Hint { base: self.base.clone(), changed, told_by, unfit: None })
     }
 }
 

@@ -175,6 +175,9 @@ fn base_disk<'h>(
     request: &DiskRequest<'_>,
     hint: &'h Hint,
 ) -> Result<&'h DiskRecord, String> {
+    if let Some(why) = &hint.unfit {
+        return Err(why.clone());
+    }
     let point = hint.base.id.short();
     let disks = &hint.base.manifest.disks;
     let Some(disk) = disks.iter().find(|disk| disk.name == request.name) else {

@@ -38,6 +38,15 @@ pub(crate) fn parse(name: &str) -> Option<(&str, BackupId)> {
     Some((prefix, BackupId::from_hex(backup)?)).filter(|_| is_prefix)
 }
 
+/// The disk that the mark of a whole machine is named for: a checkpoint of libvirt has one name.
+pub(crate) const WHOLE: &str = "";
+
+/// True for a mark of this disk, or of the whole machine that it belongs to.
+pub(crate) fn is_of(repository: RepositoryId, series: &str, disk: &str, name: &str) -> bool {
+    let is_for = |disk, backup| mark_name(repository, series, disk, backup) == name;
+    parse(name).is_some_and(|(_, backup)| is_for(disk, backup) || is_for(WHOLE, backup))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,6 +68,17 @@ mod tests {
         ] {
             assert_ne!(parse(&other).unwrap().0, prefix, "{other}");
             assert_eq!(parse(&other).unwrap().1, BACKUP);
+        }
+    }
+
+    #[test]
+    fn marks_are_of_a_disk_or_of_its_machine() {
+        let repository = RepositoryId([1; 16]);
+        let mark = |disk: &str| mark_name(repository, "web01", disk, BACKUP);
+        for (disk, is_of_vda) in [("vda", true), (WHOLE, true), ("vdb", false)] {
+            assert_eq!(is_of(repository, "web01", "vda", &mark(disk)), is_of_vda, "{disk}");
+            assert!(!is_of(repository, "web02", "vda", &mark(disk)), "{disk}");
+            assert!(!is_of(RepositoryId([2; 16]), "web01", "vda", &mark(disk)), "{disk}");
         }
     }
 

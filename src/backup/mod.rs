@@ -16,6 +16,7 @@ mod examine;
 mod expand;
 mod hint;
 mod hinted;
+mod machines;
 pub(crate) mod marks;
 mod plan;
 mod planner;
@@ -24,6 +25,7 @@ mod stream;
 
 pub use digests::{DigestKind, Digests};
 pub use hint::{BitmapHint, Hint, Reading, Reread};
+pub use machines::MachineOptions;
 use plan::PartPlan;
 pub use plan::{ChunkerChoice, InputRequest, PlannedSource, validate_request as validate};
 pub(crate) use stream::store_bytes;
@@ -134,6 +136,24 @@ pub fn run_with(
     let options = &BackupOptions { inputs, ..options.clone() };
     plan::validate_request(options)?;
     let backup_id = BackupId(crate::environment::random_array(repository.environment().as_ref())?);
+    let held = machines::freeze(repository, options, backup_id, monitor)?;
+    let made = run_tries(repository, &held.options, open, backup_id, pool, monitor);
+    match &made {
+        Ok(_) => held.keep(monitor),
+        Err(_) => held.release(monitor),
+    }
+    made
+}
+
+/// Makes a point, and starts over when its lease was removed.
+fn run_tries(
+    repository: &Repository,
+    options: &BackupOptions,
+    open: OpenDisk<'_>,
+    backup_id: BackupId,
+    pool: &Arc<ThreadPool>,
+    monitor: &dyn Monitor,
+) -> Result<BackupReport> {
     let mut tries = 1;
     loop {
         match run_once(repository, options, open, backup_id, pool, monitor) {

@@ -3,7 +3,7 @@
 //! Invariant: names are unique and fit the format before anything is read; what a name was in
 //! the series' last point it stays, unless the user says otherwise.
 
-use super::{BackupOptions, BitmapHint, Hint, OpenDisk};
+use super::{BackupOptions, BitmapHint, Hint, MachineOptions, OpenDisk};
 use crate::chunking::{Chunking, ContentParameters};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
@@ -49,6 +49,8 @@ pub struct InputRequest {
     pub hint: Option<Arc<Hint>>,
     /// The bitmap of its own that says so instead.
     pub bitmap: Option<Arc<BitmapHint>>,
+    /// How it is frozen if it is a machine.
+    pub machine: MachineOptions,
 }
 
 impl InputRequest {
@@ -58,8 +60,8 @@ impl InputRequest {
         path: impl Into<PathBuf>,
         kind: Option<InputKind>,
     ) -> InputRequest {
-        let (path, image) = (path.into(), ImageOptions::default());
-        InputRequest { name, path, kind, image, hint: None, bitmap: None }
+        let (image, machine) = (ImageOptions::default(), MachineOptions::default());
+        InputRequest { name, path: path.into(), kind, image, hint: None, bitmap: None, machine }
     }
 
     /// True for `-`.
@@ -238,7 +240,7 @@ fn warn_of_machine(disk: &dyn DiskSource, monitor: &dyn Monitor) {
     if let Some(file) = disk.written_by_machine() {
         monitor.warn(&format!(
             "disk {file} is being written to by a running machine; the point may hold no single \
-             instant: read a snapshot of it, or the machine's own export of it"
+             instant: back up the machine by qemu:SOCKET or libvirt:DOMAIN, or a snapshot"
         ));
     }
 }

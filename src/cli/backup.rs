@@ -34,7 +34,7 @@ pub struct Arguments {
     /// A stream: any file or pipe
     #[arg(long, value_name = "NAME=PATH")]
     stream: Vec<String>,
-    /// Disks and files of one point; `-` is standard input
+    /// Disks and files of one point; `-` is standard input, qemu:SOCKET and libvirt:DOMAIN are machines
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// Format of a disk: raw, qcow2, vmdk, vhd, vhdx or ova; by its name and some bytes by default
@@ -46,6 +46,12 @@ pub struct Arguments {
     /// Follow images to backing files, parents and extents outside their folder
     #[arg(long)]
     allow_backing: bool,
+    /// Bring the guests of running machines to rest for the instant of the backup, by their agents
+    #[arg(long)]
+    freeze: bool,
+    /// Folder for what running machines overwrite meanwhile; beside their disks by default
+    #[arg(long, value_name = "FOLDER")]
+    scratch: Option<PathBuf>,
     /// The point that --changed is about
     #[arg(long, value_name = "POINT", requires = "changed")]
     base: Option<String>,
@@ -192,6 +198,8 @@ fn options_of(arguments: Arguments) -> Result<BackupOptions> {
     let stdin_name = arguments.stdin_name;
     for input in &mut inputs {
         input.image.allows_backing = arguments.allow_backing;
+        input.machine.freezes = arguments.freeze;
+        input.machine.scratch.clone_from(&arguments.scratch);
     }
     for text in &arguments.format {
         let set = |input: &mut InputRequest, format: &str| {
@@ -261,7 +269,8 @@ fn add_hints(
             }
             let changed = read_changes(Path::new(file), lists.granularity)?;
             let told_by = format!("change list {file}");
-            input.hint = Some(Arc::new(Hint { base: base.clone(), changed, told_by }));
+            let hint = Hint { base: base.clone(), changed, told_by, unfit: None };
+            input.hint = Some(Arc::new(hint));
             Ok(())
         };
         for_disk(&mut options.inputs, stdin_name.as_deref(), text, &set)?;

@@ -121,7 +121,7 @@ impl<'a> Given<'a> {
 
     pub fn hinted(data: &'a [u8], base: &Point, changed: Vec<Range<u64>>) -> Given<'a> {
         let told_by = "the test".to_string();
-        let hint = Some(Hint { base: base.clone(), changed, told_by });
+        let hint = Some(Hint { base: base.clone(), changed, told_by, unfit: None });
         Given { hint, ..Given::full(data) }
     }
 }

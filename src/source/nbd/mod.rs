@@ -91,35 +91,6 @@ pub fn open_with_patience(address: Address, patience: Duration) -> Result<NbdSou
 }
 
 impl NbdSource {
-    /// The names of QEMU's bitmaps that the server tells, up to 64.
-    pub fn bitmaps(&self) -> Vec<String> {
-        let names = self.link.export.contexts.iter();
-        names.filter_map(|(_, name)| name.strip_prefix(DIRTY)).map(String::from).collect()
-    }
-
-    /// What a bitmap says has changed, ascending; nothing if the server has no such bitmap.
-    ///
-    /// # Errors
-    /// `Source`.
-    pub fn changed_by_bitmap(&self, name: &str) -> Result<Option<Vec<Range<u64>>>> {
-        let context = format!("{DIRTY}{name}");
-        if !self.link.has_context(&context) {
-            return Ok(None);
-        }
-        let mut changed: Vec<Range<u64>> = Vec::new();
-        self.link.walk_status(&context, 0..self.size(), &mut |range, flags| {
-            if flags & IS_DIRTY == 0 {
-                return Ok(());
-            }
-            match changed.last_mut().filter(|last| last.end == range.start) {
-                Some(last) => last.end = range.end,
-                None => changed.push(range),
-            }
-            Ok(())
-        })?;
-        Ok(Some(changed))
-    }
-
     fn ahead(&self) -> MutexGuard<'_, Ahead> {
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -290,6 +261,31 @@ impl DiskSource for NbdSource {
 
     fn identity(&self) -> Vec<u8> {
         Vec::new()
+    }
+
+    /// Those of QEMU that the server tells, up to 64.
+    fn bitmaps(&self) -> Result<Vec<String>> {
+        let names = self.link.export.contexts.iter();
+        Ok(names.filter_map(|(_, name)| name.strip_prefix(DIRTY)).map(String::from).collect())
+    }
+
+    fn changed_by_bitmap(&self, name: &str) -> Result<Option<Vec<Range<u64>>>> {
+        let context = format!("{DIRTY}{name}");
+        if !self.link.has_context(&context) {
+            return Ok(None);
+        }
+        let mut changed: Vec<Range<u64>> = Vec::new();
+        self.link.walk_status(&context, 0..self.size(), &mut |range, flags| {
+            if flags & IS_DIRTY == 0 {
+                return Ok(());
+            }
+            match changed.last_mut().filter(|last| last.end == range.start) {
+                Some(last) => last.end = range.end,
+                None => changed.push(range),
+            }
+            Ok(())
+        })?;
+        Ok(Some(changed))
     }
 }
 
