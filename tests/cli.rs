@@ -15,6 +15,8 @@ mod backup;
 mod benchmark;
 #[path = "cli/cache.rs"]
 mod cache;
+#[path = "cli/clones.rs"]
+mod clones;
 #[path = "cli/copy.rs"]
 mod copy;
 #[path = "cli/diff.rs"]

@@ -11,9 +11,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::repository::points::{Point, PointSet};
-use crate::source::machine::{Frozen, FrozenDisk, Marks};
-use crate::source::{InputKind, libvirt, qemu};
+use crate::source::machine::{Frozen, FrozenDisk, Marks, Told};
+use crate::source::{
+    InputKind, default_kind, libvirt, open_disk, open_image, qemu, reflink, token_of,
+};
 use diskvault_format::id::{BackupId, RepositoryId};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tempfile::TempDir;
@@ -28,6 +31,8 @@ const LIBVIRT: &str = "libvirt:";
 pub struct MachineOptions {
     /// The folder for scratch files; beside the disks if `None`.
     pub scratch: Option<PathBuf>,
+    /// The folder for clones of raw files; none are made if `None`.
+    pub clones: Option<PathBuf>,
     /// True to bring the guests' file systems to rest by their agents.
     pub freezes: bool,
 }
@@ -56,7 +61,9 @@ pub(super) fn freeze(
     monitor: &dyn Monitor,
 ) -> Result<Held> {
     let mut held = Held { options: options.clone(), machines: Vec::new(), _companions: None };
-    if !options.inputs.iter().any(|input| is_machine(&input.path)) {
+    let is_frozen =
+        |input: &InputRequest| is_machine(&input.path) || input.machine.clones.is_some();
+    if !options.inputs.iter().any(is_frozen) {
         return Ok(held);
     }
     let points = PointSet::load(repository)?;
@@ -66,11 +73,15 @@ pub(super) fn freeze(
     })?;
     let mut inputs = Vec::new();
     for input in &options.inputs {
-        if !is_machine(&input.path) {
+        let machine = if is_machine(&input.path) {
+            open(input, &book, monitor)?
+        } else if let Some(clone) = clone_of(input, &book, options.stdin_name.as_deref(), monitor)?
+        {
+            clone
+        } else {
             inputs.push(input.clone());
             continue;
-        }
-        let machine = open(input, &book, monitor)?;
+        };
         for disk in machine.disks() {
             inputs.push(disk_input(input, disk, &book, options.reading, monitor));
         }
@@ -177,12 +188,17 @@ fn disk_input(
 ) -> InputRequest {
     let name = Some(disk.name.clone());
     let mut request = InputRequest::new(name, &disk.address, Some(InputKind::Disk));
-    request.machine = input.machine.clone();
+    request.machine = MachineOptions { clones: None, ..input.machine.clone() };
     if reading == Reading::Full {
         return request;
     }
+    if input.hint.is_some() || input.bitmap.is_some() {
+        // Who names a list knows more than a clone.
+        (request.hint, request.bitmap) = (input.hint.clone(), input.bitmap.clone());
+        return request;
+    }
     let Some(since) = &disk.since else {
-        if let Some(last) = book.last_of_machine(&disk.name) {
+        if let Some(last) = book.last_of_machine(&disk.name).filter(|_| is_machine(&input.path)) {
             let point = last.id.short();
             let why = format!("it has no whole one since point {point}");
             // That of a raw disk ends with the machine, which is no news.
@@ -201,9 +217,57 @@ fn disk_input(
         return request;
     };
     let Some(base) = book.base(&disk.name, &since.mark) else { return request };
-    let bitmap = since.bitmap.clone();
-    request.bitmap = Some(Arc::new(BitmapHint { base: base.clone(), bitmap }));
+    match &since.told {
+        Told::Bitmap(bitmap) => {
+            let bitmap = bitmap.clone();
+            request.bitmap = Some(Arc::new(BitmapHint { base: base.clone(), bitmap }));
+        }
+        Told::Clone(old) => request.hint = Some(Arc::new(by_clone(disk, base, old))),
+    }
     request
+}
+
+/// What has changed since a clone was read, if it is the one that the point was made from.
+fn by_clone(disk: &FrozenDisk, base: &Point, old: &Path) -> Hint {
+    let told = || -> std::result::Result<Vec<Range<u64>>, String> {
+        let then = base.manifest.disks.iter().find(|known| known.name == disk.name);
+        let clone = open_disk(old).map_err(|error| error.full_text())?;
+        if then.is_none_or(|then| then.token != token_of(clone.as_ref())) {
+            return Err(format!("{} was written to since", old.display()));
+        }
+        reflink::differences(old, Path::new(&disk.address)).map_err(|error| error.full_text())
+    };
+    let (changed, unfit) = match told() {
+        Ok(changed) => (changed, None),
+        Err(why) => (Vec::new(), Some(why)),
+    };
+    Hint { base: base.clone(), changed, told_by: "the clone of the last backup".into(), unfit }
+}
+
+/// The clone of an input, if that is a raw file and clones are wanted.
+fn clone_of(
+    input: &InputRequest,
+    book: &Book<'_>,
+    stdin_name: Option<&str>,
+    monitor: &dyn Monitor,
+) -> Result<Option<Box<dyn Frozen>>> {
+    let Some(folder) = &input.machine.clones else { return Ok(None) };
+    let is_file = std::fs::metadata(&input.path).is_ok_and(|it| it.is_file());
+    let kind = if is_file {
+        input.kind.map_or_else(|| default_kind(&input.path), Ok)?
+    } else {
+        InputKind::Stream
+    };
+    if kind == InputKind::Stream || input.image.window.is_some() {
+        return Ok(None);
+    }
+    if open_image(&input.path, &input.image, monitor)?.format() != "raw" {
+        let path = input.path.display();
+        monitor.note(&format!("{path} is not cloned: it is no raw file"));
+        return Ok(None);
+    }
+    let name = input.part_name(stdin_name)?;
+    Ok(Some(Box::new(reflink::freeze(&input.path, &name, folder, book)?)))
 }
 
 /// What bitmaps mean to this backup.

@@ -49,6 +49,10 @@ pub struct Arguments {
     /// Bring the guests of running machines to rest for the instant of the backup, by their agents
     #[arg(long)]
     freeze: bool,
+    /// Folder, on the same XFS or btrfs, for a reflink clone of each raw disk file: it is read, kept, and
+    /// compared with the next one, so that only what differs is read
+    #[arg(long, value_name = "FOLDER")]
+    clones: Option<PathBuf>,
     /// Folder for what running machines overwrite meanwhile; beside their disks by default
     #[arg(long, value_name = "FOLDER")]
     scratch: Option<PathBuf>,
@@ -200,6 +204,7 @@ fn options_of(arguments: Arguments) -> Result<BackupOptions> {
         input.image.allows_backing = arguments.allow_backing;
         input.machine.freezes = arguments.freeze;
         input.machine.scratch.clone_from(&arguments.scratch);
+        input.machine.clones.clone_from(&arguments.clones);
     }
     for text in &arguments.format {
         let set = |input: &mut InputRequest, format: &str| {

@@ -1,9 +1,10 @@
-//! Running machines whose disks are held still for the time of a backup.
+//! Running machines, and files, whose disks are held still for the time of a backup.
 //!
 //! Invariants: until [`Frozen::keep`] everything that a later backup needs is as it was before; what was
 //! not kept is taken back.
 
 use crate::error::Result;
+use std::path::PathBuf;
 
 /// Names of dirty bitmaps, which lead to points; the backup knows what they mean.
 pub trait Marks {
@@ -24,7 +25,7 @@ pub trait Marks {
 pub struct FrozenDisk {
     /// Its name in the machine.
     pub name: String,
-    /// The NBD address at which it is read.
+    /// The NBD address, or the path, at which it is read.
     pub address: String,
     /// The bitmap since which changes are told, and the name that this has at the address.
     pub since: Option<Since>,
@@ -37,8 +38,17 @@ pub struct FrozenDisk {
 pub struct Since {
     /// The mark, as [`Marks::begin`] named it then.
     pub mark: String,
-    /// The dirty bitmap of the export.
-    pub bitmap: String,
+    /// Who says what has changed since.
+    pub told: Told,
+}
+
+/// Who says what has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// The dirty bitmap of this name at the address.
+    Bitmap(String),
+    /// The clone that was read then, beside the one that is read now.
+    Clone(PathBuf),
 }
 
 /// What belongs to a machine beside its disks.

@@ -19,6 +19,7 @@ pub mod qcow2;
 pub mod qemu;
 mod qemu_locks;
 mod raw;
+pub mod reflink;
 mod tolerant;
 pub mod vhd;
 pub mod vhdx;

@@ -9,7 +9,7 @@
 
 mod domain;
 
-use super::machine::{Companion, Frozen, FrozenDisk, Marks, Since};
+use super::machine::{Companion, Frozen, FrozenDisk, Marks, Since, Told};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use domain::{Disk, Domain};
@@ -249,7 +249,10 @@ impl FrozenDomain {
                 name: disk.name.clone(),
                 address: super::qemu::address(&disk.name, &own(".sock")),
                 keeps_bitmaps: disk.keeps_bitmaps,
-                since: since.map(|mark| Since { mark, bitmap: format!("backup-{}", disk.name) }),
+                since: since.map(|mark| Since {
+                    mark,
+                    told: Told::Bitmap(format!("backup-{}", disk.name)),
+                }),
             });
         }
         Ok(())

@@ -15,7 +15,7 @@ mod qmp;
 pub use agent::Rest;
 pub use qmp::Qmp;
 
-use super::machine::{Frozen, FrozenDisk, Marks, Since};
+use super::machine::{Frozen, FrozenDisk, Marks, Since, Told};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use disks::Disk;
@@ -200,7 +200,7 @@ impl FrozenMachine {
                 name: disk.name.clone(),
                 address: address(&export, &socket),
                 keeps_bitmaps: disk.keeps_bitmaps,
-                since: base.map(|mark| Since { mark, bitmap: CHANGES.to_string() }),
+                since: base.map(|mark| Since { mark, told: Told::Bitmap(CHANGES.to_string()) }),
             });
         }
         Ok(())
