@@ -227,6 +227,8 @@ pub fn decide(
                 };
                 monitor.note(&format!("disk {}: {why}", input.name.escape_debug()));
                 warn_of_machine(source.as_ref(), monitor);
+                let is_new = kind_before(parent, &input.name).is_none();
+                tell_of_luks(&looked_at, &input.name, is_new, monitor);
                 PartPlan { source: PlannedSource::Disk(source), chunking, name: input.name, hint }
             }
         };
@@ -242,6 +244,23 @@ fn warn_of_machine(disk: &dyn DiskSource, monitor: &dyn Monitor) {
             "disk {file} is being written to by a running machine; the point may hold no single \
              instant: back up the machine by qemu:SOCKET or libvirt:DOMAIN, or a snapshot"
         ));
+    }
+}
+
+/// What a disk of LUKS begins with, also with those of QEMU.
+const LUKS: [u8; 6] = *b"LUKS\xba\xbe";
+
+/// An encrypted disk is worth a word once: its unused space is stored as well, and nothing of it twice.
+fn tell_of_luks(disk: &dyn DiskSource, name: &str, is_new: bool, monitor: &dyn Monitor) {
+    let mut start = [0; LUKS.len()];
+    // What cannot be read is told when all of it is.
+    let is_luks =
+        disk.size() >= LUKS.len() as u64 && disk.read_at(0, &mut start).is_ok() && start == LUKS;
+    let text = format!("disk {} is encrypted by LUKS; it is stored as it is", name.escape_debug());
+    match (is_luks, is_new) {
+        (true, true) => monitor.warn(&text),
+        (true, false) => monitor.note(&text),
+        (false, _) => {}
     }
 }
 

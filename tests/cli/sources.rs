@@ -362,3 +362,16 @@ fn a_disk_with_bad_sectors_is_backed_up_and_the_exit_code_says_so() {
     vault.assert_restores("a/vda", &data);
     vault.assert_intact();
 }
+
+#[test]
+fn an_encrypted_disk_is_told_of_once_and_stored_as_it_is() {
+    let vault = Vault::new();
+    let disk = [b"LUKS\xba\xbe\0\x02".to_vec(), random(3, 2 * MIB - 8)].concat();
+    let path = vault.write("disk.raw", &disk);
+    for code in [4, 0] {
+        let outcome = vault.run(&["backup", "--name", "a", "-v", &path]);
+        assert_eq!(outcome.code, code, "{outcome:?}");
+        outcome.says("disk disk.raw is encrypted by LUKS; it is stored as it is");
+        vault.assert_restores("a", &disk);
+    }
+}

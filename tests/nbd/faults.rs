@@ -194,3 +194,18 @@ fn several_connections_only_where_the_server_can_have_them() {
         assert_eq!(plan.connections.load(Ordering::SeqCst), expected);
     }
 }
+
+#[test]
+fn slow_servers_are_read_with_what_is_asked_for_ahead() {
+    let folder = tempfile::tempdir().unwrap();
+    for filter in [["--filter=delay", "rdelay=5ms"], ["--filter=rate", "rate=200M"]] {
+        let [name, setting] = filter;
+        let arguments = [name, "pattern", "16M", setting];
+        let Some(server) = Server::start(folder.path(), "nbdkit", &arguments) else { return };
+        let source = server.open();
+        let bytes = read_all(&source, 1 << 20, true);
+        assert!(
+            bytes.chunks(8).enumerate().all(|(at, word)| word == (at as u64 * 8).to_be_bytes())
+        );
+    }
+}
