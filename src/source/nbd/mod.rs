@@ -48,14 +48,33 @@ const EXTENTS_MAX: usize = 4 << 20;
 /// How long a server that went away is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A read that is on its way, and its length.
-type Piece = (u32, Receiver<Reply>);
+/// A read that was asked for ahead.
+struct Piece {
+    bytes: u64,
+    state: Mutex<State>,
+}
 
-/// Reads that were asked for ahead, by their place.
+/// How far a piece has come.
+enum State {
+    OnItsWay(Receiver<Reply>),
+    Here(Vec<u8>),
+    Failed,
+}
+
+/// Reads that were asked for ahead, by their place. A piece stays until its last byte was read: who reads
+/// ahead in large pieces may read in small ones.
 #[derive(Default)]
 struct Ahead {
-    pieces: BTreeMap<u64, Piece>,
+    pieces: BTreeMap<u64, Arc<Piece>>,
     bytes: u64,
+}
+
+impl Ahead {
+    fn remove(&mut self, start: u64) {
+        if let Some(piece) = self.pieces.remove(&start) {
+            self.bytes -= piece.bytes;
+        }
+    }
 }
 
 /// What is kept of the allocation: the start of each extent times two, and one more if it is data.
@@ -122,18 +141,35 @@ impl NbdSource {
         self.link.ask(Request::Read(start, bytes))
     }
 
-    /// The answer to a piece, which may have been asked for ahead.
-    fn begin(&self, piece: &Range<u64>) -> Receiver<Reply> {
+    /// Fills `buffer` from what was asked for ahead; false if it was not, or could not be read.
+    fn read_ahead(&self, range: &Range<u64>, buffer: &mut [u8]) -> bool {
         let mut ahead = self.ahead();
-        if let Some((bytes, _)) = ahead.pieces.get(&piece.start)
-            && u64::from(*bytes) >= piece.end - piece.start
-            && let Some((bytes, answer)) = ahead.pieces.remove(&piece.start)
-        {
-            ahead.bytes -= u64::from(bytes);
-            return answer;
+        let found = ahead.pieces.range(..=range.start).next_back();
+        let found = found.filter(|(start, piece)| *start + piece.bytes >= range.end);
+        let Some((start, piece)) = found.map(|(start, piece)| (*start, piece.clone())) else {
+            return false;
+        };
+        if start + piece.bytes == range.end {
+            ahead.remove(start);
         }
         drop(ahead);
-        self.ask(piece)
+        let mut state = piece.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let State::OnItsWay(answer) = &*state {
+            let whole = start..start + piece.bytes;
+            let read = self.link.wait(answer, "read", start);
+            *state = match read {
+                Ok(Answered::Data(mut data)) => {
+                    data.drain(..(start - self.around(&whole).0) as usize);
+                    State::Here(data)
+                }
+                // Asked again, it fails by itself, or does not.
+                _ => State::Failed,
+            };
+        }
+        let State::Here(data) = &*state else { return false };
+        let from = (range.start - start) as usize;
+        buffer.copy_from_slice(&data[from..from + buffer.len()]);
+        true
     }
 
     /// What the server says of a range.
@@ -219,18 +255,22 @@ impl DiskSource for NbdSource {
             return Err(Error::new(ErrorKind::Source, text));
         };
         // All are on their way before the first one is waited for.
-        let asked: Vec<_> =
-            self.pieces(offset..end).map(|piece| (self.begin(&piece), piece)).collect();
+        let mut asked = Vec::new();
         let mut rest = buffer;
-        for (answer, piece) in asked {
+        for piece in self.pieces(offset..end) {
+            let (now, later) = rest.split_at_mut((piece.end - piece.start) as usize);
+            rest = later;
+            if !self.read_ahead(&piece, now) {
+                asked.push((self.ask(&piece), piece, now));
+            }
+        }
+        for (answer, piece, now) in asked {
             let Answered::Data(data) = self.link.wait(&answer, "read", piece.start)? else {
                 let text = format!("cannot read disk {}: it is answered oddly", self.describe());
                 return Err(Error::new(ErrorKind::Source, text));
             };
-            let (now, later) = rest.split_at_mut((piece.end - piece.start) as usize);
             let from = (piece.start - self.around(&piece).0) as usize;
             now.copy_from_slice(&data[from..from + now.len()]);
-            rest = later;
         }
         Ok(())
     }
@@ -239,18 +279,18 @@ impl DiskSource for NbdSource {
         let end = offset.saturating_add(bytes).min(self.size());
         for piece in self.pieces(offset..end.max(offset)) {
             let mut ahead = self.ahead();
-            let length = (piece.end - piece.start) as u32;
+            let bytes = piece.end - piece.start;
             if ahead.pieces.contains_key(&piece.start) {
                 continue;
             }
-            while ahead.bytes + u64::from(length) > AHEAD_BYTES_MAX {
+            while ahead.bytes + bytes > AHEAD_BYTES_MAX {
                 // What was not fetched for so long is not wanted any more.
-                let Some((_, (bytes, _))) = ahead.pieces.pop_first() else { break };
-                ahead.bytes -= u64::from(bytes);
+                let Some(first) = ahead.pieces.keys().next().copied() else { break };
+                ahead.remove(first);
             }
-            let answer = self.ask(&piece);
-            ahead.pieces.insert(piece.start, (length, answer));
-            ahead.bytes += u64::from(length);
+            let state = Mutex::new(State::OnItsWay(self.ask(&piece)));
+            ahead.pieces.insert(piece.start, Arc::new(Piece { bytes, state }));
+            ahead.bytes += bytes;
         }
     }
 
