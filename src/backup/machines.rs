@@ -102,6 +102,14 @@ pub(super) fn freeze(
 }
 
 impl Held {
+    /// Before a point is made.
+    ///
+    /// # Errors
+    /// `Source` if a machine is held still no more.
+    pub fn check(&mut self) -> Result<()> {
+        self.machines.iter_mut().try_for_each(|machine| machine.check())
+    }
+
     /// After the point is durable.
     pub fn keep(mut self, monitor: &dyn Monitor) {
         for machine in &mut self.machines {

@@ -46,7 +46,7 @@ fn run(program: &str, arguments: &[&str]) {
 
 impl<'a> Machine<'a> {
     fn start(vault: &'a Vault) -> Machine<'a> {
-        for socket in ["qmp.sock", "guest.sock"] {
+        for socket in ["qmp.sock", "other.sock", "guest.sock"] {
             let _ = fs::remove_file(vault.path(socket));
         }
         let path = |name: &str| vault.arg(name);
@@ -66,12 +66,17 @@ impl<'a> Machine<'a> {
                 &format!("socket,id=m,path={},server=on,wait=off", path("qmp.sock")),
             ])
             .args(["--monitor", "chardev=m"])
+            .args([
+                "--chardev",
+                &format!("socket,id=n,path={},server=on,wait=off", path("other.sock")),
+            ])
+            .args(["--monitor", "chardev=n"])
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
         let machine = Machine { vault, daemon };
         for _ in 0..2000 {
-            if UnixStream::connect(path("qmp.sock")).is_ok() {
+            if UnixStream::connect(path("other.sock")).is_ok() {
                 return machine;
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -110,7 +115,7 @@ impl<'a> Machine<'a> {
 
     /// Runs commands of QMP; the last answer.
     fn qmp(&self, commands: &[Value]) -> Value {
-        let socket = UnixStream::connect(self.vault.path("qmp.sock")).unwrap();
+        let socket = UnixStream::connect(self.vault.path("other.sock")).unwrap();
         let mut lines = BufReader::new(&socket).lines();
         let mut last = Value::Null;
         lines.next();
@@ -287,6 +292,31 @@ fn a_backup_that_is_killed_or_fails_leaves_the_machine_as_it_was() {
     assert!(!disk(&vault, "m", "vda")["tracking"].is_null());
     let (bitmaps, others) = machine.traces();
     assert_eq!((bitmaps.len(), others), (2, Vec::new()));
+}
+
+#[test]
+fn a_disk_whose_job_was_ended_makes_no_point() {
+    let Some(vault) = vault_with_daemon() else { return };
+    let machine = Machine::start(&vault);
+    machine.write("vda", &["write -P 1 0 30M"]);
+    machine.back_up(&[]);
+    let (bitmaps, _) = machine.traces();
+    run("mkfifo", &[&vault.arg("fifo")]);
+    let (fifo, address) = (vault.arg("fifo"), machine.address());
+    let child = vault.command(&["backup", "--name", "m", &fifo, &address]).spawn().unwrap();
+    let writer = open_for(&fifo);
+    let jobs = machine.qmp(&[json!({"execute": "query-jobs"})]);
+    let job = jobs.as_array().unwrap().iter().find(|job| job["type"] == "backup").unwrap();
+    let cancel = json!({"device": job["id"], "force": true});
+    machine.qmp(&[json!({"execute": "block-job-cancel", "arguments": cancel})]);
+    // Seen through the scratch image, this belongs to the past now.
+    machine.write("vda", &["write -P 9 0 30M"]);
+    drop(writer);
+    let outcome = crate::support::wait(child);
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    outcome.says("it was held still no more, for the job in the machine is gone");
+    assert_eq!(vault.point_count(), 1);
+    assert_eq!(machine.traces(), (bitmaps, Vec::new()));
 }
 
 #[test]

@@ -323,6 +323,13 @@ impl Frozen for FrozenDomain {
         &self.companions
     }
 
+    fn check(&mut self) -> Result<()> {
+        let xml = self.settings.run(&["backup-dumpxml", &self.settings.domain])?;
+        let is_ours = domain::backup_socket(&xml).is_some_and(|it| self.files.contains(&it));
+        let text = "it is held still no more, for another backup of it runs";
+        if is_ours { Ok(()) } else { Err(self.settings.error("use what was read of", text)) }
+    }
+
     fn keep(&mut self) -> Result<()> {
         self.is_open = false;
         let ended = self.end();

@@ -55,7 +55,6 @@ impl Disk {
         actions.push(json!({"type": "blockdev-backup", "data": {
             "job-id": format!("{START}j{number}"), "device": node,
             "target": format!("{START}s{number}"), "sync": "none",
-            "on-cbw-error": "break-snapshot",
         }}));
         actions
     }

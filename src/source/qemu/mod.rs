@@ -246,7 +246,7 @@ impl FrozenMachine {
     fn transact(
         &mut self,
         settings: &Settings,
-        mut actions: Vec<Value>,
+        actions: Vec<Value>,
         monitor: &dyn Monitor,
     ) -> Result<()> {
         let rest = match &settings.agent {
@@ -257,16 +257,7 @@ impl FrozenMachine {
                 Some(rest)
             }
         };
-        let mut done = self.qmp.ask("transaction", json!({"actions": actions}))?;
-        if done.as_ref().is_err_and(|refused| refused.text.contains("on-cbw-error")) {
-            // QEMU before 10.1: a scratch file that cannot grow fails the guest's write.
-            for action in actions.iter_mut().filter(|it| it["type"] == "blockdev-backup") {
-                if let Some(data) = action["data"].as_object_mut() {
-                    data.remove("on-cbw-error");
-                }
-            }
-            done = self.qmp.ask("transaction", json!({"actions": actions}))?;
-        }
+        let done = self.qmp.ask("transaction", json!({"actions": actions}))?;
         if let Some(rest) = rest {
             rest.end()?;
         }
@@ -350,6 +341,23 @@ impl FrozenMachine {
 impl Frozen for FrozenMachine {
     fn disks(&self) -> &[FrozenDisk] {
         &self.frozen
+    }
+
+    fn check(&mut self) -> Result<()> {
+        // Without its job a disk is read through the scratch image as it is now, and nothing fails.
+        let jobs = self.qmp.run("query-jobs", json!({}))?;
+        for (number, disk) in self.disks.iter().enumerate() {
+            let id = format!("{START}j{number}");
+            let job = jobs.as_array().into_iter().flatten().find(|job| job["id"] == id);
+            let status = job.and_then(|job| job["status"].as_str()).unwrap_or("gone");
+            if !matches!(status, "running" | "paused" | "ready" | "standby") {
+                let (name, status) = (disk.name.escape_debug(), status.escape_debug());
+                let text = format!("cannot use what was read of disk {name}: it was held still no");
+                let text = format!("{text} more, for the job in the machine is {status}");
+                return Err(Error::new(ErrorKind::Source, text).hint("run the backup again"));
+            }
+        }
+        Ok(())
     }
 
     fn keep(&mut self) -> Result<()> {
