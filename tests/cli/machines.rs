@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -292,6 +292,49 @@ fn a_backup_that_is_killed_or_fails_leaves_the_machine_as_it_was() {
     assert!(!disk(&vault, "m", "vda")["tracking"].is_null());
     let (bitmaps, others) = machine.traces();
     assert_eq!((bitmaps.len(), others), (2, Vec::new()));
+}
+
+/// Passes QMP on to the machine, but for the command of a number, which is refused; the commands.
+fn between(machine: &Machine<'_>, refused: usize) -> std::thread::JoinHandle<Vec<Value>> {
+    let _ = fs::remove_file(machine.vault.path("between.sock"));
+    let listener = UnixListener::bind(machine.vault.path("between.sock")).unwrap();
+    let server = UnixStream::connect(machine.vault.path("qmp.sock")).unwrap();
+    std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let (mut from, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+        let back = std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+        let mut commands = Vec::new();
+        for line in BufReader::new(client.try_clone().unwrap()).lines().map_while(Result::ok) {
+            let command: Value = serde_json::from_str(&line).unwrap();
+            if commands.len() == refused {
+                let error = json!({"class": "GenericError", "desc": "not this one"});
+                writeln!(client, "{}", json!({"error": error, "id": command["id"]})).unwrap();
+            } else {
+                writeln!(&server, "{line}").unwrap();
+            }
+            commands.push(command);
+        }
+        server.shutdown(std::net::Shutdown::Both).unwrap();
+        back.join().unwrap().unwrap();
+        commands
+    })
+}
+
+#[test]
+fn disks_are_frozen_before_their_bitmaps_are_copied() {
+    let Some(vault) = vault_with_daemon() else { return };
+    let machine = Machine::start(&vault);
+    machine.back_up(&[]);
+    let commands = between(&machine, usize::MAX);
+    let address = format!("qemu:{}?nbd={}", vault.arg("between.sock"), vault.arg("guest.sock"));
+    vault.ok(&["backup", "--name", "m", &address]);
+    let commands = commands.join().unwrap();
+    let is_transaction = |command: &&Value| command["execute"] == "transaction";
+    let transaction = commands.iter().find(is_transaction).unwrap();
+    let actions = transaction["arguments"]["actions"].as_array().unwrap();
+    let kinds: Vec<&str> = actions.iter().map(|action| action["type"].as_str().unwrap()).collect();
+    let bitmap = ["block-dirty-bitmap-add", "block-dirty-bitmap-add", "block-dirty-bitmap-merge"];
+    assert_eq!(kinds, [&["blockdev-backup"; 2][..], &bitmap, &bitmap].concat());
 }
 
 #[test]

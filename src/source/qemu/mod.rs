@@ -169,9 +169,10 @@ impl FrozenMachine {
         for number in 0..self.disks.len() {
             self.add_scratch(number, &folder)?;
         }
-        let mut actions = Vec::new();
+        let numbered = self.disks.iter().enumerate();
+        let mut actions: Vec<Value> = numbered.map(|(number, disk)| disk.freeze(number)).collect();
         let mut bases = Vec::new();
-        for (number, disk) in self.disks.iter().enumerate() {
+        for disk in &self.disks {
             let name = marks.begin(&disk.name);
             let base = disk.base(marks).map(String::from);
             self.begun.push(name.clone());
@@ -180,7 +181,7 @@ impl FrozenMachine {
                     self.older.push((disk.node.clone(), bitmap.name.clone()));
                 }
             }
-            actions.extend(disk.actions(number, &name, base.as_deref()));
+            actions.extend(disk.begin(&name, base.as_deref()));
             bases.push(base);
         }
         self.transact(settings, actions, monitor)?;
