@@ -338,6 +338,31 @@ fn disks_are_frozen_before_their_bitmaps_are_copied() {
 }
 
 #[test]
+fn a_command_that_is_refused_leaves_nothing_behind() {
+    let Some(vault) = vault_with_daemon() else { return };
+    let machine = Machine::start(&vault);
+    machine.write("vda", &["write -P 1 0 3M"]);
+    machine.back_up(&[]);
+    let (bitmaps, _) = machine.traces();
+    let address = format!("qemu:{}?nbd={}", vault.arg("between.sock"), vault.arg("guest.sock"));
+    for refused in 0.. {
+        let commands = between(&machine, refused);
+        let outcome = vault.run(&["backup", "--name", "m", &address]);
+        let commands = commands.join().unwrap();
+        let command = commands[refused]["execute"].clone();
+        if outcome.code != 1 {
+            // From here on it is about the end of a backup whose point is made.
+            assert!(commands.iter().any(|it| it["execute"] == "block-export-del"), "{outcome:?}");
+            break;
+        }
+        outcome.says("not this one");
+        let left = machine.traces();
+        assert_eq!(left, (bitmaps.clone(), Vec::new()), "{refused}: {command}: {outcome:?}");
+    }
+    assert_eq!(vault.point_count(), 2);
+}
+
+#[test]
 fn a_disk_whose_job_was_ended_makes_no_point() {
     let Some(vault) = vault_with_daemon() else { return };
     let machine = Machine::start(&vault);

@@ -50,7 +50,12 @@ pub struct FrozenMachine {
     qmp: Qmp,
     disks: Vec<Disk>,
     frozen: Vec<FrozenDisk>,
-    begun: Vec<String>,
+    /// Nodes and bitmaps that began.
+    begun: Vec<(String, String)>,
+    /// The same of those that are needed only while it is read.
+    passing: Vec<(String, String)>,
+    /// True once there may be jobs.
+    holds: bool,
     older: Vec<(String, String)>,
     scratch: Vec<PathBuf>,
     /// The socket of the server that was started here.
@@ -82,6 +87,8 @@ pub fn freeze(
         disks,
         frozen: Vec::new(),
         begun: Vec::new(),
+        holds: false,
+        passing: Vec::new(),
         older: Vec::new(),
         scratch: Vec::new(),
         server: None,
@@ -171,11 +178,14 @@ impl FrozenMachine {
         }
         let numbered = self.disks.iter().enumerate();
         let mut actions: Vec<Value> = numbered.map(|(number, disk)| disk.freeze(number)).collect();
-        let mut bases = Vec::new();
+        let (mut bases, mut begun, mut passing) = (Vec::new(), Vec::new(), Vec::new());
         for disk in &self.disks {
             let name = marks.begin(&disk.name);
             let base = disk.base(marks).map(String::from);
-            self.begun.push(name.clone());
+            begun.push((disk.node.clone(), name.clone()));
+            if base.is_some() {
+                passing.push((disk.node.clone(), CHANGES.to_string()));
+            }
             for bitmap in &disk.bitmaps {
                 if marks.is_ours(&disk.name, &bitmap.name) {
                     self.older.push((disk.node.clone(), bitmap.name.clone()));
@@ -184,7 +194,7 @@ impl FrozenMachine {
             actions.extend(disk.begin(&name, base.as_deref()));
             bases.push(base);
         }
-        self.transact(settings, actions, monitor)?;
+        self.transact(settings, actions, (begun, passing), monitor)?;
         let socket = self.start_server(settings, &folder)?;
         for (number, base) in bases.into_iter().enumerate() {
             let disk = &self.disks[number];
@@ -248,6 +258,7 @@ impl FrozenMachine {
         &mut self,
         settings: &Settings,
         actions: Vec<Value>,
+        (begun, passing): (Vec<(String, String)>, Vec<(String, String)>),
         monitor: &dyn Monitor,
     ) -> Result<()> {
         let rest = match &settings.agent {
@@ -258,14 +269,16 @@ impl FrozenMachine {
                 Some(rest)
             }
         };
+        // Also if it is not answered: it may be done.
+        (self.begun, self.passing, self.holds) = (begun, passing, true);
         let done = self.qmp.ask("transaction", json!({"actions": actions}))?;
+        if done.is_err() {
+            (self.begun, self.passing, self.holds) = (Vec::new(), Vec::new(), false);
+        }
         if let Some(rest) = rest {
             rest.end()?;
         }
-        done.map(drop).map_err(|refused| {
-            self.begun.clear();
-            self.qmp.refusal("transaction", &refused)
-        })
+        done.map(drop).map_err(|refused| self.qmp.refusal("transaction", &refused))
     }
 
     fn start_server(&mut self, settings: &Settings, folder: &Path) -> Result<PathBuf> {
@@ -295,8 +308,8 @@ impl FrozenMachine {
         }
     }
 
-    /// Ends exports, jobs and nodes; the first thing that went wrong.
-    fn end(&mut self) -> Result<()> {
+    /// Ends exports, jobs and nodes, and removes bitmaps; the first thing that went wrong.
+    fn end(&mut self, bitmaps: Vec<(String, String)>) -> Result<()> {
         let mut first = Ok(());
         let mut note = |result: Result<()>| {
             if first.is_ok() {
@@ -307,7 +320,10 @@ impl FrozenMachine {
             let arguments = json!({"id": format!("{START}e{number}"), "mode": "hard"});
             note(self.qmp.run("block-export-del", arguments).map(drop));
         }
-        if !self.begun.is_empty() {
+        if !self.frozen.is_empty() {
+            note(self.qmp.wait_for_exports(START));
+        }
+        if self.holds {
             for number in 0..self.disks.len() {
                 note(self.qmp.end_job(&format!("{START}j{number}")));
             }
@@ -328,12 +344,8 @@ impl FrozenMachine {
             }
             let _ = std::fs::remove_file(path);
         }
-        for disk in &self.frozen {
-            if disk.since.is_some()
-                && let Some(there) = self.disks.iter().find(|it| it.name == disk.name)
-            {
-                note(remove_bitmap(&mut self.qmp, &there.node, CHANGES));
-            }
+        for (node, name) in std::mem::take(&mut self.passing).into_iter().chain(bitmaps) {
+            note(remove_bitmap(&mut self.qmp, &node, &name));
         }
         first
     }
@@ -363,20 +375,14 @@ impl Frozen for FrozenMachine {
 
     fn keep(&mut self) -> Result<()> {
         self.is_open = false;
-        let ended = self.end();
-        for (node, name) in std::mem::take(&mut self.older) {
-            remove_bitmap(&mut self.qmp, &node, &name)?;
-        }
-        ended
+        let older = std::mem::take(&mut self.older);
+        self.end(older)
     }
 
     fn release(&mut self) -> Result<()> {
         self.is_open = false;
-        let ended = self.end();
-        for (disk, name) in self.disks.iter().zip(std::mem::take(&mut self.begun)) {
-            remove_bitmap(&mut self.qmp, &disk.node, &name)?;
-        }
-        ended
+        let begun = std::mem::take(&mut self.begun);
+        self.end(begun)
     }
 }
 
