@@ -363,6 +363,44 @@ fn a_command_that_is_refused_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_backup_that_another_one_takes_for_dead_reads_nothing_of_that() {
+    let Some(vault) = vault_with_daemon() else { return };
+    let machine = Machine::start(&vault);
+    machine.write("vda", &["write -P 1 0 30M"]);
+    let start = |fifo: &str, series: &str, socket: &str| {
+        run("mkfifo", &[&vault.arg(fifo)]);
+        let server = vault.arg("guest.sock");
+        let address = format!("qemu:{}?nbd={server}", vault.arg(socket));
+        let arguments = ["backup", "--name", series, &vault.arg(fifo), &address];
+        let child = vault.command(&arguments).spawn().unwrap();
+        (child, open_for(&vault.arg(fifo)))
+    };
+    let (first, first_writer) = start("fifo", "m", "qmp.sock");
+    machine.write("vda", &["write -P 2 0 30M"]);
+    // It comes by another socket, and cannot know better.
+    let (second, second_writer) = start("fifo2", "n", "other.sock");
+    drop(first_writer);
+    let outcome = crate::support::wait(first);
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    drop(second_writer);
+    let outcome = crate::support::wait(second);
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    vault.assert_restores("n/vda", &machine.read("vda"));
+}
+
+#[test]
+fn two_machines_with_disks_of_one_name_are_refused_and_left_alone() {
+    let (Some(vault), Some(other)) = (vault_with_daemon(), vault_with_daemon()) else { return };
+    let (machine, second) = (Machine::start(&vault), Machine::start(&other));
+    let outcome = machine.back_up(&[&second.address()]);
+    assert_eq!(outcome.code, 2, "{outcome:?}");
+    outcome.says("cannot back up two inputs with one name: vd");
+    for machine in [machine, second] {
+        assert_eq!(machine.traces(), (Vec::new(), Vec::new()));
+    }
+}
+
+#[test]
 fn a_disk_whose_job_was_ended_makes_no_point() {
     let Some(vault) = vault_with_daemon() else { return };
     let machine = Machine::start(&vault);
@@ -448,7 +486,7 @@ fn sockets_that_are_no_machine_are_refused() {
     let says = |line: &'static str| {
         let path = vault.path("odd.sock");
         let _ = fs::remove_file(&path);
-        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let listener = UnixListener::bind(&path).unwrap();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();

@@ -38,10 +38,10 @@ impl Disk {
     }
 
     /// What freezes it, from when on until the end of the transaction it is not written to.
-    pub fn freeze(&self, number: usize) -> Value {
+    pub fn freeze(&self, number: usize, start: &str) -> Value {
         json!({"type": "blockdev-backup", "data": {
-            "job-id": format!("{START}j{number}"), "device": &self.node,
-            "target": format!("{START}s{number}"), "sync": "none",
+            "job-id": format!("{start}j{number}"), "device": &self.node,
+            "target": format!("{start}s{number}"), "sync": "none",
         }})
     }
 

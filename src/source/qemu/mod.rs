@@ -35,6 +35,9 @@ const CONNECTIONS: u32 = 16;
 /// How a machine is reached and frozen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
+    /// What tells this backup's names from those of all others: at most 14 letters, digits and dashes, for
+    /// a node's name has 31.
+    pub tag: String,
     /// The socket of QMP.
     pub monitor: PathBuf,
     /// The socket of the guest's agent, by which its file systems are brought to rest for the instant.
@@ -48,6 +51,8 @@ pub struct Settings {
 /// A machine whose disks are held still.
 pub struct FrozenMachine {
     qmp: Qmp,
+    /// What names begin with that are made here, and no other backup's.
+    start: String,
     disks: Vec<Disk>,
     frozen: Vec<FrozenDisk>,
     /// Nodes and bitmaps that began.
@@ -84,6 +89,7 @@ pub fn freeze(
     }
     let mut machine = FrozenMachine {
         qmp,
+        start: format!("{START}{}", settings.tag),
         disks,
         frozen: Vec::new(),
         begun: Vec::new(),
@@ -176,8 +182,10 @@ impl FrozenMachine {
         for number in 0..self.disks.len() {
             self.add_scratch(number, &folder)?;
         }
+        let start = &self.start;
         let numbered = self.disks.iter().enumerate();
-        let mut actions: Vec<Value> = numbered.map(|(number, disk)| disk.freeze(number)).collect();
+        let mut actions: Vec<Value> =
+            numbered.map(|(number, disk)| disk.freeze(number, start)).collect();
         let (mut bases, mut begun, mut passing) = (Vec::new(), Vec::new(), Vec::new());
         for disk in &self.disks {
             let name = marks.begin(&disk.name);
@@ -198,10 +206,11 @@ impl FrozenMachine {
         let socket = self.start_server(settings, &folder)?;
         for (number, base) in bases.into_iter().enumerate() {
             let disk = &self.disks[number];
-            let export = format!("{START}{}", disk.name);
+            let start = &self.start;
+            let export = format!("{start}-{}", disk.name);
             let mut arguments = json!({
-                "type": "nbd", "id": format!("{START}e{number}"), "name": &export,
-                "node-name": format!("{START}s{number}"), "writable": false,
+                "type": "nbd", "id": format!("{start}e{number}"), "name": &export,
+                "node-name": format!("{start}s{number}"), "writable": false,
             });
             if base.is_some() {
                 arguments["bitmaps"] = json!([{"node": &disk.node, "name": CHANGES}]);
@@ -235,10 +244,11 @@ impl FrozenMachine {
     /// Makes a scratch image over a disk, by QEMU, which may be somebody else and see other folders.
     fn add_scratch(&mut self, number: usize, folder: &Path) -> Result<()> {
         let disk = &self.disks[number];
-        let path = folder.join(format!("{START}{}-{number}.scratch", std::process::id()));
+        let start = &self.start;
+        let path = folder.join(format!("{start}-{number}.scratch"));
         let text = path.to_string_lossy().into_owned();
-        let (file, image) = (format!("{START}f{number}"), format!("{START}s{number}"));
-        let job = format!("{START}c{number}");
+        let (file, image) = (format!("{start}f{number}"), format!("{start}s{number}"));
+        let job = format!("{start}c{number}");
         let (node, size) = (disk.node.clone(), disk.size);
         self.scratch.push(path);
         let options = json!({"driver": "file", "filename": text, "size": 0});
@@ -286,10 +296,13 @@ impl FrozenMachine {
             return Ok(server.clone());
         }
         // A path of a socket has at most 107 bytes.
-        let name = format!("{START}{}.sock", std::process::id());
+        let name = format!("{}.sock", self.start);
         let mut socket = folder.join(&name);
         if socket.as_os_str().len() > 100 {
-            socket = settings.monitor.with_file_name(&name);
+            // QEMU has another current folder.
+            let monitor = std::path::absolute(&settings.monitor);
+            let monitor = monitor.unwrap_or_else(|_| settings.monitor.clone());
+            socket = monitor.with_file_name(&name);
         }
         let path = socket.to_string_lossy().into_owned();
         let arguments = json!({
@@ -310,6 +323,7 @@ impl FrozenMachine {
 
     /// Ends exports, jobs and nodes, and removes bitmaps; the first thing that went wrong.
     fn end(&mut self, bitmaps: Vec<(String, String)>) -> Result<()> {
+        let start = &self.start;
         let mut first = Ok(());
         let mut note = |result: Result<()>| {
             if first.is_ok() {
@@ -317,15 +331,15 @@ impl FrozenMachine {
             }
         };
         for number in 0..self.frozen.len() {
-            let arguments = json!({"id": format!("{START}e{number}"), "mode": "hard"});
+            let arguments = json!({"id": format!("{start}e{number}"), "mode": "hard"});
             note(self.qmp.run("block-export-del", arguments).map(drop));
         }
         if !self.frozen.is_empty() {
-            note(self.qmp.wait_for_exports(START));
+            note(self.qmp.wait_for_exports(start));
         }
         if self.holds {
             for number in 0..self.disks.len() {
-                note(self.qmp.end_job(&format!("{START}j{number}")));
+                note(self.qmp.end_job(&format!("{start}j{number}")));
             }
         }
         if let Some(socket) = self.server.take() {
@@ -334,7 +348,7 @@ impl FrozenMachine {
         }
         for (number, path) in std::mem::take(&mut self.scratch).into_iter().enumerate() {
             for kind in ["s", "f"] {
-                let arguments = json!({"node-name": format!("{START}{kind}{number}")});
+                let arguments = json!({"node-name": format!("{start}{kind}{number}")});
                 match self.qmp.ask("blockdev-del", arguments) {
                     Ok(Err(refused)) if !refused.text.contains("find") => {
                         note(Err(self.qmp.refusal("blockdev-del", &refused)));
@@ -360,7 +374,7 @@ impl Frozen for FrozenMachine {
         // Without its job a disk is read through the scratch image as it is now, and nothing fails.
         let jobs = self.qmp.run("query-jobs", json!({}))?;
         for (number, disk) in self.disks.iter().enumerate() {
-            let id = format!("{START}j{number}");
+            let id = format!("{}j{number}", self.start);
             let job = jobs.as_array().into_iter().flatten().find(|job| job["id"] == id);
             let status = job.and_then(|job| job["status"].as_str()).unwrap_or("gone");
             if !matches!(status, "running" | "paused" | "ready" | "standby") {
