@@ -330,11 +330,14 @@ impl FrozenMachine {
                 first = result;
             }
         };
+        let mut are_told = !self.frozen.is_empty();
         for number in 0..self.frozen.len() {
             let arguments = json!({"id": format!("{start}e{number}"), "mode": "hard"});
-            note(self.qmp.run("block-export-del", arguments).map(drop));
+            let told = self.qmp.run("block-export-del", arguments).map(drop);
+            are_told &= told.is_ok();
+            note(told);
         }
-        if !self.frozen.is_empty() {
+        if are_told {
             note(self.qmp.wait_for_exports(start));
         }
         if self.holds {

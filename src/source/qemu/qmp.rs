@@ -207,8 +207,7 @@ impl Qmp {
             } else if !was_told {
                 // It may end between the question and this.
                 let arguments = json!({"device": job, "force": true});
-                let _ = self.ask("block-job-cancel", arguments)?;
-                was_told = true;
+                was_told = self.ask("block-job-cancel", arguments)?.is_ok();
             }
             if Instant::now() > until {
                 let text = format!("job {job} does not end");
