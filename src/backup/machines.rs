@@ -38,7 +38,7 @@ pub struct MachineOptions {
 }
 
 /// True for text that names a machine and no file.
-fn is_machine(path: &Path) -> bool {
+pub(super) fn is_machine(path: &Path) -> bool {
     path.to_str().is_some_and(|path| path.starts_with(QEMU) || path.starts_with(LIBVIRT))
 }
 
@@ -74,7 +74,7 @@ pub(super) fn freeze(
     let mut inputs = Vec::new();
     for input in &options.inputs {
         let machine = if is_machine(&input.path) {
-            open(input, &book, monitor)?
+            open(input, &book, held.machines.len(), monitor)?
         } else if let Some(clone) = clone_of(input, &book, options.stdin_name.as_deref(), monitor)?
         {
             clone
@@ -98,10 +98,20 @@ pub(super) fn freeze(
     }
     held.options.inputs = inputs;
     held._companions = Some(folder);
+    // Only now it is known what disks there are.
+    super::plan::validate_request(&held.options)?;
     Ok(held)
 }
 
 impl Held {
+    /// Before a point is made.
+    ///
+    /// # Errors
+    /// `Source` if a machine is held still no more.
+    pub fn check(&mut self) -> Result<()> {
+        self.machines.iter_mut().try_for_each(|machine| machine.check())
+    }
+
     /// After the point is durable.
     pub fn keep(mut self, monitor: &dyn Monitor) {
         for machine in &mut self.machines {
@@ -121,7 +131,12 @@ impl Held {
     }
 }
 
-fn open(input: &InputRequest, book: &Book<'_>, monitor: &dyn Monitor) -> Result<Box<dyn Frozen>> {
+fn open(
+    input: &InputRequest,
+    book: &Book<'_>,
+    number: usize,
+    monitor: &dyn Monitor,
+) -> Result<Box<dyn Frozen>> {
     let text = input.path.to_str().unwrap_or_default();
     let refuse = |what: &str| {
         let text = format!("cannot read the machine {}: {what}", text.escape_debug());
@@ -131,6 +146,8 @@ fn open(input: &InputRequest, book: &Book<'_>, monitor: &dyn Monitor) -> Result<
         return Err(refuse("its disks have names of their own").hint("name it without --disk"));
     }
     let options = &input.machine;
+    // No process id: in containers many have the same one, and share folders.
+    let tag = format!("{}-{number}", &book.backup_id.to_hex()[..10]);
     let (address, query) = text.split_once('?').unwrap_or((text, ""));
     let mut parameters = Vec::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -149,6 +166,7 @@ fn open(input: &InputRequest, book: &Book<'_>, monitor: &dyn Monitor) -> Result<
             return Err(refuse("--freeze needs the socket of its agent: ?agent=SOCKET"));
         }
         let settings = qemu::Settings {
+            tag,
             monitor: PathBuf::from(path),
             agent: agent.filter(|_| options.freezes),
             scratch: options.scratch.clone(),
@@ -165,6 +183,7 @@ fn open(input: &InputRequest, book: &Book<'_>, monitor: &dyn Monitor) -> Result<
             return Err(refuse("expected libvirt:DOMAIN"));
         }
         let settings = libvirt::Settings {
+            tag,
             domain: domain.to_string(),
             connection,
             freezes: options.freezes,

@@ -25,6 +25,7 @@ mod stream;
 
 pub use digests::{DigestKind, Digests};
 pub use hint::{BitmapHint, Hint, Reading, Reread};
+use machines::Held;
 pub use machines::MachineOptions;
 use plan::PartPlan;
 pub use plan::{ChunkerChoice, InputRequest, PlannedSource, validate_request as validate};
@@ -136,8 +137,8 @@ pub fn run_with(
     let options = &BackupOptions { inputs, ..options.clone() };
     plan::validate_request(options)?;
     let backup_id = BackupId(crate::environment::random_array(repository.environment().as_ref())?);
-    let held = machines::freeze(repository, options, backup_id, monitor)?;
-    let made = run_tries(repository, &held.options, open, backup_id, pool, monitor);
+    let mut held = machines::freeze(repository, options, backup_id, monitor)?;
+    let made = run_tries(repository, &mut held, open, backup_id, pool, monitor);
     match &made {
         Ok(_) => held.keep(monitor),
         Err(_) => held.release(monitor),
@@ -148,7 +149,7 @@ pub fn run_with(
 /// Makes a point, and starts over when its lease was removed.
 fn run_tries(
     repository: &Repository,
-    options: &BackupOptions,
+    held: &mut Held,
     open: OpenDisk<'_>,
     backup_id: BackupId,
     pool: &Arc<ThreadPool>,
@@ -156,9 +157,9 @@ fn run_tries(
 ) -> Result<BackupReport> {
     let mut tries = 1;
     loop {
-        match run_once(repository, options, open, backup_id, pool, monitor) {
+        match run_once(repository, held, open, backup_id, pool, monitor) {
             Err(error) if error.kind() == ErrorKind::Fenced => {
-                let from_pipe = options.inputs.iter().any(InputRequest::is_read_once);
+                let from_pipe = held.options.inputs.iter().any(InputRequest::is_read_once);
                 if from_pipe || tries == TRIES_MAX {
                     return Err(error.hint("run the backup again"));
                 }
@@ -172,12 +173,13 @@ fn run_tries(
 
 fn run_once(
     repository: &Repository,
-    options: &BackupOptions,
+    held: &mut Held,
     open: OpenDisk<'_>,
     backup_id: BackupId,
     pool: &Arc<ThreadPool>,
     monitor: &dyn Monitor,
 ) -> Result<BackupReport> {
+    let options = &held.options.clone();
     let environment = repository.environment();
     let began = environment.monotonic();
     let started_unix_ns = environment.now_unix_ns();
@@ -216,6 +218,7 @@ fn run_once(
     let duration = environment.monotonic().saturating_sub(began);
     manifest.duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     monitor.check_cancelled()?;
+    held.check()?;
     let point = session.publish(&manifest)?;
     if let Err(error) = remember_point(repository, point) {
         // The point is done; only this host's memory of it is not.

@@ -3,6 +3,7 @@
 //! Invariant: names are unique and fit the format before anything is read; what a name was in
 //! the series' last point it stays, unless the user says otherwise.
 
+use super::machines::is_machine;
 use super::{BackupOptions, BitmapHint, Hint, MachineOptions, OpenDisk};
 use crate::chunking::{Chunking, ContentParameters};
 use crate::error::{Error, ErrorKind, Result};
@@ -139,7 +140,7 @@ pub fn validate_request(options: &BackupOptions) -> Result<()> {
         return Err(Error::new(ErrorKind::Usage, text));
     }
     let mut names = BTreeSet::new();
-    for input in &options.inputs {
+    for input in options.inputs.iter().filter(|input| !is_machine(&input.path)) {
         let name = input.part_name(options.stdin_name.as_deref())?;
         validate_part_name(&name).map_err(usage)?;
         if !names.insert(name.clone()) {

@@ -70,6 +70,15 @@ pub trait Frozen {
         &[]
     }
 
+    /// Looks whether all disks are held still yet, before a point is made of what was read; what nobody
+    /// else can let go of is.
+    ///
+    /// # Errors
+    /// `Source` if somebody or something has let go of one: what was read of it since is newer.
+    fn check(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Ends the backup after its point is durable: changes are told from this instant on.
     ///
     /// # Errors

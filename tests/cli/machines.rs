@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ fn run(program: &str, arguments: &[&str]) {
 
 impl<'a> Machine<'a> {
     fn start(vault: &'a Vault) -> Machine<'a> {
-        for socket in ["qmp.sock", "guest.sock"] {
+        for socket in ["qmp.sock", "other.sock", "guest.sock"] {
             let _ = fs::remove_file(vault.path(socket));
         }
         let path = |name: &str| vault.arg(name);
@@ -66,12 +66,17 @@ impl<'a> Machine<'a> {
                 &format!("socket,id=m,path={},server=on,wait=off", path("qmp.sock")),
             ])
             .args(["--monitor", "chardev=m"])
+            .args([
+                "--chardev",
+                &format!("socket,id=n,path={},server=on,wait=off", path("other.sock")),
+            ])
+            .args(["--monitor", "chardev=n"])
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
         let machine = Machine { vault, daemon };
         for _ in 0..2000 {
-            if UnixStream::connect(path("qmp.sock")).is_ok() {
+            if UnixStream::connect(path("other.sock")).is_ok() {
                 return machine;
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -110,7 +115,7 @@ impl<'a> Machine<'a> {
 
     /// Runs commands of QMP; the last answer.
     fn qmp(&self, commands: &[Value]) -> Value {
-        let socket = UnixStream::connect(self.vault.path("qmp.sock")).unwrap();
+        let socket = UnixStream::connect(self.vault.path("other.sock")).unwrap();
         let mut lines = BufReader::new(&socket).lines();
         let mut last = Value::Null;
         lines.next();
@@ -289,6 +294,137 @@ fn a_backup_that_is_killed_or_fails_leaves_the_machine_as_it_was() {
     assert_eq!((bitmaps.len(), others), (2, Vec::new()));
 }
 
+/// Passes QMP on to the machine, but for the command of a number, which is refused; the commands.
+fn between(machine: &Machine<'_>, refused: usize) -> std::thread::JoinHandle<Vec<Value>> {
+    let _ = fs::remove_file(machine.vault.path("between.sock"));
+    let listener = UnixListener::bind(machine.vault.path("between.sock")).unwrap();
+    let server = UnixStream::connect(machine.vault.path("qmp.sock")).unwrap();
+    std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let (mut from, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+        let back = std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+        let mut commands = Vec::new();
+        for line in BufReader::new(client.try_clone().unwrap()).lines().map_while(Result::ok) {
+            let command: Value = serde_json::from_str(&line).unwrap();
+            if commands.len() == refused {
+                let error = json!({"class": "GenericError", "desc": "not this one"});
+                writeln!(client, "{}", json!({"error": error, "id": command["id"]})).unwrap();
+            } else {
+                writeln!(&server, "{line}").unwrap();
+            }
+            commands.push(command);
+        }
+        server.shutdown(std::net::Shutdown::Both).unwrap();
+        back.join().unwrap().unwrap();
+        commands
+    })
+}
+
+#[test]
+fn disks_are_frozen_before_their_bitmaps_are_copied() {
+    let Some(vault) = vault_with_daemon() else { return };
+    let machine = Machine::start(&vault);
+    machine.back_up(&[]);
+    let commands = between(&machine, usize::MAX);
+    let address = format!("qemu:{}?nbd={}", vault.arg("between.sock"), vault.arg("guest.sock"));
+    vault.ok(&["backup", "--name", "m", &address]);
+    let commands = commands.join().unwrap();
+    let is_transaction = |command: &&Value| command["execute"] == "transaction";
+    let transaction = commands.iter().find(is_transaction).unwrap();
+    let actions = transaction["arguments"]["actions"].as_array().unwrap();
+    let kinds: Vec<&str> = actions.iter().map(|action| action["type"].as_str().unwrap()).collect();
+    let bitmap = ["block-dirty-bitmap-add", "block-dirty-bitmap-add", "block-dirty-bitmap-merge"];
+    assert_eq!(kinds, [&["blockdev-backup"; 2][..], &bitmap, &bitmap].concat());
+}
+
+#[test]
+fn a_command_that_is_refused_leaves_nothing_behind() {
+    let Some(vault) = vault_with_daemon() else { return };
+    let machine = Machine::start(&vault);
+    machine.write("vda", &["write -P 1 0 3M"]);
+    machine.back_up(&[]);
+    let (bitmaps, _) = machine.traces();
+    let address = format!("qemu:{}?nbd={}", vault.arg("between.sock"), vault.arg("guest.sock"));
+    for refused in 0.. {
+        let commands = between(&machine, refused);
+        let outcome = vault.run(&["backup", "--name", "m", &address]);
+        let commands = commands.join().unwrap();
+        let command = commands[refused]["execute"].clone();
+        if outcome.code != 1 {
+            // From here on it is about the end of a backup whose point is made.
+            assert!(commands.iter().any(|it| it["execute"] == "block-export-del"), "{outcome:?}");
+            break;
+        }
+        outcome.says("not this one");
+        let left = machine.traces();
+        assert_eq!(left, (bitmaps.clone(), Vec::new()), "{refused}: {command}: {outcome:?}");
+    }
+    assert_eq!(vault.point_count(), 2);
+}
+
+#[test]
+fn a_backup_that_another_one_takes_for_dead_reads_nothing_of_that() {
+    let Some(vault) = vault_with_daemon() else { return };
+    let machine = Machine::start(&vault);
+    machine.write("vda", &["write -P 1 0 30M"]);
+    let start = |fifo: &str, series: &str, socket: &str| {
+        run("mkfifo", &[&vault.arg(fifo)]);
+        let server = vault.arg("guest.sock");
+        let address = format!("qemu:{}?nbd={server}", vault.arg(socket));
+        let arguments = ["backup", "--name", series, &vault.arg(fifo), &address];
+        let child = vault.command(&arguments).spawn().unwrap();
+        (child, open_for(&vault.arg(fifo)))
+    };
+    let (first, first_writer) = start("fifo", "m", "qmp.sock");
+    machine.write("vda", &["write -P 2 0 30M"]);
+    // It comes by another socket, and cannot know better.
+    let (second, second_writer) = start("fifo2", "n", "other.sock");
+    drop(first_writer);
+    let outcome = crate::support::wait(first);
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    drop(second_writer);
+    let outcome = crate::support::wait(second);
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    vault.assert_restores("n/vda", &machine.read("vda"));
+}
+
+#[test]
+fn two_machines_with_disks_of_one_name_are_refused_and_left_alone() {
+    let (Some(vault), Some(other)) = (vault_with_daemon(), vault_with_daemon()) else { return };
+    let (machine, second) = (Machine::start(&vault), Machine::start(&other));
+    let outcome = machine.back_up(&[&second.address()]);
+    assert_eq!(outcome.code, 2, "{outcome:?}");
+    outcome.says("cannot back up two inputs with one name: vd");
+    for machine in [machine, second] {
+        assert_eq!(machine.traces(), (Vec::new(), Vec::new()));
+    }
+}
+
+#[test]
+fn a_disk_whose_job_was_ended_makes_no_point() {
+    let Some(vault) = vault_with_daemon() else { return };
+    let machine = Machine::start(&vault);
+    machine.write("vda", &["write -P 1 0 30M"]);
+    machine.back_up(&[]);
+    let (bitmaps, _) = machine.traces();
+    run("mkfifo", &[&vault.arg("fifo")]);
+    let (fifo, address) = (vault.arg("fifo"), machine.address());
+    let child = vault.command(&["backup", "--name", "m", &fifo, &address]).spawn().unwrap();
+    let writer = open_for(&fifo);
+    let jobs = machine.qmp(&[json!({"execute": "query-jobs"})]);
+    let job = jobs.as_array().unwrap().iter().find(|job| job["type"] == "backup").unwrap();
+    let cancel = json!({"device": job["id"], "force": true});
+    machine.qmp(&[json!({"execute": "block-job-cancel", "arguments": cancel})]);
+    // Seen through the scratch image, this belongs to the past now.
+    machine.write("vda", &["write -P 9 0 30M"]);
+    drop(writer);
+    let outcome = crate::support::wait(child);
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    outcome.says("it was held still no more, for the job in the machine is gone");
+    assert_eq!(vault.point_count(), 1);
+    assert_eq!(machine.traces(), (bitmaps, Vec::new()));
+}
+
 #[test]
 fn bitmaps_of_a_machine_that_was_killed_do_not_count() {
     let Some(vault) = vault_with_daemon() else { return };
@@ -350,7 +486,7 @@ fn sockets_that_are_no_machine_are_refused() {
     let says = |line: &'static str| {
         let path = vault.path("odd.sock");
         let _ = fs::remove_file(&path);
-        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let listener = UnixListener::bind(&path).unwrap();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();

@@ -26,6 +26,8 @@ const NVRAM_BYTES_MAX: u64 = 64 << 20;
 /// How a domain is reached and frozen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
+    /// What tells this backup's files from those of all others.
+    pub tag: String,
     /// Its name, id or UUID.
     pub domain: String,
     /// The connection, such as `qemu:///system`; libvirt's default if `None`.
@@ -73,7 +75,7 @@ pub fn freeze(
     }
     let folder = scratch_folder(settings, &domain.disks)?;
     clean_up(settings, monitor)?;
-    let own = |kind: &str| folder.join(format!("{START}{}{kind}", std::process::id()));
+    let own = |kind: &str| folder.join(format!("{START}{}{kind}", settings.tag));
     let lock = lock(&own(".lock"))?;
     let mut frozen = FrozenDomain {
         settings: settings.clone(),
@@ -321,6 +323,13 @@ impl Frozen for FrozenDomain {
 
     fn companions(&self) -> &[Companion] {
         &self.companions
+    }
+
+    fn check(&mut self) -> Result<()> {
+        let xml = self.settings.run(&["backup-dumpxml", &self.settings.domain])?;
+        let is_ours = domain::backup_socket(&xml).is_some_and(|it| self.files.contains(&it));
+        let text = "it is held still no more, for another backup of it runs";
+        if is_ours { Ok(()) } else { Err(self.settings.error("use what was read of", text)) }
     }
 
     fn keep(&mut self) -> Result<()> {

@@ -4,14 +4,14 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Windows gives up a freeze after 60 s by itself, and so do databases before that.
 const ANSWER: Duration = Duration::from_secs(60);
-const LINE_BYTES_MAX: u64 = 1 << 20;
+const LINE_BYTES_MAX: usize = 1 << 20;
 /// Lines that earlier clients may have left unread.
 const LINES_MAX: u32 = 1000;
 
@@ -35,13 +35,14 @@ impl Rest {
             _ => Error::io(ErrorKind::Source, cannot.clone(), cause),
         };
         let socket = UnixStream::connect(path).map_err(failed)?;
-        socket.set_read_timeout(Some(ANSWER)).map_err(failed)?;
+        socket.set_write_timeout(Some(ANSWER)).map_err(failed)?;
         let mut rest = Rest { stream: BufReader::new(socket), is_frozen: false };
         // What an earlier client has left unread ends with the answer to this.
         let number = u64::from(std::process::id()) << 16 | 0x5ba1;
         rest.send("guest-sync", json!({"id": number})).map_err(failed)?;
         let mut lines = 0;
-        while rest.line().map_err(failed)?["return"] != number {
+        let until = Instant::now() + ANSWER;
+        while rest.line(until).map_err(failed)?["return"] != number {
             lines += 1;
             if lines == LINES_MAX {
                 return Err(Error::new(
@@ -53,7 +54,7 @@ impl Rest {
         rest.send("guest-fsfreeze-freeze", json!({})).map_err(failed)?;
         // It may have frozen some when it does not answer in time.
         rest.is_frozen = true;
-        let answer = rest.line().map_err(failed)?;
+        let answer = rest.line(Instant::now() + ANSWER).map_err(failed)?;
         if let Some(text) = answer["error"]["desc"].as_str() {
             let text = format!("{cannot}: {}", text.escape_debug());
             return Err(Error::new(ErrorKind::Source, text));
@@ -75,7 +76,7 @@ impl Rest {
     fn thaw(&mut self) -> io::Result<()> {
         self.is_frozen = false;
         self.send("guest-fsfreeze-thaw", json!({}))?;
-        let answer = self.line()?;
+        let answer = self.line(Instant::now() + ANSWER)?;
         match answer["error"]["desc"].as_str() {
             Some(text) => Err(io::Error::other(text.escape_debug().to_string())),
             None => Ok(()),
@@ -87,11 +88,23 @@ impl Rest {
         self.stream.get_mut().write_all(format!("{request}\n").as_bytes())
     }
 
-    fn line(&mut self) -> io::Result<Value> {
+    /// A line, all of which has to come in time: what speaks is in the guest, and may be its enemy.
+    fn line(&mut self, until: Instant) -> io::Result<Value> {
         let mut line = Vec::new();
-        let read = (&mut self.stream).take(LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
-        if read == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection"));
+        while line.last() != Some(&b'\n') && line.len() < LINE_BYTES_MAX {
+            let rest = until.saturating_duration_since(Instant::now());
+            if rest.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.stream.get_ref().set_read_timeout(Some(rest))?;
+            let here = self.stream.fill_buf()?;
+            if here.is_empty() {
+                let text = "it closed the connection";
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+            }
+            let end = here.iter().position(|byte| *byte == b'\n').map_or(here.len(), |at| at + 1);
+            line.extend_from_slice(&here[..end]);
+            self.stream.consume(end);
         }
         Ok(serde_json::from_slice(&line).unwrap_or(Value::Null))
     }
@@ -102,5 +115,27 @@ impl Drop for Rest {
         if self.is_frozen {
             let _ = self.thaw();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_trickles_is_not_waited_for_longer() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let talker = std::thread::spawn(move || {
+            while theirs.write_all(b" ").is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let mut rest = Rest { stream: BufReader::new(ours), is_frozen: false };
+        let began = Instant::now();
+        let cause = rest.line(began + Duration::from_millis(300)).unwrap_err();
+        assert!(matches!(cause.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut));
+        assert!(began.elapsed() < Duration::from_secs(30));
+        drop(rest);
+        talker.join().unwrap();
     }
 }

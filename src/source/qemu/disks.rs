@@ -37,8 +37,17 @@ impl Disk {
         ranked.max_by_key(|(rank, _)| *rank).map(|(_, bitmap)| bitmap.name.as_str())
     }
 
-    /// What freezes it, and begins a bitmap; with what has changed since an older one.
-    pub fn actions(&self, number: usize, begun: &str, base: Option<&str>) -> Vec<Value> {
+    /// What freezes it, from when on until the end of the transaction it is not written to.
+    pub fn freeze(&self, number: usize, start: &str) -> Value {
+        json!({"type": "blockdev-backup", "data": {
+            "job-id": format!("{start}j{number}"), "device": &self.node,
+            "target": format!("{start}s{number}"), "sync": "none",
+        }})
+    }
+
+    /// What begins a bitmap; with what has changed since an older one. Behind what freezes: a write of an
+    /// I/O thread between both would be on the frozen disk, and not among the changes.
+    pub fn begin(&self, begun: &str, base: Option<&str>) -> Vec<Value> {
         let node = &self.node;
         let mut actions = vec![json!({"type": "block-dirty-bitmap-add", "data": {
             "node": node, "name": begun, "persistent": self.keeps_bitmaps,
@@ -52,11 +61,6 @@ impl Disk {
                 "node": node, "target": CHANGES, "bitmaps": [base],
             }}));
         }
-        actions.push(json!({"type": "blockdev-backup", "data": {
-            "job-id": format!("{START}j{number}"), "device": node,
-            "target": format!("{START}s{number}"), "sync": "none",
-            "on-cbw-error": "break-snapshot",
-        }}));
         actions
     }
 }

@@ -35,6 +35,9 @@ const CONNECTIONS: u32 = 16;
 /// How a machine is reached and frozen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
+    /// What tells this backup's names from those of all others: at most 14 letters, digits and dashes, for
+    /// a node's name has 31.
+    pub tag: String,
     /// The socket of QMP.
     pub monitor: PathBuf,
     /// The socket of the guest's agent, by which its file systems are brought to rest for the instant.
@@ -48,9 +51,16 @@ pub struct Settings {
 /// A machine whose disks are held still.
 pub struct FrozenMachine {
     qmp: Qmp,
+    /// What names begin with that are made here, and no other backup's.
+    start: String,
     disks: Vec<Disk>,
     frozen: Vec<FrozenDisk>,
-    begun: Vec<String>,
+    /// Nodes and bitmaps that began.
+    begun: Vec<(String, String)>,
+    /// The same of those that are needed only while it is read.
+    passing: Vec<(String, String)>,
+    /// True once there may be jobs.
+    holds: bool,
     older: Vec<(String, String)>,
     scratch: Vec<PathBuf>,
     /// The socket of the server that was started here.
@@ -79,9 +89,12 @@ pub fn freeze(
     }
     let mut machine = FrozenMachine {
         qmp,
+        start: format!("{START}{}", settings.tag),
         disks,
         frozen: Vec::new(),
         begun: Vec::new(),
+        holds: false,
+        passing: Vec::new(),
         older: Vec::new(),
         scratch: Vec::new(),
         server: None,
@@ -169,28 +182,35 @@ impl FrozenMachine {
         for number in 0..self.disks.len() {
             self.add_scratch(number, &folder)?;
         }
-        let mut actions = Vec::new();
-        let mut bases = Vec::new();
-        for (number, disk) in self.disks.iter().enumerate() {
+        let start = &self.start;
+        let numbered = self.disks.iter().enumerate();
+        let mut actions: Vec<Value> =
+            numbered.map(|(number, disk)| disk.freeze(number, start)).collect();
+        let (mut bases, mut begun, mut passing) = (Vec::new(), Vec::new(), Vec::new());
+        for disk in &self.disks {
             let name = marks.begin(&disk.name);
             let base = disk.base(marks).map(String::from);
-            self.begun.push(name.clone());
+            begun.push((disk.node.clone(), name.clone()));
+            if base.is_some() {
+                passing.push((disk.node.clone(), CHANGES.to_string()));
+            }
             for bitmap in &disk.bitmaps {
                 if marks.is_ours(&disk.name, &bitmap.name) {
                     self.older.push((disk.node.clone(), bitmap.name.clone()));
                 }
             }
-            actions.extend(disk.actions(number, &name, base.as_deref()));
+            actions.extend(disk.begin(&name, base.as_deref()));
             bases.push(base);
         }
-        self.transact(settings, actions, monitor)?;
+        self.transact(settings, actions, (begun, passing), monitor)?;
         let socket = self.start_server(settings, &folder)?;
         for (number, base) in bases.into_iter().enumerate() {
             let disk = &self.disks[number];
-            let export = format!("{START}{}", disk.name);
+            let start = &self.start;
+            let export = format!("{start}-{}", disk.name);
             let mut arguments = json!({
-                "type": "nbd", "id": format!("{START}e{number}"), "name": &export,
-                "node-name": format!("{START}s{number}"), "writable": false,
+                "type": "nbd", "id": format!("{start}e{number}"), "name": &export,
+                "node-name": format!("{start}s{number}"), "writable": false,
             });
             if base.is_some() {
                 arguments["bitmaps"] = json!([{"node": &disk.node, "name": CHANGES}]);
@@ -224,10 +244,11 @@ impl FrozenMachine {
     /// Makes a scratch image over a disk, by QEMU, which may be somebody else and see other folders.
     fn add_scratch(&mut self, number: usize, folder: &Path) -> Result<()> {
         let disk = &self.disks[number];
-        let path = folder.join(format!("{START}{}-{number}.scratch", std::process::id()));
+        let start = &self.start;
+        let path = folder.join(format!("{start}-{number}.scratch"));
         let text = path.to_string_lossy().into_owned();
-        let (file, image) = (format!("{START}f{number}"), format!("{START}s{number}"));
-        let job = format!("{START}c{number}");
+        let (file, image) = (format!("{start}f{number}"), format!("{start}s{number}"));
+        let job = format!("{start}c{number}");
         let (node, size) = (disk.node.clone(), disk.size);
         self.scratch.push(path);
         let options = json!({"driver": "file", "filename": text, "size": 0});
@@ -246,7 +267,8 @@ impl FrozenMachine {
     fn transact(
         &mut self,
         settings: &Settings,
-        mut actions: Vec<Value>,
+        actions: Vec<Value>,
+        (begun, passing): (Vec<(String, String)>, Vec<(String, String)>),
         monitor: &dyn Monitor,
     ) -> Result<()> {
         let rest = match &settings.agent {
@@ -257,23 +279,16 @@ impl FrozenMachine {
                 Some(rest)
             }
         };
-        let mut done = self.qmp.ask("transaction", json!({"actions": actions}))?;
-        if done.as_ref().is_err_and(|refused| refused.text.contains("on-cbw-error")) {
-            // QEMU before 10.1: a scratch file that cannot grow fails the guest's write.
-            for action in actions.iter_mut().filter(|it| it["type"] == "blockdev-backup") {
-                if let Some(data) = action["data"].as_object_mut() {
-                    data.remove("on-cbw-error");
-                }
-            }
-            done = self.qmp.ask("transaction", json!({"actions": actions}))?;
+        // Also if it is not answered: it may be done.
+        (self.begun, self.passing, self.holds) = (begun, passing, true);
+        let done = self.qmp.ask("transaction", json!({"actions": actions}))?;
+        if done.is_err() {
+            (self.begun, self.passing, self.holds) = (Vec::new(), Vec::new(), false);
         }
         if let Some(rest) = rest {
             rest.end()?;
         }
-        done.map(drop).map_err(|refused| {
-            self.begun.clear();
-            self.qmp.refusal("transaction", &refused)
-        })
+        done.map(drop).map_err(|refused| self.qmp.refusal("transaction", &refused))
     }
 
     fn start_server(&mut self, settings: &Settings, folder: &Path) -> Result<PathBuf> {
@@ -281,10 +296,13 @@ impl FrozenMachine {
             return Ok(server.clone());
         }
         // A path of a socket has at most 107 bytes.
-        let name = format!("{START}{}.sock", std::process::id());
+        let name = format!("{}.sock", self.start);
         let mut socket = folder.join(&name);
         if socket.as_os_str().len() > 100 {
-            socket = settings.monitor.with_file_name(&name);
+            // QEMU has another current folder.
+            let monitor = std::path::absolute(&settings.monitor);
+            let monitor = monitor.unwrap_or_else(|_| settings.monitor.clone());
+            socket = monitor.with_file_name(&name);
         }
         let path = socket.to_string_lossy().into_owned();
         let arguments = json!({
@@ -303,21 +321,28 @@ impl FrozenMachine {
         }
     }
 
-    /// Ends exports, jobs and nodes; the first thing that went wrong.
-    fn end(&mut self) -> Result<()> {
+    /// Ends exports, jobs and nodes, and removes bitmaps; the first thing that went wrong.
+    fn end(&mut self, bitmaps: Vec<(String, String)>) -> Result<()> {
+        let start = &self.start;
         let mut first = Ok(());
         let mut note = |result: Result<()>| {
             if first.is_ok() {
                 first = result;
             }
         };
+        let mut are_told = !self.frozen.is_empty();
         for number in 0..self.frozen.len() {
-            let arguments = json!({"id": format!("{START}e{number}"), "mode": "hard"});
-            note(self.qmp.run("block-export-del", arguments).map(drop));
+            let arguments = json!({"id": format!("{start}e{number}"), "mode": "hard"});
+            let told = self.qmp.run("block-export-del", arguments).map(drop);
+            are_told &= told.is_ok();
+            note(told);
         }
-        if !self.begun.is_empty() {
+        if are_told {
+            note(self.qmp.wait_for_exports(start));
+        }
+        if self.holds {
             for number in 0..self.disks.len() {
-                note(self.qmp.end_job(&format!("{START}j{number}")));
+                note(self.qmp.end_job(&format!("{start}j{number}")));
             }
         }
         if let Some(socket) = self.server.take() {
@@ -326,7 +351,7 @@ impl FrozenMachine {
         }
         for (number, path) in std::mem::take(&mut self.scratch).into_iter().enumerate() {
             for kind in ["s", "f"] {
-                let arguments = json!({"node-name": format!("{START}{kind}{number}")});
+                let arguments = json!({"node-name": format!("{start}{kind}{number}")});
                 match self.qmp.ask("blockdev-del", arguments) {
                     Ok(Err(refused)) if !refused.text.contains("find") => {
                         note(Err(self.qmp.refusal("blockdev-del", &refused)));
@@ -336,12 +361,8 @@ impl FrozenMachine {
             }
             let _ = std::fs::remove_file(path);
         }
-        for disk in &self.frozen {
-            if disk.since.is_some()
-                && let Some(there) = self.disks.iter().find(|it| it.name == disk.name)
-            {
-                note(remove_bitmap(&mut self.qmp, &there.node, CHANGES));
-            }
+        for (node, name) in std::mem::take(&mut self.passing).into_iter().chain(bitmaps) {
+            note(remove_bitmap(&mut self.qmp, &node, &name));
         }
         first
     }
@@ -352,22 +373,33 @@ impl Frozen for FrozenMachine {
         &self.frozen
     }
 
+    fn check(&mut self) -> Result<()> {
+        // Without its job a disk is read through the scratch image as it is now, and nothing fails.
+        let jobs = self.qmp.run("query-jobs", json!({}))?;
+        for (number, disk) in self.disks.iter().enumerate() {
+            let id = format!("{}j{number}", self.start);
+            let job = jobs.as_array().into_iter().flatten().find(|job| job["id"] == id);
+            let status = job.and_then(|job| job["status"].as_str()).unwrap_or("gone");
+            if !matches!(status, "running" | "paused" | "ready" | "standby") {
+                let (name, status) = (disk.name.escape_debug(), status.escape_debug());
+                let text = format!("cannot use what was read of disk {name}: it was held still no");
+                let text = format!("{text} more, for the job in the machine is {status}");
+                return Err(Error::new(ErrorKind::Source, text).hint("run the backup again"));
+            }
+        }
+        Ok(())
+    }
+
     fn keep(&mut self) -> Result<()> {
         self.is_open = false;
-        let ended = self.end();
-        for (node, name) in std::mem::take(&mut self.older) {
-            remove_bitmap(&mut self.qmp, &node, &name)?;
-        }
-        ended
+        let older = std::mem::take(&mut self.older);
+        self.end(older)
     }
 
     fn release(&mut self) -> Result<()> {
         self.is_open = false;
-        let ended = self.end();
-        for (disk, name) in self.disks.iter().zip(std::mem::take(&mut self.begun)) {
-            remove_bitmap(&mut self.qmp, &disk.node, &name)?;
-        }
-        ended
+        let begun = std::mem::take(&mut self.begun);
+        self.end(begun)
     }
 }
 

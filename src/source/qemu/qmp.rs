@@ -16,6 +16,8 @@ const LINE_BYTES_MAX: u64 = 64 << 20;
 const GREETING: Duration = Duration::from_secs(10);
 /// A command may wait until the requests of all disks have ended.
 const ANSWER: Duration = Duration::from_secs(120);
+/// The same, once one was not answered.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How often a job is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -93,7 +95,12 @@ impl Qmp {
         };
         self.stream.get_mut().write_all(format!("{request}\n").as_bytes()).map_err(failed)?;
         loop {
-            let answer = self.line().map_err(failed)?;
+            let answer = self.line();
+            if answer.as_ref().is_err_and(is_timeout) {
+                // What has to be taken back is asked for all the same, but not waited for so long again.
+                let _ = self.stream.get_ref().set_read_timeout(Some(AGAIN));
+            }
+            let answer = answer.map_err(failed)?;
             if answer["id"] != id {
                 // An event.
                 continue;
@@ -129,6 +136,15 @@ impl Qmp {
     pub fn run_job(&mut self, command: &str, job: &str, mut arguments: Value) -> Result<()> {
         arguments["job-id"] = json!(job);
         self.run(command, arguments)?;
+        let done = self.wait_for(command, job);
+        if done.is_err() {
+            // It would hold what it works on.
+            let _ = self.end_job(job);
+        }
+        done
+    }
+
+    fn wait_for(&mut self, command: &str, job: &str) -> Result<()> {
         let until = Instant::now() + ANSWER;
         loop {
             let jobs = self.run("query-jobs", json!({}))?;
@@ -154,6 +170,27 @@ impl Qmp {
         }
     }
 
+    /// Waits until exports are gone that were told to go: they hold their nodes and bitmaps until then.
+    ///
+    /// # Errors
+    /// `Source` if one stays.
+    pub fn wait_for_exports(&mut self, start: &str) -> Result<()> {
+        let until = Instant::now() + ANSWER;
+        loop {
+            let exports = self.run("query-block-exports", json!({}))?;
+            let mut ids =
+                exports.as_array().into_iter().flatten().filter_map(|it| it["id"].as_str());
+            if !ids.any(|id| id.starts_with(start)) {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                let (class, text) = (String::new(), "an export does not end".to_string());
+                return Err(self.refusal("block-export-del", &Refused { class, text }));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
     /// Ends a job, whatever it does, and waits until it is gone.
     ///
     /// # Errors
@@ -170,8 +207,7 @@ impl Qmp {
             } else if !was_told {
                 // It may end between the question and this.
                 let arguments = json!({"device": job, "force": true});
-                let _ = self.ask("block-job-cancel", arguments)?;
-                was_told = true;
+                was_told = self.ask("block-job-cancel", arguments)?.is_ok();
             }
             if Instant::now() > until {
                 let text = format!("job {job} does not end");
