@@ -32,6 +32,9 @@ const GRANULARITY: u32 = 64 << 10;
 /// Connections that the server in QEMU takes.
 const CONNECTIONS: u32 = 16;
 
+/// Nodes, each with a bitmap of it.
+type NodeBitmaps = Vec<(String, String)>;
+
 /// How a machine is reached and frozen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
@@ -56,12 +59,12 @@ pub struct FrozenMachine {
     disks: Vec<Disk>,
     frozen: Vec<FrozenDisk>,
     /// Nodes and bitmaps that began.
-    begun: Vec<(String, String)>,
+    begun: NodeBitmaps,
     /// The same of those that are needed only while it is read.
-    passing: Vec<(String, String)>,
+    passing: NodeBitmaps,
     /// True once there may be jobs.
     holds: bool,
-    older: Vec<(String, String)>,
+    older: NodeBitmaps,
     scratch: Vec<PathBuf>,
     /// The socket of the server that was started here.
     server: Option<PathBuf>,
@@ -268,7 +271,7 @@ impl FrozenMachine {
         &mut self,
         settings: &Settings,
         actions: Vec<Value>,
-        (begun, passing): (Vec<(String, String)>, Vec<(String, String)>),
+        (begun, passing): (NodeBitmaps, NodeBitmaps),
         monitor: &dyn Monitor,
     ) -> Result<()> {
         let rest = match &settings.agent {
@@ -322,7 +325,7 @@ impl FrozenMachine {
     }
 
     /// Ends exports, jobs and nodes, and removes bitmaps; the first thing that went wrong.
-    fn end(&mut self, bitmaps: Vec<(String, String)>) -> Result<()> {
+    fn end(&mut self, bitmaps: NodeBitmaps) -> Result<()> {
         let start = &self.start;
         let mut first = Ok(());
         let mut note = |result: Result<()>| {
