@@ -7,7 +7,7 @@ Two things are measured. First a disk that is all data, of which 1 % changes bet
 scattered writes of 4 KiB; each state is backed up with a list of what has changed into one repository and without into
 another. Then sparse disks of 1, 10 and 100 GiB with the same data and the same change, with a list.
 
-Every command starts with empty caches of the kernel, which needs root. Takes twice the disk and some GiB, in --work.
+Every command starts with empty caches of the kernel, which needs root. Takes three times the disk, in --work.
 Python's standard library and b3sum only."""
 
 import argparse
@@ -108,13 +108,18 @@ def changed_percent(options):
                 with open(changes, "w") as file:
                     file.write(change(disk, generator, size, 0.01, step))
                 times.append(by_list.backup(disk, "--base", "disk", "--changed", changes, *further))
-                in_full.backup(disk, "--full") if times is brief else None
+                if times is brief:
+                    in_full.backup(disk, "--full")
             full.append(in_full.backup(disk, "--full"))
             sums.append((b3sum(disk), size))
         yardstick = median(sums)
-        for what, pair in (("with a list", median(hinted)),
-                           ("with a list, `--reread 1/100`", median(brief)), ("without", median(full)), ("b3sum", yardstick)):
-            wall, read = pair
+        rows = {
+            "with a list": median(hinted),
+            "with a list, `--reread 1/100`": median(brief),
+            "without": median(full),
+            "b3sum": yardstick,
+        }
+        for what, (wall, read) in rows.items():
             print(f"| {name} | {what} | {wall:.2f} | {wall / yardstick[0]:.2f} | {read / 2**30:.2f} |")
             sys.stdout.flush()
     os.remove(disk)

@@ -91,3 +91,26 @@ pub trait Frozen {
     /// `Source` if something may be left in the machine; the next backup looks for it.
     fn release(&mut self) -> Result<()>;
 }
+
+/// What another program says, on one line and without control characters; its quotes stay.
+pub(super) fn as_said(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for letter in text.trim().chars() {
+        match letter {
+            '\'' | '"' | '\\' => line.push(letter),
+            _ => line.extend(letter.escape_debug()),
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_say_is_one_line_with_its_quotes() {
+        assert_eq!(as_said(" can't find \"x\\y\"\n"), "can't find \"x\\y\"");
+        assert_eq!(as_said("a\nb\u{1b}[1m"), "a\\nb\\u{1b}[1m");
+    }
+}

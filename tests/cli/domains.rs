@@ -335,6 +335,6 @@ fn domains_of_libvirt_are_backed_up_by_checkpoints() {
     vault.fails(
         1,
         &["backup", "--name", "m", "libvirt:nobody?connect=qemu:///system"],
-        "cannot run domstate for domain nobody",
+        "cannot run domstate for domain nobody: failed to get domain 'nobody'",
     );
 }

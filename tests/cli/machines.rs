@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const DISK_BYTES: u64 = 48 * MIB;
@@ -300,22 +301,29 @@ fn between(machine: &Machine<'_>, refused: usize) -> std::thread::JoinHandle<Vec
     let listener = UnixListener::bind(machine.vault.path("between.sock")).unwrap();
     let server = UnixStream::connect(machine.vault.path("qmp.sock")).unwrap();
     std::thread::spawn(move || {
-        let (mut client, _) = listener.accept().unwrap();
-        let (mut from, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
-        let back = std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+        let (client, _) = listener.accept().unwrap();
+        // Whole lines, one at a time: events come at any moment.
+        let says = Arc::new(Mutex::new(client.try_clone().unwrap()));
+        let (from, to) = (server.try_clone().unwrap(), says.clone());
+        let back = std::thread::spawn(move || {
+            for line in BufReader::new(from).lines().map_while(Result::ok) {
+                let _ = to.lock().unwrap().write_all(format!("{line}\n").as_bytes());
+            }
+        });
         let mut commands = Vec::new();
         for line in BufReader::new(client.try_clone().unwrap()).lines().map_while(Result::ok) {
             let command: Value = serde_json::from_str(&line).unwrap();
             if commands.len() == refused {
                 let error = json!({"class": "GenericError", "desc": "not this one"});
-                writeln!(client, "{}", json!({"error": error, "id": command["id"]})).unwrap();
+                let line = format!("{}\n", json!({"error": error, "id": command["id"]}));
+                says.lock().unwrap().write_all(line.as_bytes()).unwrap();
             } else {
                 writeln!(&server, "{line}").unwrap();
             }
             commands.push(command);
         }
         server.shutdown(std::net::Shutdown::Both).unwrap();
-        back.join().unwrap().unwrap();
+        back.join().unwrap();
         commands
     })
 }

@@ -9,7 +9,7 @@
 
 mod domain;
 
-use super::machine::{Companion, Frozen, FrozenDisk, Marks, Since, Told};
+use super::machine::{Companion, Frozen, FrozenDisk, Marks, Since, Told, as_said};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use domain::{Disk, Domain};
@@ -126,7 +126,7 @@ impl Settings {
     fn run(&self, arguments: &[&str]) -> Result<String> {
         self.ask(arguments)?.map_err(|said| {
             let what = format!("run {} for", arguments.first().unwrap_or(&"virsh"));
-            self.error(&what, &said.escape_debug().to_string())
+            self.error(&what, &as_said(&said))
         })
     }
 }
@@ -237,13 +237,13 @@ impl FrozenDomain {
         let mut done = since(base.as_ref())?;
         if let (Err(why), Some(old)) = (&done, &base) {
             // A bitmap that was in use when QEMU was killed has lost what happened then.
-            let why = why.escape_debug();
+            let why = as_said(why);
             monitor
                 .warn(&format!("all disks are read in full: checkpoint {old} is of no use: {why}"));
             base = None;
             done = since(None)?;
         }
-        done.map_err(|why| settings.error("begin a backup of", &why.escape_debug().to_string()))?;
+        done.map_err(|why| settings.error("begin a backup of", &as_said(&why)))?;
         self.begun = begun;
         for disk in &domain.disks {
             let since = base.clone().filter(|_| disk.keeps_bitmaps);
@@ -279,7 +279,7 @@ impl FrozenDomain {
             let only = ["checkpoint-delete", "--metadata", domain, checkpoint];
             self.settings.ask(&only)?.map_err(|_| {
                 let what = format!("delete checkpoint {checkpoint} of");
-                self.settings.error(&what, &why.escape_debug().to_string())
+                self.settings.error(&what, &as_said(&why))
             })?;
         }
         Ok(())
@@ -298,11 +298,11 @@ fn at_rest<T>(
     if let Err(why) = settings.ask(&["domfsfreeze", &settings.domain])? {
         // It may have frozen some.
         let _ = settings.ask(&["domfsthaw", &settings.domain])?;
-        return Err(settings.error("freeze", &why.escape_debug().to_string()));
+        return Err(settings.error("freeze", &as_said(&why)));
     }
     let done = work();
     if let Err(why) = settings.ask(&["domfsthaw", &settings.domain])? {
-        let (name, why) = (settings.domain.escape_debug(), why.escape_debug());
+        let (name, why) = (settings.domain.escape_debug(), as_said(&why));
         monitor.warn(&format!(
             "domain {name} may be frozen still: thaw it with virsh domfsthaw: {why}"
         ));

@@ -3,6 +3,7 @@
 //! Invariant: who froze thaws, also if the backup fails.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::source::machine::as_said;
 use serde_json::{Value, json};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -56,7 +57,7 @@ impl Rest {
         rest.is_frozen = true;
         let answer = rest.line(Instant::now() + ANSWER).map_err(failed)?;
         if let Some(text) = answer["error"]["desc"].as_str() {
-            let text = format!("{cannot}: {}", text.escape_debug());
+            let text = format!("{cannot}: {}", as_said(text));
             return Err(Error::new(ErrorKind::Source, text));
         }
         Ok((rest, answer["return"].as_u64().unwrap_or(0)))
@@ -78,7 +79,7 @@ impl Rest {
         self.send("guest-fsfreeze-thaw", json!({}))?;
         let answer = self.line(Instant::now() + ANSWER)?;
         match answer["error"]["desc"].as_str() {
-            Some(text) => Err(io::Error::other(text.escape_debug().to_string())),
+            Some(text) => Err(io::Error::other(as_said(text))),
             None => Ok(()),
         }
     }

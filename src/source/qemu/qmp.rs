@@ -4,6 +4,7 @@
 //! 64 MiB.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::source::machine::as_said;
 use serde_json::{Value, json};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -109,7 +110,7 @@ impl Qmp {
                 None => Ok(answer["return"].clone()),
                 Some(error) => Err(Refused {
                     class: error["class"].as_str().unwrap_or_default().to_string(),
-                    text: error["desc"].as_str().unwrap_or("no reason").escape_debug().to_string(),
+                    text: as_said(error["desc"].as_str().unwrap_or("no reason")),
                 }),
             });
         }
