@@ -30,16 +30,12 @@ fn parse(line: &str) -> Option<Call> {
     if let Some(rest) = call.strip_prefix("fsync(") {
         return path_of(rest).map(Call::Sync);
     }
-    let rest = call.strip_prefix("renameat2(")?;
-    let parts: Vec<&str> = rest.trim_end_matches(") = 0").split(", ").collect();
+    // A call that was interrupted has more spaces in front of its result.
+    let (rest, _) = call.strip_prefix("renameat2(")?.rsplit_once(')')?;
+    let parts: Vec<&str> = rest.split(", ").collect();
     let [_, old, folder, new, flags] = parts[..] else { return None };
     let unquote = |text: &str| text.trim_matches('"').to_string();
-    Some(Call::Rename(
-        unquote(old),
-        path_of(folder)?,
-        unquote(new),
-        flags.trim_end_matches(") = 0").to_string(),
-    ))
+    Some(Call::Rename(unquote(old), path_of(folder)?, unquote(new), flags.to_string()))
 }
 
 /// The calls of one run, in order; nothing where the machine may not trace.
