@@ -4,6 +4,7 @@
 //! each byte of it once; no reply makes more memory be taken than the request asked for.
 
 use super::handshake::{Export, choose};
+use super::numbers::Numbers;
 use super::transport::Stream;
 use super::trouble::{Outcome, Trouble, wrong};
 use std::collections::BTreeMap;
@@ -162,7 +163,7 @@ impl<S: Read + Write> Client<S> {
     /// [`Trouble::Gone`] and [`Trouble::Wrong`]; the connection is of no use then.
     pub fn answer(&mut self) -> Result<(u64, Answer), Trouble> {
         loop {
-            let magic = self.u32()?;
+            let magic = self.stream.u32()?;
             let done = match magic {
                 SIMPLE_MAGIC => Some(self.simple()?),
                 STRUCTURED_MAGIC => self.structured()?,
@@ -174,24 +175,6 @@ impl<S: Read + Write> Client<S> {
         }
     }
 
-    fn u16(&mut self) -> Outcome<u16> {
-        let mut bytes = [0; 2];
-        self.stream.read_exact(&mut bytes)?;
-        Ok(u16::from_be_bytes(bytes))
-    }
-
-    fn u32(&mut self) -> Outcome<u32> {
-        let mut bytes = [0; 4];
-        self.stream.read_exact(&mut bytes)?;
-        Ok(u32::from_be_bytes(bytes))
-    }
-
-    fn u64(&mut self) -> Outcome<u64> {
-        let mut bytes = [0; 8];
-        self.stream.read_exact(&mut bytes)?;
-        Ok(u64::from_be_bytes(bytes))
-    }
-
     fn take_waiting(&mut self, cookie: u64) -> Outcome<Waiting> {
         match self.waiting.remove(&cookie) {
             Some(waiting) => Ok(waiting),
@@ -200,7 +183,7 @@ impl<S: Read + Write> Client<S> {
     }
 
     fn simple(&mut self) -> Outcome<(u64, Waiting)> {
-        let (error, cookie) = (self.u32()?, self.u64()?);
+        let (error, cookie) = (self.stream.u32()?, self.stream.u64()?);
         let mut waiting = self.take_waiting(cookie)?;
         match (error, waiting.request) {
             (0, Request::Read(_, bytes)) if !self.export.is_structured => {
@@ -216,8 +199,8 @@ impl<S: Read + Write> Client<S> {
 
     /// One part of a reply; the request if it was the last one.
     fn structured(&mut self) -> Outcome<Option<(u64, Waiting)>> {
-        let (flags, kind) = (self.u16()?, self.u16()?);
-        let (cookie, bytes) = (self.u64()?, self.u32()?);
+        let (flags, kind) = (self.stream.u16()?, self.stream.u16()?);
+        let (cookie, bytes) = (self.stream.u64()?, self.stream.u32()?);
         if !self.export.is_structured {
             return wrong("a structured reply that was not agreed on");
         }
@@ -229,12 +212,12 @@ impl<S: Read + Write> Client<S> {
         match (kind, waiting.request) {
             (NONE, _) if bytes == 0 => {}
             (OFFSET_DATA, Request::Read(offset, asked)) if bytes > 8 => {
-                let at = self.u64()?;
+                let at = self.stream.u64()?;
                 let (start, end) = waiting.fill(offset, asked, at, bytes - 8)?;
                 self.stream.read_exact(&mut waiting.data[start as usize..end as usize])?;
             }
             (OFFSET_HOLE, Request::Read(offset, asked)) if bytes == 12 => {
-                let (at, length) = (self.u64()?, self.u32()?);
+                let (at, length) = (self.stream.u64()?, self.stream.u32()?);
                 waiting.fill(offset, asked, at, length)?;
             }
             (STATUS, Request::Status(..)) if bytes >= 12 && bytes % 8 == 4 => {
@@ -256,7 +239,7 @@ impl<S: Read + Write> Client<S> {
         if bytes > STATUS_BYTES_MAX {
             return wrong(format!("{bytes} bytes of block status"));
         }
-        let context = self.u32()?;
+        let context = self.stream.u32()?;
         if waiting.status.iter().any(|(known, _)| *known == context) {
             return wrong(format!("block status of context {context} twice"));
         }
@@ -276,7 +259,7 @@ impl<S: Read + Write> Client<S> {
         if bytes > TEXT_BYTES_MAX {
             return wrong(format!("an error that is told in {bytes} bytes"));
         }
-        let (number, length) = (self.u32()?, self.u16()?);
+        let (number, length) = (self.stream.u32()?, self.stream.u16()?);
         let mut rest = vec![0; (bytes - 6) as usize];
         self.stream.read_exact(&mut rest)?;
         if usize::from(length) > rest.len() {

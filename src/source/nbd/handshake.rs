@@ -3,6 +3,7 @@
 //! Invariants: nothing that a server says makes more than 64 KiB be read into memory at once; every
 //! loop ends, because each step reads an answer to a request of ours and answers are counted.
 
+use super::numbers::Numbers;
 use super::trouble::{Outcome, Trouble, wrong};
 use std::io::{Read, Write};
 
@@ -80,24 +81,6 @@ struct Answer {
 }
 
 impl<S: Read + Write> Talk<'_, S> {
-    fn u16(&mut self) -> Outcome<u16> {
-        let mut bytes = [0; 2];
-        self.stream.read_exact(&mut bytes)?;
-        Ok(u16::from_be_bytes(bytes))
-    }
-
-    fn u32(&mut self) -> Outcome<u32> {
-        let mut bytes = [0; 4];
-        self.stream.read_exact(&mut bytes)?;
-        Ok(u32::from_be_bytes(bytes))
-    }
-
-    fn u64(&mut self) -> Outcome<u64> {
-        let mut bytes = [0; 8];
-        self.stream.read_exact(&mut bytes)?;
-        Ok(u64::from_be_bytes(bytes))
-    }
-
     fn ask(&mut self, option: u32, data: &[u8]) -> Outcome<()> {
         let mut request = OPTIONS_MAGIC.to_be_bytes().to_vec();
         request.extend_from_slice(&option.to_be_bytes());
@@ -108,10 +91,10 @@ impl<S: Read + Write> Talk<'_, S> {
     }
 
     fn answer(&mut self, option: u32) -> Outcome<Answer> {
-        if self.u64()? != REPLY_MAGIC {
+        if self.stream.u64()? != REPLY_MAGIC {
             return wrong("an answer to an option without its magic number");
         }
-        let (about, kind, bytes) = (self.u32()?, self.u32()?, self.u32()?);
+        let (about, kind, bytes) = (self.stream.u32()?, self.stream.u32()?, self.stream.u32()?);
         if about != option {
             return wrong(format!("an answer to option {about} instead of {option}"));
         }
@@ -142,16 +125,16 @@ impl<S: Read + Write> Talk<'_, S> {
 /// Reads the greeting and says what both understand; whether the last answer of an old option has
 /// 124 bytes of zeros behind it.
 pub(super) fn greet(stream: &mut (impl Read + Write)) -> Outcome<bool> {
-    let mut talk = Talk { stream };
-    if talk.u64()? != MAGIC {
+    let talk = Talk { stream };
+    if talk.stream.u64()? != MAGIC {
         return wrong("a greeting that is not NBD's");
     }
-    match talk.u64()? {
+    match talk.stream.u64()? {
         OPTIONS_MAGIC => {}
         OLDSTYLE_MAGIC => return wrong("oldstyle negotiation, which has no exports"),
         _ => return wrong("a greeting that is not NBD's"),
     }
-    let flags = talk.u16()?;
+    let flags = talk.stream.u16()?;
     if flags & FIXED_NEWSTYLE == 0 {
         return wrong("newstyle negotiation that is not the fixed one");
     }
@@ -285,7 +268,7 @@ fn choose_by_name<S: Read + Write>(
     mut export: Export,
 ) -> Outcome<Export> {
     talk.ask(EXPORT_NAME, name.as_bytes())?;
-    (export.size, export.flags) = (talk.u64()?, talk.u16()?);
+    (export.size, export.flags) = (talk.stream.u64()?, talk.stream.u16()?);
     if has_zeroes {
         talk.stream.read_exact(&mut [0; 124])?;
     }

@@ -11,6 +11,7 @@ mod client;
 mod connection;
 mod handshake;
 mod link;
+mod numbers;
 mod queue;
 mod transport;
 mod trouble;
