@@ -29,6 +29,7 @@ pub mod source;
 pub mod stats;
 pub mod storage;
 pub mod target;
+pub mod view;
 
 /// Program name and version, as manifests and leases record it.
 pub const PROGRAM: &str = concat!("diskvault ", env!("CARGO_PKG_VERSION"));

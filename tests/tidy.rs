@@ -43,6 +43,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
         "prune" => &["storage", "repository", "restore"],
         "copy" => &["repository", "restore", "backup", "chunking"],
         "diff" => &["repository"],
+        "view" => &["repository", "restore"],
         "stats" => &["storage", "repository"],
         "digest" => &["repository", "restore", "backup"],
         "benchmark" => {
@@ -66,6 +67,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
             "prune",
             "repair",
             "benchmark",
+            "view",
         ],
         _ => return None,
     })

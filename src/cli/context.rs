@@ -13,6 +13,7 @@ use crate::repository::points::{Point, PointSet};
 use crate::repository::secrets::Passphrase;
 use crate::restore::fetch::Fetcher;
 use crate::storage::local::LocalStorage;
+use crate::view::Vault;
 use rayon::ThreadPool;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
@@ -225,6 +226,16 @@ impl Context {
     /// Reads chunks.
     pub fn fetcher<'a>(&'a self, repository: &'a Repository, locator: &'a Locator) -> Fetcher<'a> {
         Fetcher { repository, locator, threads: self.threads(), monitor: self.monitor.as_ref() }
+    }
+
+    /// For reading disks of a repository anywhere, for as long as somebody wants to.
+    ///
+    /// # Errors
+    /// As [`Locator::open`] and [`Context::pool`].
+    pub fn vault(&self, repository: Repository) -> Result<Arc<Vault>> {
+        let locator = Locator::open_for_reading(&repository, self.monitor())?;
+        let (repository, locator) = (Arc::new(repository), Arc::new(locator));
+        Ok(Arc::new(Vault::new(repository, locator, self.pool()?, self.monitor.clone())))
     }
 
     /// Finds the point an address names, with `--at` if it is given.

@@ -7,15 +7,13 @@
 //! no extent is without a difference, to the chunk. Maps that were cut in different ways are never
 //! guessed about: data against data is told as unknown.
 
-mod cursor;
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::repository::locate::Locator;
+use crate::repository::map_cursor::{Cursor, Item, Run};
 use crate::repository::map_reader::MapReader;
 use crate::repository::points::Point;
-use cursor::{Cursor, Item, Run};
 use diskvault_format::manifest::{DiskRecord, StreamRecord};
 use std::collections::BTreeSet;
 

@@ -26,13 +26,27 @@ const SEGMENTS_KEPT: usize = 32;
 pub struct MapReader<'a> {
     repository: &'a Repository,
     locator: &'a Locator,
-    segments: SegmentCache,
+    segments: Arc<SegmentCache>,
 }
 
 impl<'a> MapReader<'a> {
     /// A reader with an empty cache.
     pub fn new(repository: &'a Repository, locator: &'a Locator) -> MapReader<'a> {
-        MapReader { repository, locator, segments: SegmentCache::new(SEGMENTS_KEPT) }
+        MapReader::with_cache(repository, locator, MapReader::new_cache())
+    }
+
+    /// A reader with a cache that outlives it.
+    pub fn with_cache(
+        repository: &'a Repository,
+        locator: &'a Locator,
+        segments: Arc<SegmentCache>,
+    ) -> MapReader<'a> {
+        MapReader { repository, locator, segments }
+    }
+
+    /// A cache for [`MapReader::with_cache`], of 8 MiB of map pages.
+    pub fn new_cache() -> Arc<SegmentCache> {
+        Arc::new(SegmentCache::new(SEGMENTS_KEPT))
     }
 
     /// The repository it reads from.

@@ -16,6 +16,7 @@ mod key_slots;
 pub mod locate;
 pub mod lost;
 mod make;
+pub mod map_cursor;
 pub mod map_reader;
 pub mod marks;
 pub mod notes;

@@ -3,15 +3,14 @@
 //! Invariants: the map root is verified before anything is written; a range is skipped as a hole
 //! only if its verified bytes are zeros, whatever the allocation list says.
 
+use super::allocated::{Boundaries, read_allocation};
 use super::fetch::{Fetcher, Wanted};
-use super::sequential::read_bytes;
 use crate::chunking::{is_zero, nonzero_runs};
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::map_reader::MapReader;
 use crate::repository::objects::refused;
 use crate::target::{DiskTarget, ZeroState};
-use diskvault_format::allocation::AllocationReader;
-use diskvault_format::limits::{ALLOCATION_BYTES_MAX, LEAF_SLOTS};
+use diskvault_format::limits::LEAF_SLOTS;
 use diskvault_format::manifest::DiskRecord;
 use diskvault_format::map::{LeafSlot, MapShape, map_root};
 use diskvault_format::stream_map::StreamEntry;
@@ -60,7 +59,10 @@ pub fn restore_disk(
         return Err(Error::new(ErrorKind::Damage, text));
     }
     let reader = MapReader::new(fetcher.repository, fetcher.locator);
-    let allocation = read_allocation(fetcher, &reader, record, mode)?;
+    let allocation = match mode {
+        SparseMode::Never => None,
+        _ => read_allocation(fetcher, &reader, record)?,
+    };
     let placer =
         Placer { target, mode, allocation, is_new: target.zero_state() == ZeroState::AlreadyZero };
     let mut gatherer = Gatherer {
@@ -202,76 +204,6 @@ impl Placer<'_> {
     }
 }
 
-/// Where the source had holes. No byte depends on it, so a list that is damaged is a warning.
-fn read_allocation(
-    fetcher: &Fetcher<'_>,
-    reader: &MapReader<'_>,
-    record: &DiskRecord,
-    mode: SparseMode,
-) -> Result<Option<Boundaries>> {
-    let list = match (&record.allocation, mode) {
-        (_, SparseMode::Never) | (None, _) => return Ok(None),
-        (Some(list), _) => list,
-    };
-    let read = read_bytes(fetcher, reader, list, ALLOCATION_BYTES_MAX)
-        .and_then(|bytes| Boundaries::decode(&bytes, record.size));
-    match read {
-        Err(error) if error.kind().is_finding() => {
-            let text = error.full_text();
-            let name = record.name.escape_debug();
-            fetcher.monitor.warn(&format!("{name}: {text}; all zeros become holes"));
-            Ok(None)
-        }
-        read => read.map(Some),
-    }
-}
-
-/// Where runs begin, ascending; even positions are holes, odd ones allocated.
-struct Boundaries {
-    starts: Vec<u64>,
-    size: u64,
-}
-
-impl Boundaries {
-    fn decode(list: &[u8], size: u64) -> Result<Boundaries> {
-        let mut reader = AllocationReader::new(list, size);
-        let mut starts = Vec::new();
-        while let Some(run) =
-            reader.next_run().map_err(|cause| refused("the allocation list", cause))?
-        {
-            if starts.is_empty() && run.is_allocated {
-                starts.push(0);
-            }
-            starts.push(run.start);
-        }
-        Ok(Boundaries { starts, size })
-    }
-
-    /// Calls `each` with the runs inside `start..end`, clipped.
-    fn each(
-        &self,
-        start: u64,
-        end: u64,
-        each: &mut dyn FnMut(u64, u64, bool) -> Result<()>,
-    ) -> Result<()> {
-        let mut position = self.starts.partition_point(|begin| *begin <= start).saturating_sub(1);
-        let mut from = start;
-        while from < end {
-            let run_end = self.starts.get(position + 1).copied().unwrap_or(self.size);
-            let to = run_end.min(end);
-            if to > from {
-                each(from, to, position % 2 == 1)?;
-                from = to;
-            } else if position >= self.starts.len() {
-                // Beyond the last run: not possible for a list that was validated.
-                return each(from, end, true);
-            }
-            position += 1;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -318,24 +250,6 @@ mod tests {
                 placer.place_data(0, &[byte; 4096]).unwrap();
                 assert_eq!(*lock(&target.0), written, "{mode:?}");
             }
-        }
-    }
-
-    #[test]
-    fn runs_are_clipped() {
-        for first_is_allocated in [false, true] {
-            let mut writer = AllocationWriter::new();
-            writer.push(1024, first_is_allocated);
-            writer.push(512, !first_is_allocated);
-            writer.push(512, first_is_allocated);
-            let boundaries = Boundaries::decode(&writer.finish(), 2048).unwrap();
-            let mut found = Vec::new();
-            let mut each = |from, to, is_allocated| {
-                found.push((from, to, is_allocated == first_is_allocated));
-                Ok(())
-            };
-            boundaries.each(1000, 1600, &mut each).unwrap();
-            assert_eq!(found, [(1000, 1024, true), (1024, 1536, false), (1536, 1600, true)]);
         }
     }
 }

@@ -6,6 +6,7 @@
 //! Invariant: nothing unverified is written, and a target that is new appears under its name only
 //! when it is complete.
 
+pub(crate) mod allocated;
 mod disk;
 pub mod fetch;
 pub mod joining;

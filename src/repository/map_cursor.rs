@@ -3,18 +3,18 @@
 //! Invariant: the items cover the disk once and in order; memory is the items of the pages on the
 //! way from the top, some hundred for each level.
 
+use super::map_reader::{MapReader, StreamPlace, stream_level};
+use super::objects::refused;
 use crate::error::{Error, ErrorKind, Result};
-use crate::repository::map_reader::{MapReader, StreamPlace, stream_level};
-use crate::repository::objects::refused;
 use diskvault_format::id::{ChunkId, PageId};
 use diskvault_format::limits::{INNER_SLOTS, LEAF_SLOTS};
-use diskvault_format::manifest::DiskRecord;
+use diskvault_format::manifest::{DiskRecord, StreamReference};
 use diskvault_format::map::{InnerSlot, LeafSlot, MapShape, map_root};
 use diskvault_format::stream_map::{StreamEntry, StreamPage};
 
 /// A page that was not opened yet.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Page {
+pub struct Page {
     /// Its id.
     pub id: PageId,
     /// First byte that it covers.
@@ -42,7 +42,7 @@ enum PageKind {
 
 /// A chunk or zeros, or what is left of it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Run {
+pub struct Run {
     /// First byte that is left.
     pub start: u64,
     /// Byte behind its last.
@@ -51,14 +51,17 @@ pub(super) struct Run {
     pub chunk: Option<(ChunkId, u64)>,
 }
 
+/// What a cursor stands on.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Item {
+pub enum Item {
+    /// A page that was not opened.
     Page(Page),
+    /// A chunk or zeros.
     Run(Run),
 }
 
 /// Stands on an item of a map.
-pub(super) struct Cursor<'a> {
+pub struct Cursor<'a> {
     reader: &'a MapReader<'a>,
     shape: Option<MapShape>,
     size: u64,
@@ -73,6 +76,9 @@ impl<'a> Cursor<'a> {
     }
 
     /// At the beginning of a disk, whose map root is verified.
+    ///
+    /// # Errors
+    /// `Damage` if the root does not fit.
     pub fn new(reader: &'a MapReader<'a>, disk: &DiskRecord) -> Result<Cursor<'a>> {
         let keys = reader.repository().keys();
         if map_root(keys, disk.size, &disk.chunking, disk.top) != disk.root {
@@ -100,6 +106,42 @@ impl<'a> Cursor<'a> {
             cursor.items.push(first);
         }
         Ok(cursor)
+    }
+
+    /// At the beginning of a stream, whose map root is verified.
+    ///
+    /// # Errors
+    /// `Damage` if the root does not fit.
+    pub fn of_stream(reader: &'a MapReader<'a>, stream: &StreamReference) -> Result<Cursor<'a>> {
+        reader.verify_stream_root(stream)?;
+        let size = stream.bytes;
+        let mut cursor = Cursor { reader, shape: None, size, items: Vec::new() };
+        if size > 0 {
+            let page = |id| Page { id, start: 0, bytes: size, kind: PageKind::Stream(None) };
+            let first = stream.top.map(|id| Item::Page(page(id)));
+            cursor.items.push(first.unwrap_or_else(|| cursor.zeros(0, size)));
+        }
+        Ok(cursor)
+    }
+
+    /// The next run that ends behind `start`, cut there; nothing at the end. Pages in front of it
+    /// are passed over unread.
+    ///
+    /// # Errors
+    /// As [`Cursor::descend`].
+    pub fn next_run(&mut self, start: u64) -> Result<Option<Run>> {
+        while let Some(item) = self.peek() {
+            match item {
+                Item::Page(page) if page.start.saturating_add(page.bytes) <= start => self.skip(),
+                Item::Page(_) => self.descend()?,
+                Item::Run(run) if run.end <= start => self.skip(),
+                Item::Run(run) => {
+                    self.skip();
+                    return Ok(Some(Run { start: run.start.max(start), ..run }));
+                }
+            }
+        }
+        Ok(None)
     }
 
     fn zeros(&self, start: u64, end: u64) -> Item {
@@ -133,6 +175,9 @@ impl<'a> Cursor<'a> {
     }
 
     /// Opens the page it stands on, and then stands on the first item of it.
+    ///
+    /// # Errors
+    /// `Damage` for a page that cannot be read.
     pub fn descend(&mut self) -> Result<()> {
         let Some(Item::Page(page)) = self.items.last().copied() else { return Ok(()) };
         self.items.pop();
