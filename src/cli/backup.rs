@@ -1,6 +1,8 @@
 //! `backup`: makes a restore point.
 
 use super::context::{Context, host_name};
+use super::keep::{Manner, is_same};
+use super::mirror::mirror;
 use super::output::{escape, json_line, line};
 use super::show::statistics_json;
 use super::sizes::{format_bytes, format_seconds, parse_bytes};
@@ -12,6 +14,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::repository::Repository;
 use crate::repository::address::{Address, format_time_utc, parse_time};
 use crate::repository::compression::{Compression, LEVELS};
+use crate::repository::points::PointSet;
+use crate::restore::SparseMode;
 use crate::source::changes::read_changes;
 use crate::source::{ImageFormat, InputKind};
 use clap::ValueEnum;
@@ -88,6 +92,9 @@ pub struct Arguments {
     /// The time the point shows, such as 2026-11-01T03:00; now by default
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     time: Option<String>,
+    /// Bring this file, device or folder to the new point afterwards, as `mirror` does
+    #[arg(long, value_name = "TARGET")]
+    then_mirror: Option<PathBuf>,
     /// Compute this digest too, on every byte
     #[arg(long, value_enum, value_name = "KIND")]
     digest: Vec<Digest>,
@@ -300,8 +307,12 @@ pub fn run(context: &Context, mut arguments: Arguments) -> Result<()> {
         changed: std::mem::take(&mut arguments.changed),
         granularity: arguments.granularity,
     };
+    let then_mirror = arguments.then_mirror.take();
     let mut options = options_of(arguments)?;
     crate::backup::validate(&options)?;
+    if let Some(target) = &then_mirror {
+        refuse_source_as_mirror(&options, target)?;
+    }
     let repository = context.open()?;
     add_hints(context, &repository, &lists, &mut options)?;
     let report = run_backup(&repository, &options, &context.pool()?, context.monitor())?;
@@ -309,6 +320,13 @@ pub fn run(context: &Context, mut arguments: Arguments) -> Result<()> {
     let made =
         |kind, but: &str| Error::new(kind, format!("point {} was made, but {but}", report.point));
     printed.map_err(|error| made(ErrorKind::Failed, &error.full_text()))?;
+    if let Some(target) = &then_mirror {
+        mirror_new_point(context, &repository, &report, target).map_err(|error| {
+            let hint = error.hint_text().map(str::to_owned);
+            let error = made(error.kind(), &error.full_text());
+            hint.into_iter().fold(error, |error, hint| error.hint(hint))
+        })?;
+    }
     match report.unreadable_bytes() {
         0 => Ok(()),
         bytes => {
@@ -317,6 +335,38 @@ pub fn run(context: &Context, mut arguments: Arguments) -> Result<()> {
             Err(error.hint("`diskvault show` tells which; the next backup tries them again"))
         }
     }
+}
+
+/// Refuses to mirror onto what is read.
+fn refuse_source_as_mirror(options: &BackupOptions, target: &Path) -> Result<()> {
+    let mut inputs = options.inputs.iter();
+    if inputs.any(|input| is_same(&input.path, target)) {
+        let text = format!("cannot mirror to {}: it is a source of this backup", target.display());
+        return Err(Error::new(ErrorKind::Target, text));
+    }
+    Ok(())
+}
+
+/// Brings a mirror to the point that was just made.
+fn mirror_new_point(
+    context: &Context,
+    repository: &Repository,
+    report: &BackupReport,
+    target: &Path,
+) -> Result<()> {
+    let points = PointSet::load(repository)?;
+    let found = points.points.iter().find(|point| point.id == report.point);
+    let point = found.ok_or_else(|| {
+        Error::new(ErrorKind::NotFound, format!("cannot find point {}", report.point.short()))
+    })?;
+    let manner = Manner {
+        mode: SparseMode::Auto,
+        force: false,
+        overwrites: false,
+        dry_run: false,
+        layout: None,
+    };
+    mirror(context, repository, (point, None), target, manner)
 }
 
 fn summary(report: &BackupReport) -> Value {

@@ -17,8 +17,10 @@ mod digest;
 mod dump;
 mod forget;
 mod init;
+mod keep;
 mod key;
 mod list;
+mod mirror;
 mod output;
 mod password;
 mod pin;
@@ -119,6 +121,8 @@ enum Command {
     Show(show::Arguments),
     /// Bring a disk, or all of a point, back onto a file, folder or block device
     Restore(restore::Arguments),
+    /// Keep a disk ready to start: a file or device that follows a series, by what differs
+    Mirror(mirror::Arguments),
     /// Write one disk or stream to standard output
     Dump(dump::Arguments),
     /// Drop points by a policy or by name; they can be brought back
@@ -204,6 +208,7 @@ fn run(cli: Cli) -> Result<usize> {
         Command::List(arguments) => list::run(&context, &arguments),
         Command::Show(arguments) => show::run(&context, &arguments),
         Command::Restore(arguments) => restore::run(&context, &arguments),
+        Command::Mirror(arguments) => mirror::run(&context, &arguments),
         Command::Dump(arguments) => dump::run(&context, &arguments),
         Command::Forget(arguments) => forget::run(&context, &arguments),
         Command::Prune(arguments) => prune::run(&context, &arguments),

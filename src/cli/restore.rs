@@ -1,6 +1,7 @@
 //! `restore`: brings a disk, a stream or a whole point back.
 
 use super::context::Context;
+use super::keep::{Manner, is_source_of, keep_disk};
 use super::output::{escape, json_line, line};
 use super::sizes::{format_bytes, format_seconds};
 use crate::error::{Error, ErrorKind, Result};
@@ -11,9 +12,9 @@ use crate::repository::points::Point;
 use crate::restore::fetch::Fetcher;
 use crate::restore::sequential::{Output, read_part};
 use crate::restore::{Part, SparseMode, find_part, only_part, parts, restore_disk};
-use crate::target::{OpenTarget, StreamTarget, open_target, stream_target};
+use crate::target::{Layout, OpenTarget, StreamTarget, open_target, stream_target};
 use clap::ValueEnum;
-use diskvault_format::manifest::StreamRecord;
+use diskvault_format::manifest::{DiskRecord, StreamRecord};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -36,6 +37,12 @@ pub struct Arguments {
     /// Overwrite what is there
     #[arg(long)]
     force: bool,
+    /// Onto what is there, write only what differs; --force is for what is in use or the source
+    #[arg(long)]
+    in_place: bool,
+    /// Say what would be read and written, and write nothing
+    #[arg(long, requires = "in_place")]
+    dry_run: bool,
 }
 
 /// `--sparse`.
@@ -47,6 +54,16 @@ enum Sparse {
     Exact,
     /// Everything written
     Never,
+}
+
+impl Sparse {
+    fn mode(self) -> SparseMode {
+        match self {
+            Sparse::Auto => SparseMode::Auto,
+            Sparse::Exact => SparseMode::Exact,
+            Sparse::Never => SparseMode::Never,
+        }
+    }
 }
 
 /// Runs `restore`.
@@ -68,8 +85,15 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let fetcher = context.fetcher(&repository, &locator);
     let mut bytes = 0;
     for (part, path) in &plan {
+        if let (Part::Disk(disk), true) = (part, arguments.in_place) {
+            restore_disk_in_place(context, &fetcher, (&point, disk), path, arguments)?;
+            continue;
+        }
         restore_part(&fetcher, *part, path, arguments)?;
         bytes += part.bytes();
+    }
+    if arguments.in_place {
+        return Ok(());
     }
     let seconds = began.elapsed().as_secs_f64();
     if context.json() {
@@ -124,13 +148,16 @@ fn plan<'a>(
     for part in parts(point) {
         let path = target.join(part.name());
         // All names are looked at before the first byte is written.
-        if path.exists() && !arguments.force {
+        if path.exists() && !arguments.force && !arguments.in_place {
             let text = format!("cannot restore to {}: it exists", path.display());
             return Err(
                 Error::new(ErrorKind::AlreadyExists, text).hint("use --force to overwrite it")
             );
         }
         plan.push((part, path));
+    }
+    if arguments.dry_run {
+        return Ok(plan);
     }
     std::fs::create_dir_all(target).map_err(|cause| {
         Error::io(ErrorKind::Target, format!("cannot make folder {}", target.display()), cause)
@@ -143,17 +170,32 @@ fn in_folder(target: &Path, part: Part<'_>) -> PathBuf {
     if target.is_dir() { target.join(part.name()) } else { target.to_owned() }
 }
 
+/// Writes what differs, if something is there.
+fn restore_disk_in_place(
+    context: &Context,
+    fetcher: &Fetcher<'_>,
+    (point, disk): (&Point, &DiskRecord),
+    path: &Path,
+    arguments: &Arguments,
+) -> Result<()> {
+    let &Arguments { force, dry_run, .. } = arguments;
+    if !force && is_source_of(disk, path) {
+        let text = format!("cannot write to {}: the point was made of it", path.display());
+        let error = Error::new(ErrorKind::Target, text);
+        return Err(error.hint("use --force to bring the source itself back to the point"));
+    }
+    let (mode, layout) = (arguments.sparse.mode(), Some(Layout::Raw));
+    let manner = Manner { mode, force, overwrites: true, dry_run, layout };
+    keep_disk(context, fetcher, (point, disk), path, manner)
+}
+
 fn restore_part(
     fetcher: &Fetcher<'_>,
     part: Part<'_>,
     path: &Path,
     arguments: &Arguments,
 ) -> Result<()> {
-    let mode = match arguments.sparse {
-        Sparse::Auto => SparseMode::Auto,
-        Sparse::Exact => SparseMode::Exact,
-        Sparse::Never => SparseMode::Never,
-    };
+    let mode = arguments.sparse.mode();
     let stage = format!("restoring {}", part.name());
     part.warn_of_bad_extents(fetcher.monitor);
     match part {
@@ -165,20 +207,29 @@ fn restore_part(
             target.finish()?;
         }
         Part::Stream(stream) => {
-            let target = stream_target(path, arguments.force)?;
+            if arguments.dry_run {
+                return Ok(());
+            }
             fetcher.monitor.start(&stage, Some(stream.content.bytes));
-            restore_stream(fetcher, stream, target)?;
+            let force = arguments.force || arguments.in_place;
+            restore_stream_to(fetcher, stream, path, force)?;
         }
     }
     fetcher.monitor.finish();
     Ok(())
 }
 
-fn restore_stream(
+/// Restores a stream to a file, whose name appears when it is complete.
+///
+/// # Errors
+/// `Damage`, or as [`stream_target`].
+pub fn restore_stream_to(
     fetcher: &Fetcher<'_>,
     stream: &StreamRecord,
-    target: Box<dyn StreamTarget>,
+    path: &Path,
+    force: bool,
 ) -> Result<()> {
+    let target = stream_target(path, force)?;
     let mut output = StreamOutput { target, hasher: blake3::Hasher::new() };
     read_part(fetcher, Part::Stream(stream), &mut output)?;
     if *output.hasher.finalize().as_bytes() != stream.digest {

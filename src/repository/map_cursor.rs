@@ -124,21 +124,18 @@ impl<'a> Cursor<'a> {
         Ok(cursor)
     }
 
-    /// The next run that ends behind `start`, cut there; nothing at the end. Pages in front of it
-    /// are passed over unread.
+    /// The first run that ends behind `start`, cut there; nothing at the end. The cursor stays on
+    /// it; pages in front of it are passed over unread. Calls go on from where the last one was.
     ///
     /// # Errors
     /// As [`Cursor::descend`].
-    pub fn next_run(&mut self, start: u64) -> Result<Option<Run>> {
+    pub fn run_from(&mut self, start: u64) -> Result<Option<Run>> {
         while let Some(item) = self.peek() {
             match item {
                 Item::Page(page) if page.start.saturating_add(page.bytes) <= start => self.skip(),
                 Item::Page(_) => self.descend()?,
                 Item::Run(run) if run.end <= start => self.skip(),
-                Item::Run(run) => {
-                    self.skip();
-                    return Ok(Some(Run { start: run.start.max(start), ..run }));
-                }
+                Item::Run(run) => return Ok(Some(Run { start: run.start.max(start), ..run })),
             }
         }
         Ok(None)

@@ -143,11 +143,11 @@ impl Gatherer<'_> {
 }
 
 /// Decides what is written, what is a hole and what is written zeros.
-struct Placer<'a> {
-    target: &'a dyn DiskTarget,
-    mode: SparseMode,
-    allocation: Option<Boundaries>,
-    is_new: bool,
+pub(super) struct Placer<'a> {
+    pub target: &'a dyn DiskTarget,
+    pub mode: SparseMode,
+    pub allocation: Option<Boundaries>,
+    pub is_new: bool,
 }
 
 impl Placer<'_> {
@@ -176,7 +176,8 @@ impl Placer<'_> {
         self.target.make_hole(start, end - start)
     }
 
-    fn place_data(&self, offset: u64, data: &[u8]) -> Result<()> {
+    /// Writes verified bytes of the disk.
+    pub fn place_data(&self, offset: u64, data: &[u8]) -> Result<()> {
         let end = offset + data.len() as u64;
         match (self.mode, &self.allocation) {
             (SparseMode::Auto | SparseMode::Exact, Some(allocation)) => {

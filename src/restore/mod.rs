@@ -9,9 +9,12 @@
 pub(crate) mod allocated;
 mod disk;
 pub mod fetch;
+pub mod in_place;
 pub mod joining;
+pub mod keep;
 mod part;
 mod reads;
+pub mod remembered;
 pub mod sequential;
 
 pub use disk::{RestoreReport, SparseMode, restore_disk};

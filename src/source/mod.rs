@@ -17,7 +17,7 @@ mod pieces;
 mod pipe;
 pub mod qcow2;
 pub mod qemu;
-mod qemu_locks;
+pub mod qemu_locks;
 mod raw;
 pub mod reflink;
 mod tolerant;

@@ -18,7 +18,7 @@ const WRITE: off_t = 1;
 const NO_PROCESS: i32 = -1;
 
 /// True if a QEMU has the file open and may write to it. Where there are no such locks it is false.
-pub(super) fn is_written(file: &File) -> bool {
+pub fn is_written(file: &File) -> bool {
     // A lock that would conflict with a shared one is asked about and not taken.
     let mut lock = flock {
         l_type: F_WRLCK as c_short,

@@ -6,7 +6,7 @@
 use super::in_place::InPlace;
 use super::output::Output;
 use super::temporary::{Existing, Temporary};
-use super::{DiskTarget, ZeroState, failed, refused};
+use super::{DiskTarget, Layout, ZeroState, failed, refused};
 use crate::error::Result;
 use std::fs::File;
 use std::path::Path;
@@ -15,13 +15,18 @@ use std::path::Path;
 struct NewFile {
     temporary: Temporary,
     output: Output,
+    /// Where the disk begins.
+    base: u64,
 }
 
-/// Makes a new sparse file of `size` bytes.
-pub(super) fn create(path: &Path, size: u64) -> Result<Box<dyn DiskTarget>> {
+/// Makes a new sparse file for a disk of `size` bytes.
+pub(super) fn create(path: &Path, size: u64, layout: Layout) -> Result<Box<dyn DiskTarget>> {
+    let shape = layout.shape(size)?;
     let temporary = Temporary::create(path, Existing::Keep)?;
-    set_size(temporary.file(), path, size)?;
-    Ok(Box::new(NewFile { temporary, output: Output::new(path, size, false) }))
+    set_size(temporary.file(), path, shape.file_bytes)?;
+    let output = Output::new(path, shape.file_bytes, false);
+    shape.write_head(temporary.file(), &output)?;
+    Ok(Box::new(NewFile { temporary, output, base: shape.base }))
 }
 
 fn set_size(file: &File, path: &Path, size: u64) -> Result<()> {
@@ -39,15 +44,15 @@ impl DiskTarget for NewFile {
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.output.write_at(self.temporary.file(), offset, data)
+        self.output.write_at(self.temporary.file(), self.base + offset, data)
     }
 
     fn make_hole(&self, offset: u64, bytes: u64) -> Result<()> {
-        self.output.make_hole(self.temporary.file(), offset, bytes)
+        self.output.make_hole(self.temporary.file(), self.base + offset, bytes)
     }
 
     fn write_zeroes(&self, offset: u64, bytes: u64) -> Result<()> {
-        self.output.write_zeroes(self.temporary.file(), offset, bytes)
+        self.output.write_zeroes(self.temporary.file(), self.base + offset, bytes)
     }
 
     fn finish(self: Box<Self>) -> Result<()> {

@@ -6,14 +6,19 @@
 
 mod device;
 mod file;
+mod flat_qcow2;
 mod in_place;
+mod in_use;
 mod output;
+mod reused;
 mod stream;
 mod temporary;
 #[cfg(test)]
 mod tests;
 mod write_back;
 
+pub use in_use::loop_device_of;
+pub use reused::{Layout, ReuseTarget, Reused};
 pub use stream::stream_target;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -90,6 +95,17 @@ pub struct OpenTarget {
     pub force: bool,
 }
 
+/// Opens a new file for a disk of `size` bytes that will be kept up to date in place.
+///
+/// # Errors
+/// As [`open_target`] without `force`; `Usage` for a size that the layout cannot have.
+pub fn new_target(path: &Path, size: u64, layout: Layout) -> Result<Box<dyn DiskTarget>> {
+    match examine(path)? {
+        Some(_) => Err(exists(path)),
+        None => file::create(path, size, layout),
+    }
+}
+
 /// Opens `path` to write a disk of `options.size` bytes.
 ///
 /// If there is nothing, a new sparse file is made, under a temporary name beside it until it is
@@ -102,7 +118,7 @@ pub struct OpenTarget {
 /// use or too small, a missing parent directory, and what the system refuses.
 pub fn open_target(path: &Path, options: OpenTarget) -> Result<Box<dyn DiskTarget>> {
     let Some(metadata) = examine(path)? else {
-        return file::create(path, options.size);
+        return file::create(path, options.size, Layout::Raw);
     };
     let kind = metadata.file_type();
     if !kind.is_file() && !kind.is_block_device() {

@@ -336,7 +336,7 @@ impl View {
         self.with_cursor(&mut |mut cursor| {
             let mut start = range.start;
             while start < range.end {
-                let Some(run) = cursor.next_run(start)? else {
+                let Some(run) = cursor.run_from(start)? else {
                     let text = format!("cannot read {}: its map is too short", self.name);
                     return Err(Error::new(ErrorKind::Damage, text));
                 };
