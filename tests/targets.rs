@@ -5,6 +5,10 @@
 #[path = "cli/support.rs"]
 mod support;
 
+#[path = "targets/certify.rs"]
+mod certify;
+#[path = "targets/dump.rs"]
+mod dump;
 #[path = "targets/in_place.rs"]
 mod in_place;
 #[path = "targets/mirror.rs"]

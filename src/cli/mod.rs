@@ -6,6 +6,7 @@
 
 mod backup;
 mod benchmark;
+mod certify;
 mod check;
 mod completions;
 mod context;
@@ -123,6 +124,8 @@ enum Command {
     Restore(restore::Arguments),
     /// Keep a disk ready to start: a file or device that follows a series, by what differs
     Mirror(mirror::Arguments),
+    /// Compare a file, image or device with a disk of a point
+    Certify(certify::Arguments),
     /// Write one disk or stream to standard output
     Dump(dump::Arguments),
     /// Drop points by a policy or by name; they can be brought back
@@ -209,6 +212,7 @@ fn run(cli: Cli) -> Result<usize> {
         Command::Show(arguments) => show::run(&context, &arguments),
         Command::Restore(arguments) => restore::run(&context, &arguments),
         Command::Mirror(arguments) => mirror::run(&context, &arguments),
+        Command::Certify(arguments) => certify::run(&context, &arguments),
         Command::Dump(arguments) => dump::run(&context, &arguments),
         Command::Forget(arguments) => forget::run(&context, &arguments),
         Command::Prune(arguments) => prune::run(&context, &arguments),

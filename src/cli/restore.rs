@@ -1,5 +1,6 @@
 //! `restore`: brings a disk, a stream or a whole point back.
 
+use super::certify::verify_restored;
 use super::context::Context;
 use super::keep::{Manner, is_source_of, keep_disk};
 use super::output::{escape, json_line, line};
@@ -43,6 +44,9 @@ pub struct Arguments {
     /// Say what would be read and written, and write nothing
     #[arg(long, requires = "in_place")]
     dry_run: bool,
+    /// Read every disk back afterwards and compare it with the point
+    #[arg(long, conflicts_with = "dry_run")]
+    verify: bool,
 }
 
 /// `--sparse`.
@@ -91,6 +95,12 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         }
         restore_part(&fetcher, *part, path, arguments)?;
         bytes += part.bytes();
+    }
+    for (part, path) in plan.iter().filter(|_| arguments.verify) {
+        if let Part::Disk(disk) = part {
+            let fetcher = context.fetcher(&repository, &locator);
+            verify_restored(context, fetcher, (&point, disk), path)?;
+        }
     }
     if arguments.in_place {
         return Ok(());

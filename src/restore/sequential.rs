@@ -10,13 +10,11 @@ use super::fetch::{Fetcher, Wanted};
 use super::part::Part;
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::lock;
+use crate::repository::map_cursor::Cursor;
 use crate::repository::map_reader::MapReader;
-use crate::repository::objects::refused;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use diskvault_format::limits::LEAF_SLOTS;
-use diskvault_format::manifest::{DiskRecord, StreamReference};
-use diskvault_format::map::{LeafSlot, MapShape, map_root};
-use diskvault_format::stream_map::StreamEntry;
+use diskvault_format::manifest::StreamReference;
+use std::ops::Range;
 use std::sync::Mutex;
 
 /// Bytes of chunks gathered before they are fetched and put into order.
@@ -118,6 +116,8 @@ struct Writer<'a, 'o> {
     fetcher: &'a Fetcher<'a>,
     output: &'o mut dyn Output,
     written: u64,
+    /// Where it ends; the last chunk may reach beyond.
+    end: u64,
 }
 
 impl Writer<'_, '_> {
@@ -125,10 +125,14 @@ impl Writer<'_, '_> {
         let mut start = 0;
         for wanted in &window.wanted {
             self.zeros_up_to(wanted.offset)?;
-            let end = start + wanted.bytes as usize;
-            self.output.data(&window.data[start..end])?;
-            self.written += u64::from(wanted.bytes);
-            start = end;
+            let behind = start + wanted.bytes as usize;
+            // The first chunk may begin before what is read, and the last end behind it.
+            let from = (self.written - wanted.offset) as usize;
+            let until = (wanted.offset + u64::from(wanted.bytes)).min(self.end);
+            let data = &window.data[start + from..start + (until - wanted.offset) as usize];
+            self.output.data(data)?;
+            self.written = until;
+            start = behind;
         }
         Ok(())
     }
@@ -144,12 +148,12 @@ impl Writer<'_, '_> {
     }
 }
 
-/// Reads a part of `bytes` bytes whose chunks `walk` gives, ascending.
+/// Reads a range of what a cursor stands at the beginning of.
 fn read(
     fetcher: &Fetcher<'_>,
     output: &mut dyn Output,
-    bytes: u64,
-    walk: impl FnOnce(&mut dyn FnMut(Wanted) -> Result<()>) -> Result<()> + Send,
+    range: Range<u64>,
+    mut cursor: Cursor<'_>,
 ) -> Result<()> {
     let (give_empty, empty) = bounded(WINDOWS);
     for _ in 0..WINDOWS {
@@ -157,11 +161,18 @@ fn read(
         let _ = give_empty.send(Window::default());
     }
     let (filled, take_filled) = bounded::<Window>(WINDOWS);
-    let mut writer = Writer { fetcher, output, written: 0 };
+    let mut writer = Writer { fetcher, output, written: range.start, end: range.end };
     std::thread::scope(|scope| {
         let filling = scope.spawn(move || {
             let mut filler = Filler { fetcher, empty, filled, wanted: Vec::new(), bytes: 0 };
-            walk(&mut |wanted| filler.add(wanted))?;
+            let mut at = range.start;
+            while at < range.end {
+                let Some(run) = cursor.run_from(at)? else { break };
+                if let Some((id, offset)) = run.chunk {
+                    filler.add(Wanted { offset, bytes: (run.end - offset) as u32, id })?;
+                }
+                at = run.end;
+            }
             filler.flush()
         });
         let mut hand_out = || {
@@ -181,7 +192,7 @@ fn read(
         // The output's error is the cause; the filler only notices that it stopped.
         written.and(walked)
     })?;
-    writer.zeros_up_to(bytes)
+    writer.zeros_up_to(writer.end)
 }
 
 /// Reads a part from front to back.
@@ -189,47 +200,25 @@ fn read(
 /// # Errors
 /// `Damage` for what does not verify, or what the output says.
 pub fn read_part(fetcher: &Fetcher<'_>, part: Part<'_>, output: &mut dyn Output) -> Result<()> {
-    let reader = MapReader::new(fetcher.repository, fetcher.locator);
-    match part {
-        Part::Disk(disk) => read_disk(fetcher, &reader, disk, output),
-        Part::Stream(stream) => read_stream(fetcher, &reader, &stream.content, output),
-    }
+    read_range(fetcher, part, 0..part.bytes(), output)
 }
 
-fn read_disk(
+/// Reads a range of a part, which lies within it, from front to back.
+///
+/// # Errors
+/// As [`read_part`].
+pub fn read_range(
     fetcher: &Fetcher<'_>,
-    reader: &MapReader<'_>,
-    disk: &DiskRecord,
+    part: Part<'_>,
+    range: Range<u64>,
     output: &mut dyn Output,
 ) -> Result<()> {
-    let Some(chunk_bytes) = disk.chunking.grid() else {
-        let content = StreamReference {
-            bytes: disk.size,
-            chunking: disk.chunking.clone(),
-            root: disk.root,
-            top: disk.top,
-        };
-        return read_stream(fetcher, reader, &content, output);
+    let reader = MapReader::new(fetcher.repository, fetcher.locator);
+    let cursor = match part {
+        Part::Disk(disk) => Cursor::new(&reader, disk)?,
+        Part::Stream(stream) => Cursor::of_stream(&reader, &stream.content)?,
     };
-    let keys = fetcher.repository.keys();
-    if map_root(keys, disk.size, &disk.chunking, disk.top) != disk.root {
-        let text = "cannot use the disk's map: its root does not fit (rule F-9)";
-        return Err(Error::new(ErrorKind::Damage, text));
-    }
-    let shape =
-        MapShape::new(disk.size, chunk_bytes).map_err(|cause| refused("the disk's map", cause))?;
-    read(fetcher, output, disk.size, |add| {
-        reader.walk_disk(shape, disk.top, &mut |number, leaf| {
-            for (slot, content) in leaf.slots.iter().enumerate() {
-                if let LeafSlot::Chunk { id, .. } = content {
-                    let slot = number * LEAF_SLOTS as u64 + slot as u64;
-                    let offset = slot * u64::from(chunk_bytes);
-                    add(Wanted { offset, bytes: shape.bytes_in_slot(slot), id: *id })?;
-                }
-            }
-            Ok(())
-        })
-    })
+    read(fetcher, output, range, cursor)
 }
 
 /// Reads a stream from front to back.
@@ -242,13 +231,7 @@ pub fn read_stream(
     stream: &StreamReference,
     output: &mut dyn Output,
 ) -> Result<()> {
-    reader.verify_stream_root(stream)?;
-    read(fetcher, output, stream.bytes, |add| {
-        reader.walk_stream(stream.bytes, stream.top, &mut |offset, entry| match entry {
-            StreamEntry::Chunk { bytes, id } => add(Wanted { offset, bytes, id }),
-            StreamEntry::Zeros(_) => Ok(()),
-        })
-    })
+    read(fetcher, output, 0..stream.bytes, Cursor::of_stream(reader, stream)?)
 }
 
 struct Gathered(Vec<u8>);
