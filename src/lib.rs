@@ -15,6 +15,7 @@ pub mod check;
 pub mod chunking;
 pub mod cli;
 pub mod copy;
+pub mod delta;
 pub mod diff;
 pub mod digest;
 pub mod environment;

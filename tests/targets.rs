@@ -7,6 +7,8 @@ mod support;
 
 #[path = "targets/certify.rs"]
 mod certify;
+#[path = "targets/delta.rs"]
+mod delta;
 #[path = "targets/dump.rs"]
 mod dump;
 #[path = "targets/in_place.rs"]

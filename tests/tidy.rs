@@ -44,6 +44,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
         "copy" => &["repository", "restore", "backup", "chunking"],
         "diff" => &["repository"],
         "view" => &["repository", "restore"],
+        "delta" => &["repository", "diff", "view", "restore", "certify", "source", "target"],
         "certify" => &["repository", "restore", "backup", "source", "chunking"],
         "stats" => &["storage", "repository"],
         "digest" => &["repository", "restore", "backup"],
@@ -70,6 +71,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
             "benchmark",
             "view",
             "certify",
+            "delta",
         ],
         _ => return None,
     })

@@ -115,6 +115,8 @@ pub mod context {
     pub const SLOT_KEY: &str = "diskvault v1 slot key";
     /// Commitment to the key of a key slot.
     pub const SLOT_COMMITMENT: &str = "diskvault v1 slot commitment";
+    /// The key of a delta, from the output of Argon2id.
+    pub const DELTA_KEY: &str = "diskvault v1 delta key";
 }
 
 /// The subkeys of a full key set.

@@ -73,7 +73,7 @@ impl KdfCost {
         u64::from(self.memory_kib) * u64::from(self.passes)
     }
 
-    fn validate(self) -> Result<()> {
+    pub(crate) fn validate(self) -> Result<()> {
         if self.memory_kib < KDF_MEMORY_KIB_MIN || self.passes == 0 || self.lanes == 0 {
             return Err(malformed("K-4", "the key derivation is too weak"));
         }
@@ -328,6 +328,17 @@ impl KeySlot {
 }
 
 fn derive(secret: &[u8], salt: &[u8; 32], cost: KdfCost) -> Result<(Secret, [u8; 32])> {
+    let output = stretch(secret, salt, cost)?;
+    let key = Secret::new(blake3::derive_key(context::SLOT_KEY, &output[..]));
+    Ok((key, blake3::derive_key(context::SLOT_COMMITMENT, &output[..])))
+}
+
+/// What keys that depend on a passphrase are derived from.
+pub(crate) fn stretch(
+    secret: &[u8],
+    salt: &[u8; 32],
+    cost: KdfCost,
+) -> Result<Zeroizing<[u8; 32]>> {
     let refuse = |cause: argon2::Error| malformed("K-4", format!("cannot derive: {cause}"));
     let parameters =
         Params::new(cost.memory_kib, cost.passes, cost.lanes, Some(32)).map_err(refuse)?;
@@ -335,8 +346,7 @@ fn derive(secret: &[u8], salt: &[u8; 32], cost: KdfCost) -> Result<(Secret, [u8;
     Argon2::new(Algorithm::Argon2id, Version::V0x13, parameters)
         .hash_password_into(secret, salt, &mut output[..])
         .map_err(refuse)?;
-    let key = Secret::new(blake3::derive_key(context::SLOT_KEY, &output[..]));
-    Ok((key, blake3::derive_key(context::SLOT_COMMITMENT, &output[..])))
+    Ok(output)
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ pub mod allocation;
 pub mod config;
 pub mod crypto;
 pub mod cursor;
+pub mod delta;
 pub mod digest;
 pub mod error;
 pub mod footer;

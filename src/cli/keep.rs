@@ -126,7 +126,10 @@ fn layout_of(path: &Path) -> Result<Layout> {
 }
 
 /// Refuses a file that a machine writes to or that is behind a loop device.
-fn refuse_what_is_in_use(path: &Path) -> Result<()> {
+///
+/// # Errors
+/// `Target` for one.
+pub fn refuse_what_is_in_use(path: &Path) -> Result<()> {
     let user = match File::open(path) {
         Ok(file) if qemu_locks::is_written(&file) => "a QEMU that may write to it".to_string(),
         _ => match loop_device_of(path) {

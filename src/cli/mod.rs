@@ -11,6 +11,7 @@ mod check;
 mod completions;
 mod context;
 mod copy;
+mod delta;
 mod demo;
 mod demo_image;
 mod diff;
@@ -150,6 +151,10 @@ enum Command {
     Stats(stats::Arguments),
     /// Show which ranges of the disks of two points differ
     Diff(diff::Arguments),
+    /// Write the difference between two points of a disk into a file
+    ExportDelta(delta::ExportArguments),
+    /// Make a disk of the one before it and a file of `export-delta`, without a repository
+    Apply(delta::ApplyArguments),
     /// Print the digest of a whole disk or stream
     Digest(digest::Arguments),
     /// Measure what this machine and a storage can do, and say what the limit is
@@ -225,6 +230,8 @@ fn run(cli: Cli) -> Result<usize> {
         Command::Repair(arguments) => repair::run(&context, &arguments),
         Command::Stats(arguments) => stats::run(&context, &arguments),
         Command::Diff(arguments) => diff::run(&context, &arguments),
+        Command::ExportDelta(arguments) => delta::export(&context, &arguments),
+        Command::Apply(arguments) => delta::apply(&context, &arguments),
         Command::Digest(arguments) => digest::run(&context, &arguments),
         Command::Benchmark(arguments) => benchmark::run(&context, &arguments),
         Command::Demo(arguments) => demo::run(&context, &arguments),

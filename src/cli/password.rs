@@ -118,6 +118,37 @@ pub fn new(file: Option<&Path>, monitor: &dyn Monitor) -> Result<Passphrase> {
     }
 }
 
+/// The password that a delta is sealed with: `--delta-password-file`, `DISKVAULT_DELTA_PASSWORD` with
+/// its relatives, or typed.
+///
+/// # Errors
+/// As [`existing`].
+pub fn of_delta(file: Option<&Path>, monitor: &dyn Monitor) -> Result<Passphrase> {
+    let sources = delta_sources(file);
+    match sources.read(monitor)? {
+        Some(password) => Ok(password),
+        None => ask(&sources, sources.prompt, monitor),
+    }
+}
+
+/// The password to seal a delta with: as [`of_delta`], but typed twice.
+///
+/// # Errors
+/// As [`first`].
+pub fn new_of_delta(file: Option<&Path>, monitor: &dyn Monitor) -> Result<Passphrase> {
+    let sources = delta_sources(file);
+    match sources.read(monitor)? {
+        Some(password) => Ok(password),
+        None => prompt_twice(&sources, monitor),
+    }
+}
+
+fn delta_sources(file: Option<&Path>) -> Sources<'_> {
+    let variable = "DISKVAULT_DELTA_PASSWORD";
+    let (option, prompt) = ("--delta-password-file", "password of the delta: ");
+    Sources { file, command: None, variable, option, prompt }
+}
+
 impl Sources<'_> {
     fn variable(&self, suffix: &str) -> Option<OsString> {
         std::env::var_os(format!("{}{suffix}", self.variable)).filter(|text| !text.is_empty())

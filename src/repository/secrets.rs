@@ -1,6 +1,7 @@
 //! Opening key slots and making them (spec/31-key-slot.md).
 //!
-//! Invariant: no secret leaves this file except inside a [`Secret`] or a buffer that is wiped.
+//! Invariant: no secret leaves this file except inside a [`Secret`] or a buffer that is wiped, or
+//! borrowed by who derives a key from it.
 
 use super::objects::refused;
 use crate::environment::{Environment, random_array};
@@ -25,6 +26,11 @@ impl Passphrase {
     }
 
     fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The secret itself, to derive keys from.
+    pub fn expose(&self) -> &[u8] {
         &self.0
     }
 

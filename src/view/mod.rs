@@ -82,6 +82,16 @@ impl Vault {
         }
     }
 
+    /// The repository.
+    pub fn repository(&self) -> &Arc<Repository> {
+        &self.repository
+    }
+
+    /// Where things are in it.
+    pub fn locator(&self) -> &Arc<Locator> {
+        &self.locator
+    }
+
     fn fetcher(&self) -> Fetcher<'_> {
         let threads = self.pool.current_num_threads();
         let (repository, locator) = (self.repository.as_ref(), self.locator.as_ref());

@@ -2,6 +2,7 @@
 
 mod clear;
 mod config;
+mod delta;
 mod key_slot;
 mod manifest;
 mod map;
@@ -24,6 +25,7 @@ pub fn all(set: &mut Set) -> Result<()> {
     splice::add(set);
     pack::add(set)?;
     parity::add(set);
+    delta::add(set)?;
     small::add(set)?;
     manifest::add(set)?;
     map::add(set);

@@ -1,6 +1,7 @@
 //! Runs one vector through the crate and compares what it says with what the vector says.
 
 mod clear;
+mod delta;
 mod key_slot;
 mod map;
 mod pack;
@@ -93,6 +94,7 @@ fn run(vector: &Vector, fields: &Fields<'_>) -> Run {
         "record" => clear::record(fields, body),
         "allocation" => clear::allocation(fields, body),
         "parity" => clear::parity(fields, body),
+        "delta" => delta::delta(fields, body),
         "key-slot" => key_slot::key_slot(fields, body),
         "pack" => pack::pack(fields, body),
         "segment" => pack::segment(body),
