@@ -1,7 +1,7 @@
 //! What a restore of a point's disk costs at least: the same segments read, opened, decompressed,
 //! hashed chunk by chunk and written to a sparse file, by all cores, without a repository.
 //!
-//! `restore_limit [--threads N] REPOSITORY POINT FILE`, with `DISKVAULT_PASSWORD` and
+//! `restore_limit [--threads N] REPOSITORY POINT[/DISK] FILE`, with `DISKVAULT_PASSWORD` and
 //! `DISKVAULT_CACHE_DIR`. What is needed for that (keys, map, index, footers, who wants what) is
 //! gathered first and takes no part in the time; nothing is compared with an id, and each thread
 //! does everything for one segment after the other. Where a chunk is stored as pieces of others,
@@ -23,6 +23,7 @@ use diskvault::repository::secrets::Passphrase;
 use diskvault::storage::local::LocalStorage;
 use diskvault_format::id::{ChunkId, PackId};
 use diskvault_format::limits::LEAF_SLOTS;
+use diskvault_format::manifest::DiskRecord;
 use diskvault_format::map::{LeafSlot, MapShape};
 use diskvault_format::segment::SegmentDecoder;
 use std::collections::BTreeMap;
@@ -106,7 +107,10 @@ fn open(path: &Path) -> Repository {
 /// The disk's size, and its segments in the order of a restore.
 fn gather(repository: &Repository, folder: &Path, point: &str) -> (u64, Vec<Work>) {
     let points = PointSet::load(repository).unwrap();
-    let disk = resolve(&points, point).unwrap().point.manifest.disks[0].clone();
+    let (point, name) = point.split_once('/').map_or((point, None), |(p, name)| (p, Some(name)));
+    let disks = &resolve(&points, point).unwrap().point.manifest.disks;
+    let is_it = |disk: &&DiskRecord| name.is_none_or(|name| disk.name == name);
+    let disk = disks.iter().find(is_it).unwrap().clone();
     let locator = Locator::open(repository, &Silent).unwrap();
     let shape = MapShape::new(disk.size, disk.chunking.grid().unwrap()).unwrap();
     let mut uses: BTreeMap<(PackId, u32), Vec<(u32, u64)>> = BTreeMap::new();
