@@ -20,6 +20,7 @@ pub mod diff;
 pub mod digest;
 pub mod environment;
 pub mod error;
+pub mod files;
 pub mod index;
 pub mod monitor;
 pub mod prune;

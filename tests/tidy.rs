@@ -46,6 +46,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
         "view" => &["repository", "restore"],
         "delta" => &["repository", "diff", "view", "restore", "certify", "source", "target"],
         "certify" => &["repository", "restore", "backup", "source", "chunking"],
+        "files" => &["repository", "source", "view"],
         "stats" => &["storage", "repository"],
         "digest" => &["repository", "restore", "backup"],
         "benchmark" => {
@@ -72,6 +73,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
             "view",
             "certify",
             "delta",
+            "files",
         ],
         _ => return None,
     })

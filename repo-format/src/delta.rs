@@ -196,7 +196,10 @@ impl Frames {
                     match end.filter(|end| *end <= self.new_bytes) {
                         Some(end) if change.offset >= self.end => self.end = end,
                         _ => {
-                            return Err(malformed("D-5", "has changes that overlap or are too far"));
+                            return Err(malformed(
+                                "D-5",
+                                "has changes that overlap or are too far",
+                            ));
                         }
                     }
                 }

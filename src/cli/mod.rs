@@ -11,17 +11,21 @@ mod check;
 mod completions;
 mod context;
 mod copy;
+mod cp;
 mod delta;
 mod demo;
 mod demo_image;
 mod diff;
 mod digest;
 mod dump;
+mod files;
+mod find;
 mod forget;
 mod init;
 mod keep;
 mod key;
 mod list;
+mod ls;
 mod mirror;
 mod output;
 mod password;
@@ -129,6 +133,12 @@ enum Command {
     Certify(certify::Arguments),
     /// Write one disk or stream to standard output
     Dump(dump::Arguments),
+    /// List partitions, or files, of a disk in a point
+    Ls(ls::Arguments),
+    /// Copy files out of a disk in a point, to a folder or as a tar
+    Cp(cp::Arguments),
+    /// Look for files on a disk in a point
+    Find(find::Arguments),
     /// Drop points by a policy or by name; they can be brought back
     Forget(forget::Arguments),
     /// Give the room of what no point needs back
@@ -219,6 +229,9 @@ fn run(cli: Cli) -> Result<usize> {
         Command::Mirror(arguments) => mirror::run(&context, &arguments),
         Command::Certify(arguments) => certify::run(&context, &arguments),
         Command::Dump(arguments) => dump::run(&context, &arguments),
+        Command::Ls(arguments) => ls::run(&context, &arguments),
+        Command::Cp(arguments) => cp::run(&context, &arguments),
+        Command::Find(arguments) => find::run(&context, &arguments),
         Command::Forget(arguments) => forget::run(&context, &arguments),
         Command::Prune(arguments) => prune::run(&context, &arguments),
         Command::Copy(arguments) => copy::run(&context, &arguments),

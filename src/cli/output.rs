@@ -24,6 +24,32 @@ pub fn json_line(value: &Value) -> Result<()> {
     line(&value.to_string())
 }
 
+/// Many lines to standard output, written together.
+pub struct Lines(io::BufWriter<io::Stdout>);
+
+impl Lines {
+    /// Begins.
+    pub fn new() -> Lines {
+        Lines(io::BufWriter::with_capacity(64 << 10, io::stdout()))
+    }
+
+    /// Adds a line.
+    ///
+    /// # Errors
+    /// As [`line`].
+    pub fn line(&mut self, text: &str) -> Result<()> {
+        writeln!(self.0, "{text}").map_err(cannot_write)
+    }
+
+    /// Writes what is left.
+    ///
+    /// # Errors
+    /// As [`line`].
+    pub fn finish(mut self) -> Result<()> {
+        self.0.flush().map_err(cannot_write)
+    }
+}
+
 /// The error for a standard output that takes nothing.
 pub fn cannot_write(cause: io::Error) -> Error {
     Error::io(ErrorKind::Failed, "cannot write to standard output", cause)

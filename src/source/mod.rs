@@ -28,7 +28,9 @@ mod window;
 
 pub use extents::{Changes, Extent, ExtentKind};
 pub use image::{ImageFormat, ImageOptions, open_image};
-pub use partitions::{PartitionLayout, partition_layout};
+pub use partitions::{
+    Partition, PartitionLayout, PartitionTable, RandomAccess, partition_layout, partition_table,
+};
 pub use pipe::open_stream;
 pub use raw::open_disk;
 pub use tolerant::{TolerantSource, token_of};

@@ -1,4 +1,4 @@
-//! Where a disk's partitions start, read from its GPT or MBR.
+//! The partitions of a disk, read from its GPT or MBR.
 //!
 //! File systems place their blocks at multiples of 4 KiB from the start of their partition. If
 //! that start is no multiple of 4 KiB, a fixed grid of chunks never meets the same bytes at
@@ -9,6 +9,9 @@
 
 use super::DiskSource;
 use crate::error::Result;
+use crc::{CRC_32_ISO_HDLC, Crc};
+
+const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 
 /// Partitions that start on a multiple of this many bytes are aligned.
 const ALIGNMENT_BYTES: u64 = 4096;
@@ -30,7 +33,59 @@ const GPT_TABLE_BYTES_MAX: u64 = 1 << 20;
 /// Starts that are kept.
 const STARTS_MAX: usize = 256;
 
-/// What a disk's partition table says.
+/// Whatever has bytes that can be read in any order.
+pub trait RandomAccess {
+    /// Size in bytes, which does not change.
+    fn size(&self) -> u64;
+
+    /// Fills the whole `buffer` with the bytes from `offset`.
+    ///
+    /// # Errors
+    /// If they cannot be read, or some of them lie behind the end.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
+}
+
+impl RandomAccess for &dyn DiskSource {
+    fn size(&self) -> u64 {
+        DiskSource::size(*self)
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        DiskSource::read_at(*self, offset, buffer)
+    }
+}
+
+/// A partition, as its table has it. It may reach beyond the end of a disk that was cut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Partition {
+    /// As Linux numbers it: its place in the table from 1 on, logical partitions from 5 on.
+    pub number: u32,
+    /// Its first byte, which lies on the disk.
+    pub start: u64,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// The GUID of its type, or its type in an MBR such as `0x83`.
+    pub kind: String,
+    /// The name that a GPT gives it; empty without one.
+    pub name: String,
+}
+
+/// The partition table of a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartitionTable {
+    /// `gpt`, `mbr` or `none`.
+    pub kind: &'static str,
+    /// Logical ones included and extended ones (mere containers) not.
+    pub partitions: Vec<Partition>,
+}
+
+impl PartitionTable {
+    const fn empty(kind: &'static str) -> PartitionTable {
+        PartitionTable { kind, partitions: Vec::new() }
+    }
+}
+
+/// What a disk's partition table says about where partitions begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartitionLayout {
     /// `gpt`, `mbr` or `none`.
@@ -43,43 +98,42 @@ pub struct PartitionLayout {
     pub starts: Vec<u64>,
 }
 
-impl PartitionLayout {
-    const fn empty(table: &'static str) -> PartitionLayout {
-        PartitionLayout { table, partitions: 0, misaligned: 0, starts: Vec::new() }
-    }
-
-    fn add(&mut self, start_bytes: u64) {
-        self.partitions += 1;
-        if self.starts.len() < STARTS_MAX {
-            self.starts.push(start_bytes);
-        }
-        if !start_bytes.is_multiple_of(ALIGNMENT_BYTES) {
-            self.misaligned += 1;
-        }
-    }
-}
-
-/// Reads GPT (512 and 4096 byte sectors) or MBR partition starts, logical partitions included.
-/// Whatever is no valid table counts as none; a protective MBR without a GPT too.
-///
-/// A GPT is believed by its signature and bounds, without its checksums: this only chooses how
-/// to cut the disk, and any choice stores it correctly. It gives way to an MBR that names real
-/// partitions and no protective one, as in Linux: then it is a leftover.
+/// Where the partitions begin that [`partition_table`] finds.
 ///
 /// # Errors
 /// Only what [`DiskSource::read_at`] returns.
 pub fn partition_layout(source: &dyn DiskSource) -> Result<PartitionLayout> {
-    let Some(entries) = boot_record(source, 0)? else {
-        return Ok(gpt(source)?.unwrap_or(PartitionLayout::empty("none")));
+    let PartitionTable { kind, partitions } = partition_table(&source)?;
+    let is_off = |partition: &&Partition| !partition.start.is_multiple_of(ALIGNMENT_BYTES);
+    Ok(PartitionLayout {
+        table: kind,
+        partitions: partitions.len() as u32,
+        misaligned: partitions.iter().filter(is_off).count() as u32,
+        starts: partitions.iter().take(STARTS_MAX).map(|partition| partition.start).collect(),
+    })
+}
+
+/// Reads GPT (512 and 4096 byte sectors) or MBR partitions, logical ones included. Whatever is
+/// no valid table counts as none; a protective MBR without a GPT too.
+///
+/// A GPT counts by its checksums: the first one, else the one at the end of the disk, else the
+/// first one without them, for that is what is left. It gives way to an MBR that names real
+/// partitions and no protective one, as in Linux: then it is a leftover.
+///
+/// # Errors
+/// Only what [`RandomAccess::read_at`] returns.
+pub fn partition_table(disk: &dyn RandomAccess) -> Result<PartitionTable> {
+    let Some(entries) = boot_record(disk, 0)? else {
+        return Ok(gpt(disk)?.unwrap_or(PartitionTable::empty("none")));
     };
     let protective = entries.iter().any(|entry| entry.kind == 0xee);
     if !protective {
-        let layout = mbr(source, &entries)?;
-        if layout.partitions > 0 {
-            return Ok(layout);
+        let table = mbr(disk, &entries)?;
+        if !table.partitions.is_empty() {
+            return Ok(table);
         }
     }
-    Ok(gpt(source)?.unwrap_or(PartitionLayout::empty("none")))
+    Ok(gpt(disk)?.unwrap_or(PartitionTable::empty("none")))
 }
 
 /// One entry of a boot record, in sectors of 512 bytes.
@@ -103,13 +157,13 @@ impl Entry {
 /// The entries of the boot record in sector `sector`, or none if there is no valid one: too
 /// small a disk, no signature, or boot code where the flags should be (the first sector of a
 /// FAT or NTFS file system has the same signature).
-fn boot_record(source: &dyn DiskSource, sector: u64) -> Result<Option<[Entry; 4]>> {
+fn boot_record(disk: &dyn RandomAccess, sector: u64) -> Result<Option<[Entry; 4]>> {
     let Some(offset) = sector.checked_mul(MBR_SECTOR_BYTES) else { return Ok(None) };
-    if offset.checked_add(MBR_SECTOR_BYTES).is_none_or(|end| end > source.size()) {
+    if offset.checked_add(MBR_SECTOR_BYTES).is_none_or(|end| end > disk.size()) {
         return Ok(None);
     }
     let mut record = [0_u8; MBR_SECTOR_BYTES as usize];
-    source.read_at(offset, &mut record)?;
+    disk.read_at(offset, &mut record)?;
     if record[510..] != [0x55, 0xaa] {
         return Ok(None);
     }
@@ -125,34 +179,46 @@ fn boot_record(source: &dyn DiskSource, sector: u64) -> Result<Option<[Entry; 4]
     Ok(Some(entries))
 }
 
-/// Counts the primary and logical partitions whose start lies on the disk.
-fn mbr(source: &dyn DiskSource, entries: &[Entry; 4]) -> Result<PartitionLayout> {
-    let sectors = source.size() / MBR_SECTOR_BYTES;
-    let mut layout = PartitionLayout::empty("mbr");
-    for entry in entries.iter().filter(|entry| entry.is_used()) {
-        if entry.start == 0 || entry.start >= sectors {
+/// The primary and logical partitions whose start lies on the disk.
+fn mbr(disk: &dyn RandomAccess, entries: &[Entry; 4]) -> Result<PartitionTable> {
+    let sectors = disk.size() / MBR_SECTOR_BYTES;
+    let mut table = PartitionTable::empty("mbr");
+    let mut logical_ones = Vec::new();
+    for (number, entry) in (1..).zip(entries) {
+        if !entry.is_used() || entry.start == 0 || entry.start >= sectors {
             continue;
         }
         if entry.is_extended() {
-            logical(source, entry.start, &mut layout)?;
+            logical(disk, entry.start, &mut logical_ones)?;
         } else {
-            layout.add(entry.start * MBR_SECTOR_BYTES);
+            table.partitions.push(mbr_partition(number, entry.start, entry));
         }
     }
-    Ok(layout)
+    table.partitions.extend(logical_ones);
+    Ok(table)
+}
+
+fn mbr_partition(number: u32, start: u64, entry: &Entry) -> Partition {
+    Partition {
+        number,
+        start: start * MBR_SECTOR_BYTES,
+        bytes: entry.sectors * MBR_SECTOR_BYTES,
+        kind: format!("{:#04x}", entry.kind),
+        name: String::new(),
+    }
 }
 
 /// Follows the chain of boot records in the extended partition at sector `first`: entry 0 is
 /// the logical partition, counted from this record, entry 1 the next record, counted from
 /// `first`. The bound also ends a chain that bites its tail.
-fn logical(source: &dyn DiskSource, first: u64, layout: &mut PartitionLayout) -> Result<()> {
-    let sectors = source.size() / MBR_SECTOR_BYTES;
+fn logical(disk: &dyn RandomAccess, first: u64, found: &mut Vec<Partition>) -> Result<()> {
+    let sectors = disk.size() / MBR_SECTOR_BYTES;
     let mut record = first;
     for _ in 0..LOGICAL_MAX {
-        let Some(entries) = boot_record(source, record)? else { return Ok(()) };
+        let Some(entries) = boot_record(disk, record)? else { return Ok(()) };
         let start = record + entries[0].start;
         if entries[0].is_used() && entries[0].start != 0 && start < sectors {
-            layout.add(start * MBR_SECTOR_BYTES);
+            found.push(mbr_partition(5 + found.len() as u32, start, &entries[0]));
         }
         if !entries[1].is_used() || !entries[1].is_extended() || entries[1].start == 0 {
             return Ok(());
@@ -164,28 +230,38 @@ fn logical(source: &dyn DiskSource, first: u64, layout: &mut PartitionLayout) ->
 }
 
 /// The GPT, or none if neither sector size shows a valid header.
-fn gpt(source: &dyn DiskSource) -> Result<Option<PartitionLayout>> {
+fn gpt(disk: &dyn RandomAccess) -> Result<Option<PartitionTable>> {
+    let mut unsure = None;
     for sector_bytes in [512, 4096] {
-        if let Some(layout) = gpt_at(source, sector_bytes)? {
-            return Ok(Some(layout));
+        let last = (disk.size() / sector_bytes).saturating_sub(1);
+        for sector in [1, last] {
+            match gpt_at(disk, sector_bytes, sector)? {
+                Some((table, true)) => return Ok(Some(table)),
+                Some((table, false)) if sector == 1 => unsure = unsure.or(Some(table)),
+                _ => {}
+            }
         }
     }
-    Ok(None)
+    Ok(unsure)
 }
 
-/// The GPT whose header stands in the second sector of `sector_bytes`.
-fn gpt_at(source: &dyn DiskSource, sector_bytes: u64) -> Result<Option<PartitionLayout>> {
+/// The GPT whose header stands in a sector, and whether its checksums are right.
+fn gpt_at(
+    disk: &dyn RandomAccess,
+    sector_bytes: u64,
+    sector: u64,
+) -> Result<Option<(PartitionTable, bool)>> {
     const HEADER_BYTES: usize = 92;
-    if source.size() < 2 * sector_bytes {
+    if disk.size() / sector_bytes <= sector || sector == 0 {
         return Ok(None);
     }
-    let mut header = [0_u8; HEADER_BYTES];
-    source.read_at(sector_bytes, &mut header)?;
-    let header_bytes = u64::from(u32_at(&header, 12));
+    let mut header = vec![0_u8; sector_bytes as usize];
+    disk.read_at(sector * sector_bytes, &mut header)?;
+    let header_bytes = u32_at(&header, 12) as usize;
     if &header[..8] != b"EFI PART"
-        || header_bytes < HEADER_BYTES as u64
-        || header_bytes > sector_bytes
-        || u64_at(&header, 24) != 1
+        || header_bytes < HEADER_BYTES
+        || header_bytes > header.len()
+        || u64_at(&header, 24) != sector
     {
         return Ok(None);
     }
@@ -199,21 +275,45 @@ fn gpt_at(source: &dyn DiskSource, sector_bytes: u64) -> Result<Option<Partition
     let Some(table_start) = u64_at(&header, 72).checked_mul(sector_bytes) else { return Ok(None) };
     if table_bytes > GPT_TABLE_BYTES_MAX
         || table_start < 2 * sector_bytes
-        || table_start.checked_add(table_bytes).is_none_or(|end| end > source.size())
+        || table_start.checked_add(table_bytes).is_none_or(|end| end > disk.size())
     {
         return Ok(None);
     }
-    let mut table = vec![0_u8; table_bytes as usize];
-    source.read_at(table_start, &mut table)?;
-    let mut layout = PartitionLayout::empty("gpt");
-    for entry in table.chunks_exact(entry_bytes as usize) {
+    let mut entries = vec![0_u8; table_bytes as usize];
+    disk.read_at(table_start, &mut entries)?;
+    let (sum, sum_of_entries) = (u32_at(&header, 16), u32_at(&header, 88));
+    header[16..20].fill(0);
+    let is_sure =
+        CRC.checksum(&header[..header_bytes]) == sum && CRC.checksum(&entries) == sum_of_entries;
+    let mut table = PartitionTable::empty("gpt");
+    for (number, entry) in (1..).zip(entries.chunks_exact(entry_bytes as usize)) {
         let (first, last) = (u64_at(entry, 32), u64_at(entry, 40));
         let used = entry[..16].iter().any(|&byte| byte != 0);
-        if used && first != 0 && first <= last && last < source.size() / sector_bytes {
-            layout.add(first * sector_bytes);
+        if used && first != 0 && first <= last && last < disk.size() / sector_bytes {
+            table.partitions.push(Partition {
+                number,
+                start: first * sector_bytes,
+                bytes: (last - first + 1) * sector_bytes,
+                kind: guid(entry),
+                name: gpt_name(&entry[56..128]),
+            });
         }
     }
-    Ok(Some(layout))
+    Ok(Some((table, is_sure)))
+}
+
+/// A GUID at the start of `bytes` in its usual form: three little-endian numbers, eight bytes.
+fn guid(bytes: &[u8]) -> String {
+    let (one, two) = (u32_at(bytes, 0), u32_at(bytes, 4));
+    let tail: String = bytes[10..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    let four = format!("{:02x}{:02x}", bytes[8], bytes[9]);
+    format!("{one:08x}-{:04x}-{:04x}-{four}-{tail}", two & 0xffff, two >> 16)
+}
+
+fn gpt_name(bytes: &[u8]) -> String {
+    let units = bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
+    let units: Vec<u16> = units.take_while(|unit| *unit != 0).collect();
+    String::from_utf16_lossy(&units)
 }
 
 /// The little-endian number at `offset`; 0 where the bytes do not reach.
