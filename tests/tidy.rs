@@ -45,6 +45,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
         "diff" => &["repository"],
         "view" => &["repository", "restore"],
         "files" => &["repository", "source", "view"],
+        "mount" => &["repository", "restore", "view"],
         "stats" => &["storage", "repository"],
         "digest" => &["repository", "restore", "backup"],
         "benchmark" => {
@@ -70,6 +71,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
             "benchmark",
             "view",
             "files",
+            "mount",
         ],
         _ => return None,
     })
