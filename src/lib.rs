@@ -23,6 +23,7 @@ pub mod error;
 pub mod files;
 pub mod index;
 pub mod monitor;
+pub mod mount;
 pub mod prune;
 pub mod repair;
 pub mod repository;

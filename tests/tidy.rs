@@ -47,6 +47,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
         "delta" => &["repository", "diff", "view", "restore", "certify", "source", "target"],
         "certify" => &["repository", "restore", "backup", "source", "chunking"],
         "files" => &["repository", "source", "view"],
+        "mount" => &["repository", "restore", "view"],
         "stats" => &["storage", "repository"],
         "digest" => &["repository", "restore", "backup"],
         "benchmark" => {
@@ -74,6 +75,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
             "certify",
             "delta",
             "files",
+            "mount",
         ],
         _ => return None,
     })

@@ -70,6 +70,11 @@ impl Context {
         &self.monitor
     }
 
+    /// The same, for threads that outlast a call.
+    pub fn shared_monitor(&self) -> Arc<Progress> {
+        self.monitor.clone()
+    }
+
     /// True if a repository is named, by option or environment.
     pub fn names_repository(&self) -> bool {
         self.repository_place().is_some()

@@ -8,7 +8,7 @@ use crate::files::{DiskContent, Entry, Name, ViewDisk, Volume};
 use crate::monitor::Monitor;
 use crate::repository::address::Address;
 use crate::repository::points::Point;
-use crate::restore::{Part, find_part, only_part, parts};
+use crate::restore::{Part, find_part, only_part};
 use crate::view::View;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -81,13 +81,12 @@ fn split_point(text: &str) -> (&str, Option<u32>) {
     split_number(text).map_or((text, None), |(point, number)| (point, Some(number)))
 }
 
-/// `DISK:2`; a disk of that whole name comes first.
+/// `DISK:2`: names of disks have no colons.
 fn split_part<'p>(point: &'p Point, name: Option<&str>) -> Result<(Part<'p>, Option<u32>)> {
     let Some(name) = name else { return Ok((only_part(point)?, None)) };
-    let is_there = |name: &str| parts(point).any(|part| part.name() == name);
     match split_number(name) {
-        Some((disk, number)) if !is_there(name) => Ok((find_part(point, disk)?, Some(number))),
-        _ => Ok((find_part(point, name)?, None)),
+        Some((disk, number)) => Ok((find_part(point, disk)?, Some(number))),
+        None => Ok((find_part(point, name)?, None)),
     }
 }
 

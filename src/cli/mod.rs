@@ -27,6 +27,7 @@ mod key;
 mod list;
 mod ls;
 mod mirror;
+mod mount;
 mod output;
 mod password;
 mod pin;
@@ -139,6 +140,8 @@ enum Command {
     Cp(cp::Arguments),
     /// Look for files on a disk in a point
     Find(find::Arguments),
+    /// Show the disks of all points as files, through FUSE
+    Mount(mount::Arguments),
     /// Drop points by a policy or by name; they can be brought back
     Forget(forget::Arguments),
     /// Give the room of what no point needs back
@@ -232,6 +235,7 @@ fn run(cli: Cli) -> Result<usize> {
         Command::Ls(arguments) => ls::run(&context, &arguments),
         Command::Cp(arguments) => cp::run(&context, &arguments),
         Command::Find(arguments) => find::run(&context, &arguments),
+        Command::Mount(arguments) => mount::run(&context, &arguments),
         Command::Forget(arguments) => forget::run(&context, &arguments),
         Command::Prune(arguments) => prune::run(&context, &arguments),
         Command::Copy(arguments) => copy::run(&context, &arguments),

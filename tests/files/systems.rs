@@ -160,6 +160,23 @@ fn ntfs_comes_out_as_ntfscp_put_it_in() {
 }
 
 #[test]
+fn what_was_never_written_of_an_ntfs_file_is_zeros() {
+    let scene = Scene::new();
+    scene.image("image", 16 * MIB);
+    scene.tool("mkntfs", &["-q", "-F", "image"]);
+    fs::write(scene.path("file"), noise(6, 300_000)).unwrap();
+    scene.tool("ntfscp", &["-q", "image", "file", "file"]);
+    // Its size, and how much of it was written.
+    let sizes = |written: u64| [300_000, written].map(u64::to_le_bytes).concat();
+    scene.patch("image", &sizes(300_000), &sizes(100_001), 1);
+    let wanted = scene.tool("ntfscat", &["image", "file"]);
+    assert!(wanted.len() == 300_000 && wanted[100_001..].iter().all(|byte| *byte == 0));
+    scene.backup("vm", "image");
+    scene.shell.ok(&["cp", "vm", "file", "copy"]);
+    assert!(fs::read(scene.path("copy")).unwrap() == wanted);
+}
+
+#[test]
 fn ntfs_comes_out_as_ntfs_3g_wrote_it() {
     let scene = Scene::new();
     make_tree(&scene.path("tree"), Abilities { is_unix: false, names: 3000, depth: 40, hole: MIB });
