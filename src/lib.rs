@@ -25,6 +25,7 @@ pub mod index;
 pub mod monitor;
 pub mod mount;
 pub mod prune;
+pub mod qemu_locks;
 pub mod repair;
 pub mod repository;
 pub mod restore;

@@ -27,12 +27,12 @@ const RULES_WITHOUT_CODE: [(&str, &str); 3] = [
 ];
 
 /// What every file may import.
-const GROUND: [&str; 3] = ["error", "monitor", "environment"];
+const GROUND: [&str; 4] = ["error", "monitor", "environment", "qemu_locks"];
 
 /// What else the files of a top module may import.
 fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
     Some(match module {
-        "error" | "monitor" | "environment" => &[],
+        "error" | "monitor" | "environment" | "qemu_locks" => &[],
         "storage" | "index" | "source" | "target" | "chunking" => &[],
         "repository" => &["storage", "index"],
         "backup" => &["repository", "source", "chunking"],

@@ -238,8 +238,6 @@ pub struct Change {
     pub offset: u64,
     /// Its length, 1 to [`CHANGE_BYTES_MAX`].
     pub bytes: u32,
-    /// BLAKE3 of what was there; what lies behind the end of the disk before counts as zeros.
-    pub old: [u8; 32],
     /// What is there after; zeros if `None`.
     pub data: Option<Vec<u8>>,
 }
@@ -317,7 +315,7 @@ impl Payload {
 
 /// Bytes that a change takes in a frame before it is compressed.
 pub fn encoded_bytes(change: &Change) -> usize {
-    8 + 4 + 1 + 32 + change.data.as_ref().map_or(0, Vec::len)
+    8 + 4 + 1 + change.data.as_ref().map_or(0, Vec::len)
 }
 
 fn encode_changes(changes: &[Change]) -> Vec<u8> {
@@ -326,7 +324,6 @@ fn encode_changes(changes: &[Change]) -> Vec<u8> {
         plain.extend(change.offset.to_le_bytes());
         plain.extend(change.bytes.to_le_bytes());
         plain.push(u8::from(change.data.is_some()));
-        plain.extend(change.old);
         plain.extend(change.data.iter().flatten());
     }
     plain
@@ -341,9 +338,8 @@ fn decode_changes(plain: &[u8]) -> Result<Vec<Change>> {
         if bytes == 0 || bytes > CHANGE_BYTES_MAX || kind > 1 {
             return Err(malformed("D-6", "has a change of no possible length or kind"));
         }
-        let old = cursor.array()?;
         let data = (kind == 1).then(|| cursor.bytes(bytes as usize)).transpose()?;
-        changes.push(Change { offset, bytes, old, data: data.map(<[u8]>::to_vec) });
+        changes.push(Change { offset, bytes, data: data.map(<[u8]>::to_vec) });
     }
     Ok(changes)
 }
@@ -367,8 +363,8 @@ mod tests {
 
     fn payloads() -> Vec<Payload> {
         let changes = vec![
-            Change { offset: 0, bytes: 3, old: [3; 32], data: Some(vec![1, 2, 3]) },
-            Change { offset: 1 << 39, bytes: CHANGE_BYTES_MAX, old: [4; 32], data: None },
+            Change { offset: 0, bytes: 3, data: Some(vec![1, 2, 3]) },
+            Change { offset: 1 << 39, bytes: CHANGE_BYTES_MAX, data: None },
         ];
         vec![Payload::Description(description()), Payload::Changes(changes), Payload::End(2)]
     }
@@ -447,11 +443,10 @@ mod tests {
             let mut plain = vec![0; 8];
             plain.extend(bytes.to_le_bytes());
             plain.push(kind);
-            plain.extend([0; 32]);
             plain
         };
         for plain in
-            [change(0, 0), change(CHANGE_BYTES_MAX + 1, 0), change(1, 2), change(1, 1), vec![0; 44]]
+            [change(0, 0), change(CHANGE_BYTES_MAX + 1, 0), change(1, 2), change(1, 1), vec![0; 12]]
         {
             assert_eq!(decode_changes(&plain).unwrap_err().rule, "D-6");
         }

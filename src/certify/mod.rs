@@ -58,8 +58,8 @@ pub struct Verdict {
     pub different_bytes: u64,
     /// Where they are, ascending and joined, cut at the chunks; at most 10,000 ranges.
     pub different: Vec<Range<u64>>,
-    /// True if there were more ranges.
-    pub is_cut: bool,
+    /// How many ranges there were.
+    pub ranges: u64,
     /// Chunks that were to be chosen from.
     pub units: u64,
     /// Chunks that were chosen.
@@ -75,6 +75,9 @@ impl Verdict {
     /// The chance that a quick look misses a difference in `different` of the chunks that were to be
     /// chosen from: none of them is among those that were chosen, without putting back.
     pub fn chance_to_miss(&self, different: u64) -> f64 {
+        if self.sampled_units == self.units {
+            return 0.0;
+        }
         let different = different.min(self.units);
         (0..different).fold(1.0, |chance, taken| {
             let left = (self.units - taken) as f64;
@@ -102,7 +105,39 @@ struct Piece {
 #[derive(Default)]
 struct Found {
     compared: AtomicU64,
+    /// Since the last window was over.
     different: Mutex<Vec<Range<u64>>>,
+    /// Before, ascending and joined.
+    joined: Mutex<Joined>,
+}
+
+#[derive(Default)]
+struct Joined {
+    kept: Vec<Range<u64>>,
+    count: u64,
+    bytes: u64,
+    end: Option<u64>,
+}
+
+impl Found {
+    /// Joins what the last window found, which lies behind all before.
+    fn join(&self) {
+        let mut ranges = std::mem::take(&mut *lock(&self.different));
+        ranges.sort_unstable_by_key(|range| range.start);
+        let mut joined = lock(&self.joined);
+        for range in ranges {
+            joined.bytes += range.end - range.start;
+            let follows = joined.end.replace(range.end) == Some(range.start);
+            let is_kept = joined.count <= RANGES_MAX as u64;
+            joined.count += u64::from(!follows);
+            let has_room = joined.kept.len() < RANGES_MAX;
+            match joined.kept.last_mut() {
+                Some(last) if follows && is_kept => last.end = range.end,
+                _ if has_room => joined.kept.push(range),
+                _ => {}
+            }
+        }
+    }
 }
 
 impl Certifier<'_> {
@@ -160,7 +195,7 @@ impl Certifier<'_> {
             let mut at = range.start.max(done);
             while at < range.end {
                 self.fetcher.monitor.check_cancelled()?;
-                let Some(run) = cursor.run_from(at)? else { break };
+                let run = cursor.run_from(at)?;
                 at = match run.chunk {
                     Some((id, start)) => {
                         window.push(Piece { start, end: run.end, chunk: Some(id) });
@@ -191,12 +226,6 @@ impl Certifier<'_> {
         window: &mut Vec<Piece>,
     ) -> Result<()> {
         let there = range.end.min(source.size()).max(range.start);
-        if there < range.end {
-            lock(&found.different).push(there..range.end);
-        }
-        if there == range.start {
-            return Ok(());
-        }
         source.extents_in(range.start..there, &mut |extent| {
             let end = extent.start + extent.bytes;
             if extent.kind == ExtentKind::Hole {
@@ -214,7 +243,12 @@ impl Certifier<'_> {
                 }
             }
             Ok(())
-        })
+        })?;
+        // Behind all of them: what is found is joined in its order.
+        if there < range.end {
+            lock(&found.different).push(there..range.end);
+        }
+        Ok(())
     }
 
     fn compare_window(
@@ -245,31 +279,23 @@ impl Certifier<'_> {
                 self.fetcher.monitor.advance(bytes);
                 Ok(())
             })
-        })
+        })?;
+        found.join();
+        Ok(())
     }
 }
 
 fn verdict(disk: &DiskRecord, source: &dyn DiskSource, found: Found) -> Verdict {
-    let mut ranges = std::mem::take(&mut *lock(&found.different));
-    ranges.sort_unstable_by_key(|range| range.start);
-    let different_bytes = ranges.iter().map(|range| range.end - range.start).sum();
-    let mut different: Vec<Range<u64>> = Vec::new();
-    let mut is_cut = false;
-    for range in ranges {
-        let is_full = different.len() == RANGES_MAX;
-        match different.last_mut() {
-            Some(last) if last.end == range.start => last.end = range.end,
-            _ if is_full => is_cut = true,
-            _ => different.push(range),
-        }
-    }
+    // A device may be larger than the disk on it.
+    let is_larger_device = source.format() == "block-device" && source.size() > disk.size;
+    let joined = std::mem::take(&mut *lock(&found.joined));
     Verdict {
         point_bytes: disk.size,
-        found_bytes: source.size(),
+        found_bytes: if is_larger_device { disk.size } else { source.size() },
         compared_bytes: found.compared.into_inner(),
-        different_bytes,
-        different,
-        is_cut,
+        different_bytes: joined.bytes,
+        different: joined.kept,
+        ranges: joined.count,
         ..Verdict::default()
     }
 }
@@ -302,7 +328,7 @@ mod tests {
         assert!((verdict(4, 2).chance_to_miss(2) - 1.0 / 6.0).abs() < 1e-12);
         assert_eq!(verdict(4, 3).chance_to_miss(2), 0.0);
         assert_eq!(verdict(10, 0).chance_to_miss(10), 1.0);
-        assert_eq!(verdict(0, 0).chance_to_miss(5), 1.0);
+        assert_eq!(verdict(0, 0).chance_to_miss(5), 0.0);
     }
 
     #[test]

@@ -49,6 +49,7 @@ pub struct Arguments {
     first: u64,
     /// With --quick, how many chunks of the rest
     #[arg(long, value_name = "N", default_value_t = 1000, requires = "quick")]
+    #[arg(value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
     samples: u64,
     /// Print a digest of both ends, as coreutils or b3sum print it
     #[arg(long, value_enum, value_name = "KIND", conflicts_with = "quick")]
@@ -149,12 +150,8 @@ pub fn verify_restored(
     let pool = context.pool()?;
     let certifier = Certifier { fetcher, pool: &pool };
     monitor.start(&format!("reading {} back", path.display()), Some(disk.size));
-    let mut verdict = certifier.full(disk, source.as_ref())?;
+    let verdict = certifier.full(disk, source.as_ref())?;
     monitor.finish();
-    // A device may be larger.
-    if source.size() > disk.size && source.format() == "block-device" {
-        verdict.found_bytes = disk.size;
-    }
     if !verdict.is_equal() {
         return Err(Subject { point, disk, path }.refusal(&verdict));
     }
@@ -245,7 +242,7 @@ impl Subject<'_> {
                 "start": range.start,
                 "bytes": range.end - range.start,
             })).collect::<Vec<_>>(),
-            "more_ranges": verdict.is_cut,
+            "different_ranges": verdict.ranges,
             "chunks": verdict.units,
             "sampled_chunks": verdict.sampled_units,
             "chance_to_miss_one_percent": arguments.quick.then(|| one_percent(verdict)),
@@ -275,7 +272,7 @@ impl Subject<'_> {
             let bytes = format_bytes(range.end - range.start);
             line(&format!("differs at {} for {bytes}", range.start))?;
         }
-        if let more @ 1.. = verdict.different.len().saturating_sub(RANGES_PRINTED) {
+        if let more @ 1.. = verdict.ranges.saturating_sub(RANGES_PRINTED as u64) {
             line(&format!("and in {more} more ranges"))?;
         }
         if !verdict.is_equal() {
@@ -283,6 +280,9 @@ impl Subject<'_> {
         }
         let size = format_bytes(verdict.point_bytes);
         if !arguments.quick {
+            return line(&format!("{path} is {name} of point {id}: all of {size} compared"));
+        }
+        if verdict.sampled_units == verdict.units {
             return line(&format!("{path} is {name} of point {id}: all of {size} compared"));
         }
         line(&format!(
@@ -310,7 +310,7 @@ impl Subject<'_> {
         }
         if verdict.different_bytes > 0 {
             let bytes = format_bytes(verdict.different_bytes);
-            let ranges = verdict.different.len();
+            let ranges = verdict.ranges;
             why.push(format!("{bytes} in {ranges} ranges differ"));
         }
         if why.is_empty() {

@@ -154,9 +154,6 @@ pub fn apply(context: &Context, arguments: &ApplyArguments) -> Result<()> {
         true => Some(password::of_delta(arguments.delta_password_file.as_deref(), monitor)?),
         false => None,
     };
-    if !arguments.force {
-        super::keep::refuse_what_is_in_use(&arguments.base)?;
-    }
     let pool = context.pool()?;
     let journal = context.cache()?.join("deltas");
     let apply = Apply {

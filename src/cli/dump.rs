@@ -67,7 +67,9 @@ fn range_of(part: Part<'_>, arguments: &Arguments) -> Result<Range<u64>> {
         Some(end) if end <= size => Ok(start..end),
         _ => {
             let name = part.name().escape_debug();
-            let text = format!("cannot dump from offset {start} of {name}: it has {size} bytes");
+            let bytes = arguments.length.map_or(String::new(), |bytes| format!("{bytes} bytes "));
+            let text =
+                format!("cannot dump {bytes}from offset {start} of {name}: it has {size} bytes");
             Err(Error::new(ErrorKind::Usage, text))
         }
     }

@@ -10,9 +10,9 @@ use crate::repository::points::Point;
 use crate::restore::fetch::Fetcher;
 use crate::restore::in_place::InPlaceReport;
 use crate::restore::keep::{Before, Kept, bring_to};
+use crate::restore::remembered::TargetMemory;
 use crate::restore::{Part, SparseMode};
-use crate::source::qemu_locks;
-use crate::target::{Layout, loop_device_of};
+use crate::target::Layout;
 use diskvault_format::manifest::DiskRecord;
 use serde_json::json;
 use std::fs::File;
@@ -45,10 +45,9 @@ pub fn keep_disk(
     path: &Path,
     manner: Manner,
 ) -> Result<()> {
-    if !manner.force && !manner.dry_run {
-        refuse_what_is_in_use(path)?;
-    }
-    let layout = match manner.layout {
+    // What it was made as comes before its bytes: a guest may have written them.
+    let was = || TargetMemory::new(fetcher.repository).layout(path);
+    let layout = match manner.layout.or_else(was) {
         Some(layout) => layout,
         None => layout_of(path)?,
     };
@@ -108,8 +107,11 @@ fn print(
     ))
 }
 
-/// A file that starts as a qcow2 image does stays one; a new one is what its name says.
-fn layout_of(path: &Path) -> Result<Layout> {
+/// A file that starts as a qcow2 image does is one; a new one is what its name says.
+///
+/// # Errors
+/// `Target` if it cannot be read.
+pub fn layout_of(path: &Path) -> Result<Layout> {
     let is_file = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
     if !is_file {
         let is_named = path.extension().is_some_and(|extension| extension == "qcow2");
@@ -123,22 +125,6 @@ fn layout_of(path: &Path) -> Result<Layout> {
         Error::io(ErrorKind::Target, text, cause)
     })?;
     Ok(if bytes == 4 && magic == *b"QFI\xfb" { Layout::Qcow2 } else { Layout::Raw })
-}
-
-/// Refuses a file that a machine writes to or that is behind a loop device.
-///
-/// # Errors
-/// `Target` for one.
-pub fn refuse_what_is_in_use(path: &Path) -> Result<()> {
-    let user = match File::open(path) {
-        Ok(file) if qemu_locks::is_written(&file) => "a QEMU that may write to it".to_string(),
-        _ => match loop_device_of(path) {
-            Some(device) => device.display().to_string(),
-            None => return Ok(()),
-        },
-    };
-    let text = format!("cannot write to {}: it is in use by {user}", path.display());
-    Err(Error::new(ErrorKind::Target, text).hint("use --force to write to it all the same"))
 }
 
 /// True if a disk was read from the file at `path`, as far as its token tells.

@@ -2,17 +2,22 @@
 
 use super::context::Context;
 use super::keep::{Manner, is_source_of, keep_disk};
-use super::output::{escape, line};
+use super::output::{escape, json_line, line};
+use super::restore::restore_stream_to;
+use super::sizes::format_bytes;
 use crate::error::{Error, ErrorKind, Result};
+use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::repository::address::Address;
 use crate::repository::locate::Locator;
 use crate::repository::points::Point;
 use crate::restore::fetch::Fetcher;
+use crate::restore::remembered::TargetMemory;
 use crate::restore::{Part, SparseMode, find_part, parts};
 use crate::target::Layout;
 use clap::ValueEnum;
 use diskvault_format::manifest::StreamRecord;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// Options of `mirror`.
@@ -32,7 +37,7 @@ pub struct Arguments {
     /// Say what would be read and written, and write nothing
     #[arg(long)]
     dry_run: bool,
-    /// Write to what is in use, or to the disk's own source
+    /// Write to what is in use, to what is not known to be a mirror, or to the disk's own source
     #[arg(long)]
     force: bool,
 }
@@ -86,12 +91,18 @@ pub fn mirror(
     manner: Manner,
 ) -> Result<()> {
     let plan = plan(point, part, target, manner)?;
+    if part.is_none() && plan.len() < parts(point).count() {
+        let text = "only the disk is mirrored: name an existing folder to mirror all parts";
+        context.monitor().note(text);
+    }
     let locator = Locator::open_for_reading(repository, context.monitor())?;
     let fetcher = context.fetcher(repository, &locator);
     for (part, path) in &plan {
         match part {
             Part::Disk(disk) => keep_disk(context, &fetcher, (point, disk), path, manner)?,
-            Part::Stream(stream) => keep_stream(&fetcher, point, stream, path, manner)?,
+            Part::Stream(stream) => {
+                keep_stream(context, &fetcher, (point, stream), path, manner)?;
+            }
         }
     }
     Ok(())
@@ -141,23 +152,51 @@ fn plan<'a>(
 
 /// Replaces a stream as a whole unless it is there already.
 fn keep_stream(
+    context: &Context,
     fetcher: &Fetcher<'_>,
-    point: &Point,
-    stream: &StreamRecord,
+    (point, stream): (&Point, &StreamRecord),
     path: &Path,
     manner: Manner,
 ) -> Result<()> {
+    let memory = TargetMemory::new(fetcher.repository);
+    let found = std::fs::metadata(path);
     let mut hasher = blake3::Hasher::new();
-    let is_there = std::fs::metadata(path)
-        .is_ok_and(|found| found.is_file() && found.len() == stream.content.bytes)
-        && std::fs::File::open(path).is_ok_and(|file| hasher.update_reader(file).is_ok())
-        && *hasher.finalize().as_bytes() == stream.digest;
+    let is_there =
+        found.as_ref().is_ok_and(|found| found.is_file() && found.len() == stream.content.bytes)
+            && std::fs::File::open(path).is_ok_and(|file| hasher.update_reader(file).is_ok())
+            && *hasher.finalize().as_bytes() == stream.digest;
+    let is_ours = found.is_err() || manner.force || memory.layout(path).is_some();
+    if !is_there && !is_ours {
+        let path = path.display();
+        let text = format!("cannot mirror to {path}: it exists, and is not known to be a mirror");
+        let error = Error::new(ErrorKind::AlreadyExists, text);
+        return Err(error.hint("use --force to overwrite it"));
+    }
     if !is_there && !manner.dry_run {
-        super::restore::restore_stream_to(fetcher, stream, path, true)?;
+        restore_stream_to(fetcher, stream, path, true)?;
     }
-    if is_there || !manner.dry_run {
-        return Ok(());
+    if !manner.dry_run {
+        memory.begin(path, Layout::Raw)?;
     }
-    let (path, name) = (path.display().to_string(), escape(&stream.name));
-    line(&format!("{} would be {name} of point {}", escape(&path), point.id.short()))
+    let written = if is_there { 0 } else { stream.content.bytes };
+    let text = path.display().to_string();
+    if context.json() {
+        return json_line(&json!({
+            "message_type": "target",
+            "point_id": point.id.to_hex(),
+            "name": stream.name,
+            "path": text,
+            "dry_run": manner.dry_run,
+            "bytes": stream.content.bytes,
+            "written_bytes": written,
+        }));
+    }
+    line(&format!(
+        "{} {} {} of point {}: written {}",
+        escape(&text),
+        if manner.dry_run { "would be" } else { "is" },
+        escape(&stream.name),
+        point.id.short(),
+        format_bytes(written)
+    ))
 }

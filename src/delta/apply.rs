@@ -9,13 +9,13 @@ use crate::certify::digest_of;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::secrets::Passphrase;
+use crate::restore::remembered::store_durably;
 use crate::source::{DiskSource, ImageFormat, ImageOptions, open_image};
 use crate::target::{DiskTarget, Layout, ReuseTarget, Reused};
-use diskvault_format::delta::{Change, Description};
+use diskvault_format::delta::Description;
 use diskvault_format::id::to_hex;
 use rayon::ThreadPool;
-use std::fs::File;
-use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// What was done.
@@ -75,35 +75,29 @@ impl Apply<'_> {
     pub fn run(&self) -> Result<(Description, Applied)> {
         let mut reader = DeltaReader::open(self.file, self.passphrase)?;
         let description = reader.description().clone();
-        let base = self.examine(&description)?;
-        if matches!(base, Base::New) {
-            Journal::of(self.journal, self.base, &description)?.remove();
-            return Ok((description, Applied::AlreadyThere));
-        }
         let size = description.new_bytes;
         let options =
             ReuseTarget { size, layout: Layout::Raw, force: self.force, read_only: false };
         let target = Reused::open(self.base, options)?;
-        let journal = Journal::of(self.journal, self.base, &description)?;
+        // Looked at while no other run can write to it.
+        let base = self.examine(&description)?;
+        let journal = Journal::of(self.journal, self.base, &target, &description)?;
+        if matches!(base, Base::New) {
+            journal.remove();
+            return Ok((description, Applied::AlreadyThere));
+        }
         let is_begun = matches!(base, Base::Neither);
         // Only a run that had verified all of the disk has left this behind.
         if is_begun && !journal.is_there() {
             return Err(self.refuse(&description));
         }
-        while let Some(changes) = reader.next()? {
+        // All of the file is good before the first write.
+        while reader.next()?.is_some() {
             self.monitor.check_cancelled()?;
-            for change in changes.iter().filter(|_| is_begun) {
-                // What is behind the first disk on a device is nobody's.
-                let is_within = change.offset + u64::from(change.bytes) <= description.old_bytes;
-                if is_within && !is_before_or_after(&target, change)? {
-                    return Err(self.refuse(&description));
-                }
-            }
         }
         journal.write()?;
         let written_bytes = self.write(&target)?;
         target.sync()?;
-        drop(target);
         match self.examine(&description)? {
             Base::New => {
                 journal.remove();
@@ -192,16 +186,6 @@ impl Apply<'_> {
     }
 }
 
-fn is_before_or_after(target: &Reused, change: &Change) -> Result<bool> {
-    let mut found = vec![0; change.bytes as usize];
-    target.read_at(change.offset, &mut found)?;
-    let is_after = match &change.data {
-        Some(data) => *data == found,
-        None => found.iter().all(|byte| *byte == 0),
-    };
-    Ok(is_after || *blake3::hash(&found).as_bytes() == change.old)
-}
-
 /// Says of a base that it was the first disk when a delta began to be applied to it.
 struct Journal {
     file: PathBuf,
@@ -209,13 +193,22 @@ struct Journal {
 }
 
 impl Journal {
-    fn of(folder: &Path, base: &Path, description: &Description) -> Result<Journal> {
-        let path = std::path::absolute(base).map_err(|cause| {
-            Error::io(ErrorKind::Failed, format!("cannot find {}", base.display()), cause)
-        })?;
+    fn of(
+        folder: &Path,
+        base: &Path,
+        target: &Reused,
+        description: &Description,
+    ) -> Result<Journal> {
+        let cannot = |cause| {
+            Error::io(ErrorKind::Failed, format!("cannot examine {}", base.display()), cause)
+        };
+        let metadata = target.file().metadata().map_err(cannot)?;
+        let path = std::path::absolute(base).map_err(cannot)?;
         let name = blake3::hash(path.as_os_str().as_encoded_bytes()).to_hex();
+        // Another file under that name was not begun on.
         let (old, new) = (&description.old_digest, &description.new_digest);
-        let text = format!("{} {}\n", to_hex(old), to_hex(new));
+        let identity = [metadata.dev(), metadata.ino(), metadata.rdev()];
+        let text = format!("{identity:?} {} {}\n", to_hex(old), to_hex(new));
         Ok(Journal { file: folder.join(format!("{}.begun", &name[..32])), text })
     }
 
@@ -224,15 +217,10 @@ impl Journal {
     }
 
     fn write(&self) -> Result<()> {
-        let write = || -> std::io::Result<()> {
-            let folder = self.file.parent().unwrap_or(Path::new("."));
-            std::fs::create_dir_all(folder)?;
-            let mut file = File::create(&self.file)?;
-            file.write_all(self.text.as_bytes())?;
-            file.sync_all()?;
-            File::open(folder)?.sync_all()
-        };
-        write().map_err(|cause| {
+        if self.is_there() {
+            return Ok(());
+        }
+        store_durably(&self.file, self.text.as_bytes()).map_err(|cause| {
             let text = format!("cannot write {}", self.file.display());
             Error::io(ErrorKind::Failed, text, cause)
         })

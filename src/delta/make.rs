@@ -144,7 +144,6 @@ impl Writer<'_> {
             self.add(Change {
                 offset: range.start + start as u64,
                 bytes: (end - start) as u32,
-                old: *blake3::hash(&before[start..end]).as_bytes(),
                 data: (!is_zero).then(|| data.to_vec()),
             })?;
         }

@@ -52,8 +52,8 @@ impl DeltaReader {
         let payload = next(path, &mut file, &mut frames);
         let Payload::Description(description) = payload.map_err(|error| {
             // Nothing was authenticated yet: most probably it is the secret.
-            if head.cost.is_some() && error.kind() == ErrorKind::Damage {
-                let text = format!("cannot open {}: wrong password", path.display());
+            if head.cost.is_some() && error.full_text().ends_with("(rule D-4)") {
+                let text = format!("cannot open {}: wrong password, or damaged", path.display());
                 return Error::new(ErrorKind::WrongKey, text);
             }
             error

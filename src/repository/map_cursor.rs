@@ -124,21 +124,22 @@ impl<'a> Cursor<'a> {
         Ok(cursor)
     }
 
-    /// The first run that ends behind `start`, cut there; nothing at the end. The cursor stays on
-    /// it; pages in front of it are passed over unread. Calls go on from where the last one was.
+    /// The first run that ends behind `start`, which lies before the end, cut there. The cursor stays
+    /// on it; pages in front of it are passed over unread. Calls go on from where the last one was.
     ///
     /// # Errors
-    /// As [`Cursor::descend`].
-    pub fn run_from(&mut self, start: u64) -> Result<Option<Run>> {
+    /// As [`Cursor::descend`], and `Damage` for a map that does not reach so far.
+    pub fn run_from(&mut self, start: u64) -> Result<Run> {
         while let Some(item) = self.peek() {
             match item {
                 Item::Page(page) if page.start.saturating_add(page.bytes) <= start => self.skip(),
                 Item::Page(_) => self.descend()?,
                 Item::Run(run) if run.end <= start => self.skip(),
-                Item::Run(run) => return Ok(Some(Run { start: run.start.max(start), ..run })),
+                Item::Run(run) => return Ok(Run { start: run.start.max(start), ..run }),
             }
         }
-        Ok(None)
+        let text = format!("cannot use a map: it ends before offset {start}");
+        Err(Error::new(ErrorKind::Damage, text))
     }
 
     fn zeros(&self, start: u64, end: u64) -> Item {

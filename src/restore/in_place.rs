@@ -167,7 +167,7 @@ impl Work<'_> {
             let end = (extent.start + extent.bytes).min(record.size);
             let mut at = extent.start.max(taken);
             while at < end {
-                let Some(run) = cursor.run_from(at)? else { break };
+                let run = cursor.run_from(at)?;
                 at = match run.chunk {
                     // All of it: its bytes are the point's, also where they were before.
                     Some((id, offset)) => {
@@ -212,7 +212,7 @@ impl Work<'_> {
     fn compare_target(&mut self, size: u64, cursor: &mut Cursor<'_>) -> Result<()> {
         let mut at = 0;
         while at < size {
-            let Some(run) = cursor.run_from(at)? else { break };
+            let run = cursor.run_from(at)?;
             match run.chunk {
                 Some((id, offset)) => {
                     self.window.push(Wanted { offset, bytes: (run.end - offset) as u32, id });

@@ -9,8 +9,10 @@ use super::fetch::Fetcher;
 use super::in_place::{InPlaceOptions, InPlaceReport, restore_in_place};
 use super::remembered::{Recalled, TargetMemory};
 use crate::error::{Error, ErrorKind, Result};
+use crate::repository::map_cursor::Cursor;
+use crate::repository::map_reader::MapReader;
 use crate::repository::points::{Point, PointSet};
-use crate::target::{Layout, ReuseTarget, Reused, new_target};
+use crate::target::{DiskTarget, Layout, ReuseTarget, Reused, new_target};
 use diskvault_format::id::PointId;
 use diskvault_format::manifest::DiskRecord;
 use rayon::ThreadPool;
@@ -42,7 +44,7 @@ pub enum Before {
     Known,
     /// It was known and somebody has changed it since, so it was read.
     Changed,
-    /// Nobody knew what it held, so it was read.
+    /// Nobody could know what it held, so it was read.
     Unknown,
 }
 
@@ -68,40 +70,20 @@ pub fn bring_to(
     (point, disk): (&Point, &DiskRecord),
     kept: Kept<'_>,
 ) -> Result<(Before, InPlaceReport)> {
-    let Kept { path, layout, mode, force, overwrites, dry_run } = kept;
+    let Kept { path, layout, mode, dry_run, .. } = kept;
     let memory = TargetMemory::new(fetcher.repository);
     if !path.exists() {
-        if dry_run {
-            let report = InPlaceReport { virtual_bytes: disk.size, ..InPlaceReport::default() };
-            return Ok((Before::New, report));
-        }
-        let target = new_target(path, disk.size, layout)?;
-        let restored = restore_disk(fetcher, disk, target.as_ref(), mode)?;
-        target.finish()?;
-        memory.remember(path, layout, point.id, disk);
-        let (virtual_bytes, written_bytes) = (restored.virtual_bytes, restored.data_bytes);
-        let report = InPlaceReport { virtual_bytes, written_bytes, ..InPlaceReport::default() };
+        let report = if dry_run {
+            plan_new(fetcher, disk, kept)?
+        } else {
+            make_new(fetcher, (point, disk), kept)?
+        };
         return Ok((Before::New, report));
     }
-    let options = ReuseTarget { size: disk.size, layout, force, read_only: dry_run };
+    let options = ReuseTarget { size: disk.size, layout, force: kept.force, read_only: dry_run };
     let target = Reused::open(path, options)?;
-    // Looked at while nobody else of this program can write to it.
-    let (before, known) = match memory.recall(path, layout) {
-        Recalled::Holds { point, disk } => match known_disk(fetcher, point, &disk)? {
-            Some(known) => (Before::Known, Some(known)),
-            None => (Before::Unknown, None),
-        },
-        Recalled::Changed => (Before::Changed, None),
-        Recalled::Nothing if overwrites || force => (Before::Unknown, None),
-        Recalled::Nothing => {
-            let text = format!(
-                "cannot mirror to {}: it exists, and is not known to be a mirror",
-                path.display()
-            );
-            let error = Error::new(ErrorKind::AlreadyExists, text);
-            return Err(error.hint("use --force to overwrite it"));
-        }
-    };
+    // Looked at while nobody else may write to it.
+    let (before, known) = what_is_there(fetcher, &memory, &target, kept)?;
     if !dry_run {
         memory.begin(path, layout)?;
     }
@@ -115,10 +97,69 @@ pub fn bring_to(
     };
     if !dry_run {
         target.sync()?;
-        drop(target);
-        memory.remember(path, layout, point.id, disk);
+        memory.remember(path, target.file(), layout, (point.id, &disk.name))?;
     }
     Ok((before, report))
+}
+
+/// Makes a new file.
+fn make_new(
+    fetcher: &Fetcher<'_>,
+    (point, disk): (&Point, &DiskRecord),
+    kept: Kept<'_>,
+) -> Result<InPlaceReport> {
+    let target = new_target(kept.path, disk.size, kept.layout)?;
+    let file = target.claim()?;
+    let restored = restore_disk(fetcher, disk, &target, kept.mode)?;
+    Box::new(target).finish()?;
+    let memory = TargetMemory::new(fetcher.repository);
+    memory.remember(kept.path, &file, kept.layout, (point.id, &disk.name))?;
+    let (virtual_bytes, written_bytes) = (restored.virtual_bytes, restored.data_bytes);
+    Ok(InPlaceReport { virtual_bytes, written_bytes, ..InPlaceReport::default() })
+}
+
+/// What making a new file would write.
+fn plan_new(fetcher: &Fetcher<'_>, disk: &DiskRecord, kept: Kept<'_>) -> Result<InPlaceReport> {
+    // Made and taken away again: whatever keeps it from being made is said now.
+    drop(new_target(kept.path, disk.size, kept.layout)?);
+    let reader = MapReader::new(fetcher.repository, fetcher.locator);
+    let mut cursor = Cursor::new(&reader, disk)?;
+    let mut report = InPlaceReport { virtual_bytes: disk.size, ..InPlaceReport::default() };
+    let mut at = 0;
+    while at < disk.size {
+        fetcher.monitor.check_cancelled()?;
+        let run = cursor.run_from(at)?;
+        report.written_bytes += run.chunk.map_or(0, |_| run.end - run.start);
+        at = run.end;
+    }
+    Ok(report)
+}
+
+/// What a target was before, and the disk that it is known to hold.
+fn what_is_there(
+    fetcher: &Fetcher<'_>,
+    memory: &TargetMemory,
+    target: &Reused,
+    kept: Kept<'_>,
+) -> Result<(Before, Option<DiskRecord>)> {
+    match memory.recall(kept.path, target.file(), kept.layout) {
+        Recalled::Holds { point, disk } => {
+            let known = known_disk(fetcher, point, &disk)?;
+            // Where the disk begins in an image depends on its size.
+            let known = known.filter(|known| target.lies_as(known.size));
+            Ok((known.as_ref().map_or(Before::Unknown, |_| Before::Known), known))
+        }
+        Recalled::Changed => Ok((Before::Changed, None)),
+        Recalled::Unsure => Ok((Before::Unknown, None)),
+        Recalled::Nothing if kept.overwrites || kept.force => Ok((Before::Unknown, None)),
+        Recalled::Nothing => {
+            let path = kept.path.display();
+            let text =
+                format!("cannot mirror to {path}: it exists, and is not known to be a mirror");
+            let error = Error::new(ErrorKind::AlreadyExists, text);
+            Err(error.hint("use --force to overwrite it"))
+        }
+    }
 }
 
 /// The disk of a point that may have been forgotten meanwhile.

@@ -167,7 +167,7 @@ fn read(
             let mut filler = Filler { fetcher, empty, filled, wanted: Vec::new(), bytes: 0 };
             let mut at = range.start;
             while at < range.end {
-                let Some(run) = cursor.run_from(at)? else { break };
+                let run = cursor.run_from(at)?;
                 if let Some((id, offset)) = run.chunk {
                     filler.add(Wanted { offset, bytes: (run.end - offset) as u32, id })?;
                 }

@@ -17,7 +17,6 @@ mod pieces;
 mod pipe;
 pub mod qcow2;
 pub mod qemu;
-pub mod qemu_locks;
 mod raw;
 pub mod reflink;
 mod tolerant;

@@ -4,9 +4,9 @@
 //! else does to the file meanwhile.
 
 use super::extents::Merger;
-use super::qemu_locks;
 use super::{DiskSource, Extent, ExtentKind, examine};
 use crate::error::{Error, ErrorKind, Result};
+use crate::qemu_locks;
 use rustix::fs::{Advice, Mode, OFlags, SeekFrom, fadvise, open, seek};
 use rustix::io::Errno;
 use std::fs::{File, Metadata};

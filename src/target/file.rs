@@ -5,6 +5,7 @@
 
 use super::in_place::InPlace;
 use super::output::Output;
+use super::reused::{claim, lock_against_runs};
 use super::temporary::{Existing, Temporary};
 use super::{DiskTarget, Layout, ZeroState, failed, refused};
 use crate::error::Result;
@@ -12,21 +13,35 @@ use std::fs::File;
 use std::path::Path;
 
 /// A new file, still under its temporary name.
-struct NewFile {
+pub struct NewFile {
     temporary: Temporary,
     output: Output,
     /// Where the disk begins.
     base: u64,
 }
 
-/// Makes a new sparse file for a disk of `size` bytes.
-pub(super) fn create(path: &Path, size: u64, layout: Layout) -> Result<Box<dyn DiskTarget>> {
-    let shape = layout.shape(size)?;
-    let temporary = Temporary::create(path, Existing::Keep)?;
-    set_size(temporary.file(), path, shape.file_bytes)?;
-    let output = Output::new(path, shape.file_bytes, false);
-    shape.write_head(temporary.file(), &output)?;
-    Ok(Box::new(NewFile { temporary, output, base: shape.base }))
+impl NewFile {
+    /// Makes a new sparse file for a disk of `size` bytes.
+    pub(super) fn create(path: &Path, size: u64, layout: Layout) -> Result<NewFile> {
+        let shape = layout.shape(size)?;
+        let temporary = Temporary::create(path, Existing::Keep)?;
+        set_size(temporary.file(), path, shape.file_bytes)?;
+        let output = Output::new(path, shape.file_bytes, false);
+        shape.write_head(temporary.file(), &output)?;
+        Ok(NewFile { temporary, output, base: shape.base })
+    }
+
+    /// The file, open beyond the end of this; nobody else may write to it as long as it is.
+    ///
+    /// # Errors
+    /// [`crate::error::ErrorKind::Target`] if the system has no more open files.
+    pub fn claim(&self) -> Result<File> {
+        let path = self.output.path();
+        let file = self.temporary.file().try_clone();
+        let file = file.map_err(|cause| failed("keep open", path, cause))?;
+        claim(&file, path, true)?;
+        Ok(file)
+    }
 }
 
 fn set_size(file: &File, path: &Path, size: u64) -> Result<()> {
@@ -72,6 +87,9 @@ pub(super) fn open_existing(path: &Path, size: u64) -> Result<Box<dyn DiskTarget
     if !metadata.is_file() {
         return Err(refused(path, "it is no longer a regular file"));
     }
+    // What is known of it is forgotten by its times; a run that keeps it up to date is not to be
+    // disturbed.
+    lock_against_runs(&file, path)?;
     set_size(&file, path, size)?;
     Ok(Box::new(InPlace::new(file, Output::new(path, size, false))))
 }

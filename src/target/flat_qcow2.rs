@@ -105,7 +105,8 @@ impl FlatQcow2 {
         header.extend(self.size.to_be_bytes());
         // Not encrypted.
         header.extend([0; 4]);
-        header.extend((self.l2 as u32).to_be_bytes());
+        // Of a disk of no bytes one entry that names nothing: its cluster has to be of use.
+        header.extend((self.l2.max(1) as u32).to_be_bytes());
         header.extend(self.l1_start().to_be_bytes());
         header.extend(CLUSTER.to_be_bytes());
         header.extend((self.table as u32).to_be_bytes());

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The loop device that a file is behind.
-pub fn loop_device_of(path: &Path) -> Option<PathBuf> {
+pub(super) fn loop_device_of(path: &Path) -> Option<PathBuf> {
     let wanted = fs::metadata(path).ok()?;
     let entries = fs::read_dir("/sys/block").ok()?;
     entries.filter_map(Result::ok).find_map(|entry| {

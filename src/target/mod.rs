@@ -17,7 +17,7 @@ mod temporary;
 mod tests;
 mod write_back;
 
-pub use in_use::loop_device_of;
+pub use file::NewFile;
 pub use reused::{Layout, ReuseTarget, Reused};
 pub use stream::stream_target;
 
@@ -99,10 +99,10 @@ pub struct OpenTarget {
 ///
 /// # Errors
 /// As [`open_target`] without `force`; `Usage` for a size that the layout cannot have.
-pub fn new_target(path: &Path, size: u64, layout: Layout) -> Result<Box<dyn DiskTarget>> {
+pub fn new_target(path: &Path, size: u64, layout: Layout) -> Result<NewFile> {
     match examine(path)? {
         Some(_) => Err(exists(path)),
-        None => file::create(path, size, layout),
+        None => NewFile::create(path, size, layout),
     }
 }
 
@@ -118,7 +118,7 @@ pub fn new_target(path: &Path, size: u64, layout: Layout) -> Result<Box<dyn Disk
 /// use or too small, a missing parent directory, and what the system refuses.
 pub fn open_target(path: &Path, options: OpenTarget) -> Result<Box<dyn DiskTarget>> {
     let Some(metadata) = examine(path)? else {
-        return file::create(path, options.size, Layout::Raw);
+        return Ok(Box::new(NewFile::create(path, options.size, Layout::Raw)?));
     };
     let kind = metadata.file_type();
     if !kind.is_file() && !kind.is_block_device() {

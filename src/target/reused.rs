@@ -4,9 +4,11 @@
 //! the file meanwhile; what lies behind the end of a file that is too short reads as zeros.
 
 use super::flat_qcow2::FlatQcow2;
+use super::in_use::loop_device_of;
 use super::output::Output;
 use super::{DiskTarget, ZeroState, examine, failed, refused};
 use crate::error::{Error, ErrorKind, Result};
+use crate::qemu_locks;
 use rustix::fs::{FlockOperation, Mode, OFlags, SeekFrom, flock, open as open_path, seek};
 use rustix::io::Errno;
 use std::fs::File;
@@ -67,7 +69,7 @@ pub struct ReuseTarget {
     pub size: u64,
     /// How the disk lies in it.
     pub layout: Layout,
-    /// Whether a device may be written to that is in use.
+    /// Whether what is in use may be written to.
     pub force: bool,
     /// Whether nothing will be written.
     pub read_only: bool,
@@ -76,6 +78,7 @@ pub struct ReuseTarget {
 /// An existing file or block device that is to hold a disk.
 pub struct Reused {
     file: File,
+    layout: Layout,
     output: Output,
     shape: Shape,
     size: u64,
@@ -88,8 +91,8 @@ impl Reused {
     /// Opens what is there.
     ///
     /// # Errors
-    /// [`ErrorKind::Target`] for what is no file or block device, a device that is in use or too
-    /// small, and a file that another run is writing to; [`ErrorKind::NotFound`] if there is
+    /// [`ErrorKind::Target`] for what is no file or block device, a device that is too small, what
+    /// is in use, and a file that another run is writing to; [`ErrorKind::NotFound`] if there is
     /// nothing; `Usage` for a size that the layout cannot have.
     pub fn open(path: &Path, options: ReuseTarget) -> Result<Reused> {
         let Some(metadata) = examine(path)? else {
@@ -114,16 +117,18 @@ impl Reused {
             return Err(refused(path, &cause));
         }
         let output = Output::new(path, shape.file_bytes, is_device);
-        let (size, has_head) = (options.size, false);
+        let ReuseTarget { size, layout, .. } = options;
+        let has_head = false;
         let mut reused =
-            Reused { file, output, shape, size, is_device, file_bytes_before, has_head };
+            Reused { file, layout, output, shape, size, is_device, file_bytes_before, has_head };
         reused.has_head = reused.examine_head()?;
         Ok(reused)
     }
 
-    /// True if the file already has the head of its layout, as it was made for a disk of this size.
-    pub fn has_head(&self) -> bool {
-        self.has_head
+    /// True if a disk of so many bytes lies at the same place in a file of this layout: what was
+    /// written for it is where it is looked for.
+    pub fn lies_as(&self, bytes: u64) -> bool {
+        self.layout.shape(bytes).is_ok_and(|shape| shape.base == self.shape.base)
     }
 
     /// True for a block device.
@@ -136,12 +141,16 @@ impl Reused {
         self.file_bytes_before.saturating_sub(self.shape.base).min(self.size)
     }
 
+    /// True if everything before the disk is as it should be, the zeros between its parts too.
     fn examine_head(&self) -> Result<bool> {
-        let mut found = Vec::new();
-        for (offset, bytes) in &self.shape.head {
-            found.resize(bytes.len(), 0);
-            match self.file.read_exact_at(&mut found, *offset) {
-                Ok(()) if found == *bytes => {}
+        let mut at = 0;
+        let end = (self.shape.base, Vec::new());
+        for (offset, bytes) in self.shape.head.iter().chain(std::iter::once(&end)) {
+            let mut wanted = vec![0; (offset - at) as usize];
+            wanted.extend_from_slice(bytes);
+            let mut found = vec![0; wanted.len()];
+            match self.file.read_exact_at(&mut found, at) {
+                Ok(()) if found == wanted => at += wanted.len() as u64,
                 Ok(()) => return Ok(false),
                 Err(cause) if cause.kind() == std::io::ErrorKind::UnexpectedEof => {
                     return Ok(false);
@@ -168,6 +177,11 @@ impl Reused {
                 self.output.make_hole(&self.file, 0, self.shape.base)?;
             }
             self.shape.write_head(&self.file, &self.output)?;
+        }
+        // What lies between the disk and the end of its last cluster is read when the disk grows.
+        let end = self.shape.base + self.size;
+        if !self.is_device && end < self.shape.file_bytes {
+            self.output.make_hole(&self.file, end, self.shape.file_bytes - end)?;
         }
         Ok(())
     }
@@ -272,13 +286,36 @@ fn open_file(path: &Path, is_device: bool, options: ReuseTarget) -> Result<File>
     if kind.is_block_device() != is_device || !(is_device || kind.is_file()) {
         return Err(refused(path, "something else is there now"));
     }
-    // Any other error is that of a file system without locks.
-    if !options.read_only
-        && flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK)
-    {
-        return Err(refused(path, "another program holds a lock on it"));
+    if !options.read_only {
+        claim(&file, path, options.force)?;
     }
     Ok(file)
+}
+
+/// Keeps other runs of this program from a file as long as it is open.
+pub(super) fn lock_against_runs(file: &File, path: &Path) -> Result<()> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => Err(refused(path, "another program holds a lock on it")),
+        // Any other error is that of a file system without locks.
+        _ => Ok(()),
+    }
+}
+
+/// Keeps other runs of this program, and QEMU, from a file as long as it is open.
+pub(super) fn claim(file: &File, path: &Path, force: bool) -> Result<()> {
+    lock_against_runs(file, path)?;
+    let user = match loop_device_of(path) {
+        _ if force => None,
+        Some(device) => Some(device.display().to_string()),
+        None => qemu_locks::is_open(file).then(|| "a QEMU".to_string()),
+    };
+    if let Some(user) = user {
+        let error = refused(path, &format!("it is in use by {user}"));
+        return Err(error.hint("use --force to write to it all the same"));
+    }
+    // Not where the file system has no locks, and then QEMU knows none either.
+    qemu_locks::hold(file);
+    Ok(())
 }
 
 impl DiskTarget for Reused {

@@ -346,10 +346,7 @@ impl View {
         self.with_cursor(&mut |mut cursor| {
             let mut start = range.start;
             while start < range.end {
-                let Some(run) = cursor.run_from(start)? else {
-                    let text = format!("cannot read {}: its map is too short", self.name);
-                    return Err(Error::new(ErrorKind::Damage, text));
-                };
+                let run = cursor.run_from(start)?;
                 let end = run.end.min(range.end);
                 each(ViewRun { start, end, wanted: wanted_of(&run) })?;
                 start = end;

@@ -1,7 +1,8 @@
 //! `export-delta` and `apply`.
 
 use crate::support::{LoopDevice, MIB, Outcome, Vault, finish, random};
-use crate::{History, SIZE, number};
+use crate::{History, SIZE, number, write};
+use diskvault::target::{Layout, ReuseTarget, Reused};
 use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -113,6 +114,24 @@ fn another_disk_is_not_written_to() {
     assert!(!vault.path("missing").exists());
 }
 
+/// What one run has verified another must not change before it writes.
+#[test]
+fn two_runs_do_not_get_at_one_base() {
+    let history = History::new();
+    let vault = &history.vault;
+    let file = vault.arg("delta");
+    export(vault, &history.points[0], &history.points[1], &file, &[]);
+    let base = vault.write("base", &history.days[0]);
+    let options = ReuseTarget { size: SIZE, layout: Layout::Raw, force: false, read_only: false };
+    let held = Reused::open(vault.path("base").as_path(), options).unwrap();
+    let outcome = apply(vault, &[&file, &base]);
+    assert_eq!(outcome.code, 1, "{}", outcome.stderr);
+    outcome.says("another program holds a lock on it");
+    assert!(fs::read(&base).unwrap() == history.days[0]);
+    drop(held);
+    assert_eq!(apply(vault, &[&file, &base]).code, 0);
+}
+
 #[test]
 fn a_damaged_delta_changes_nothing() {
     let history = History::new();
@@ -167,11 +186,18 @@ fn killed_at_any_instant_it_is_gone_on_with() {
         let base = vault.write("base", &old);
         let mut command = apply_command(&vault, &[&file, &base]);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let has_begun = || !crate::support::files(&journals).is_empty();
+        let is_journal = |name: &String| name.ends_with(".begun");
+        let has_begun = || crate::support::files(&journals).iter().any(is_journal);
         assert!(crate::support::poll(&mut child, has_begun) || round > 0, "it never began");
         std::thread::sleep(Duration::from_millis(round));
         child.kill().unwrap();
         child.wait().unwrap();
+        if has_begun() {
+            // A write that was broken off leaves a part of a change.
+            let part = 19 * MIB + 8192..19 * MIB + 16_384;
+            let bytes = &new[part.start as usize..part.end as usize];
+            write(vault.path("base").as_path(), part.start, bytes);
+        }
         let outcome = apply(&vault, &["--json", &file, &base]);
         assert_eq!(outcome.code, 0, "{round}: {}", outcome.stderr);
         assert!(fs::read(&base).unwrap() == new, "round {round}");

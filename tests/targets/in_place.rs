@@ -125,13 +125,13 @@ fn killed_at_any_instant_the_next_run_ends_right() {
         let mut command = vault.command(&["restore", "--in-place", "vm/sda", &target]);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         // From before it is open to after it is done.
-        std::thread::sleep(Duration::from_millis(round * 17));
+        std::thread::sleep(Duration::from_millis(round * 5));
         child.kill().unwrap();
         killed += u32::from(child.wait().unwrap().code().is_none());
         let report = vault.json(&["restore", "--in-place", "vm/sda", &target]);
         assert!(fs::read(&target).unwrap() == bytes, "round {round}: {report}");
     }
-    assert!(killed >= 5, "only {killed} runs were killed on the way");
+    assert!(killed >= 4, "only {killed} runs were killed on the way");
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn a_damaged_chunk_ends_it_and_nothing_counts_as_known() {
     vault.fails(5, &["restore", "--in-place", "vm/sda", &target], "authentication failed");
     fs::write(&pack, whole).unwrap();
     let report = vault.json(&["restore", "--in-place", "vm/sda", &target]);
-    assert_eq!(report["before"], "changed");
+    assert_eq!(report["before"], "unknown");
     assert!(fs::read(&target).unwrap() == history.days[2]);
 }
 
@@ -168,6 +168,8 @@ fn a_device_gets_the_disk_and_keeps_what_is_behind() {
     let report = vault.json(&["restore", "--in-place", "vm/sda", &device.0]);
     assert_eq!(number(&report, "written_bytes") + number(&report, "zeroed_bytes"), 0, "{report}");
     assert_eq!(number(&report, "target_read_bytes"), SIZE);
+    assert_eq!(report["before"], "unknown");
+    vault.ok(&["certify", "vm/sda", &device.0]);
 
     fs::write(vault.path("small"), random(7, SIZE - 512 * 7)).unwrap();
     let Some(small) = LoopDevice::new(&vault.path("small")) else { return };

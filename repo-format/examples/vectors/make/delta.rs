@@ -28,7 +28,7 @@ fn description() -> Payload {
 fn change(offset: u64, data: Option<&[u8]>) -> Change {
     let bytes = data.map_or(512, |data| data.len() as u32);
     let data = data.map(<[u8]>::to_vec);
-    Change { offset, bytes, old: random("what was there"), data }
+    Change { offset, bytes, data }
 }
 
 /// A file of these payloads.
