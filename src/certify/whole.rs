@@ -15,12 +15,14 @@ enum Hasher {
     Other(Box<Digests>),
 }
 
-/// Hashes a disk from front to back: BLAKE3 on all cores if `kind` is `None`.
+/// Hashes the first `size` bytes of a disk, which are there, from front to back: BLAKE3 on all cores
+/// if `kind` is `None`.
 ///
 /// # Errors
 /// `Source` for what cannot be read, `Cancelled`.
 pub fn digest_of(
     source: &dyn DiskSource,
+    size: u64,
     kind: Option<DigestKind>,
     pool: &ThreadPool,
     monitor: &dyn Monitor,
@@ -30,14 +32,14 @@ pub fn digest_of(
         Some(kind) => Hasher::Other(Box::new(Digests::new(false, &[kind]))),
     };
     let read = |at: u64, buffer: &mut Vec<u8>| {
-        let bytes = PIECE_BYTES.min(source.size() - at);
+        let bytes = PIECE_BYTES.min(size - at);
         buffer.resize(bytes as usize, 0);
         source.read_at(at, buffer)
     };
     let (mut current, mut next) = (Vec::new(), Vec::new());
     let mut at = 0;
     read(at, &mut current)?;
-    while at < source.size() {
+    while at < size {
         monitor.check_cancelled()?;
         let after = at + current.len() as u64;
         let hash = || match &mut hasher {

@@ -13,7 +13,7 @@ use crate::repository::address::Address;
 use crate::repository::locate::Locator;
 use crate::repository::points::Point;
 use crate::restore::fetch::Fetcher;
-use crate::restore::{Part, find_part, only_part};
+use crate::restore::{Part, part_of};
 use crate::source::{DiskSource, ImageFormat, ImageOptions, open_image};
 use clap::ValueEnum;
 use diskvault_format::id::to_hex;
@@ -94,10 +94,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let repository = context.open()?;
     let address = Address::parse(&arguments.point)?;
     let point = context.find_point(&repository, &address, arguments.at.as_deref())?;
-    let part = match address.part {
-        Some(name) => find_part(&point, name)?,
-        None => only_part(&point)?,
-    };
+    let part = part_of(&point, address.part)?;
     let Part::Disk(disk) = part else {
         let name = part.name().escape_debug();
         return Err(Error::new(ErrorKind::Usage, format!("cannot certify {name}: it is no disk")));
@@ -187,9 +184,9 @@ fn both_digests(
 ) -> Result<BothDigests> {
     let kind = kind.other().map(Digest::kind);
     let name = kind.map_or("blake3", |kind| kind.name());
-    let monitor = fetcher.monitor;
-    monitor.start(&format!("{name} of {}", source.describe()), Some(source.size()));
-    let found = digest_of(source, kind, pool, monitor)?;
+    let (monitor, size) = (fetcher.monitor, source.size());
+    monitor.start(&format!("{name} of {}", source.describe()), Some(size));
+    let found = digest_of(source, size, kind, pool, monitor)?;
     monitor.finish();
     let point = Digester { fetcher, pool }.compute(Part::Disk(disk), kind)?;
     Ok(BothDigests { kind: name, point, found })

@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::address::Address;
 use crate::repository::points::Point;
-use crate::restore::{Part, find_part, only_part};
+use crate::restore::{Part, part_of};
 use crate::target::stream_target;
 use diskvault_format::delta::Description;
 use diskvault_format::manifest::DiskRecord;
@@ -131,11 +131,7 @@ pub fn export(context: &Context, arguments: &ExportArguments) -> Result<()> {
 }
 
 fn disk_of<'a>(point: &'a Point, name: Option<&str>) -> Result<&'a DiskRecord> {
-    let part = match name {
-        Some(name) => find_part(point, name)?,
-        None => only_part(point)?,
-    };
-    match part {
+    match part_of(point, name)? {
         Part::Disk(disk) => Ok(disk),
         Part::Stream(stream) => {
             let name = stream.name.escape_debug();

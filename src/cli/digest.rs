@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::address::Address;
 use crate::repository::locate::Locator;
-use crate::restore::{find_part, only_part};
+use crate::restore::part_of;
 use diskvault_format::id::to_hex;
 use serde_json::json;
 use std::io::IsTerminal;
@@ -40,10 +40,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let repository = context.open()?;
     let address = Address::parse(&arguments.point)?;
     let point = context.find_point(&repository, &address, None)?;
-    let part = match address.part {
-        Some(name) => find_part(&point, name)?,
-        None => only_part(&point)?,
-    };
+    let part = part_of(&point, address.part)?;
     let locator = Locator::open_for_reading(&repository, context.monitor())?;
     let pool = context.pool()?;
     let fetcher = context.fetcher(&repository, &locator);

@@ -9,7 +9,7 @@ use crate::monitor::Monitor;
 use crate::repository::address::Address;
 use crate::repository::locate::Locator;
 use crate::restore::sequential::read_range;
-use crate::restore::{Part, find_part, only_part};
+use crate::restore::{Part, part_of};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -41,10 +41,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let repository = context.open()?;
     let address = Address::parse(&arguments.point)?;
     let point = context.find_point(&repository, &address, arguments.at.as_deref())?;
-    let part = match address.part {
-        Some(name) => find_part(&point, name)?,
-        None => only_part(&point)?,
-    };
+    let part = part_of(&point, address.part)?;
     let range = range_of(part, arguments)?;
     part.warn_of_bad_extents(context.monitor());
     let locator = Locator::open_for_reading(&repository, context.monitor())?;

@@ -127,14 +127,22 @@ pub fn layout_of(path: &Path) -> Result<Layout> {
     Ok(if bytes == 4 && magic == *b"QFI\xfb" { Layout::Qcow2 } else { Layout::Raw })
 }
 
-/// True if a disk was read from the file at `path`, as far as its token tells.
-pub fn is_source_of(disk: &DiskRecord, path: &Path) -> bool {
-    let Ok(metadata) = std::fs::metadata(path) else { return false };
+/// Refuses to write a disk to the file that it was read from, as far as its token tells.
+///
+/// # Errors
+/// `Target` for that file.
+pub fn refuse_source(disk: &DiskRecord, path: &Path) -> Result<()> {
+    let Ok(metadata) = std::fs::metadata(path) else { return Ok(()) };
     let number = |at: usize| {
         let bytes = disk.token.get(at..at + 8)?;
         Some(u64::from_le_bytes(bytes.try_into().ok()?))
     };
-    number(0) == Some(metadata.dev()) && number(8) == Some(metadata.ino())
+    if number(0) != Some(metadata.dev()) || number(8) != Some(metadata.ino()) {
+        return Ok(());
+    }
+    let text = format!("cannot write to {}: the point was made of it", path.display());
+    let error = Error::new(ErrorKind::Target, text);
+    Err(error.hint("use --force to bring the source itself back to the point"))
 }
 
 /// True if two paths lead to one file or device.

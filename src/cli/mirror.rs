@@ -1,7 +1,7 @@
 //! `mirror`: keeps disks ready to start, at the newest point of a series or at any other.
 
 use super::context::Context;
-use super::keep::{Manner, is_source_of, keep_disk};
+use super::keep::{Manner, keep_disk, refuse_source};
 use super::output::{escape, json_line, line};
 use super::restore::restore_stream_to;
 use super::sizes::format_bytes;
@@ -131,14 +131,9 @@ fn plan<'a>(
         }
         _ => parts(point).map(|part| (part, target.join(part.name()))).collect(),
     };
-    for (part, path) in &plan {
-        if let Part::Disk(disk) = part
-            && !manner.force
-            && is_source_of(disk, path)
-        {
-            let text = format!("cannot write to {}: the point was made of it", path.display());
-            let error = Error::new(ErrorKind::Target, text);
-            return Err(error.hint("use --force to bring the source itself back to the point"));
+    for (part, path) in plan.iter().filter(|_| !manner.force) {
+        if let Part::Disk(disk) = part {
+            refuse_source(disk, path)?;
         }
     }
     let is_folder = plan.iter().any(|(_, path)| path != target);

@@ -2,7 +2,7 @@
 
 use super::certify::verify_restored;
 use super::context::Context;
-use super::keep::{Manner, is_source_of, keep_disk, layout_of};
+use super::keep::{Manner, keep_disk, layout_of, refuse_source};
 use super::output::{escape, json_line, line};
 use super::sizes::{format_bytes, format_seconds};
 use crate::error::{Error, ErrorKind, Result};
@@ -189,10 +189,8 @@ fn restore_disk_in_place(
     arguments: &Arguments,
 ) -> Result<()> {
     let &Arguments { force, dry_run, .. } = arguments;
-    if !force && is_source_of(disk, path) {
-        let text = format!("cannot write to {}: the point was made of it", path.display());
-        let error = Error::new(ErrorKind::Target, text);
-        return Err(error.hint("use --force to bring the source itself back to the point"));
+    if !force {
+        refuse_source(disk, path)?;
     }
     if !force && layout_of(path)? == Layout::Qcow2 && path.exists() {
         let text = format!("cannot restore in place to {}: it is a qcow2 image", path.display());

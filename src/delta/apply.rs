@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::secrets::Passphrase;
 use crate::restore::remembered::store_durably;
-use crate::source::{DiskSource, ImageFormat, ImageOptions, open_image};
+use crate::source::{ImageFormat, ImageOptions, open_image};
 use crate::target::{DiskTarget, Layout, ReuseTarget, Reused};
 use diskvault_format::delta::Description;
 use diskvault_format::id::to_hex;
@@ -130,8 +130,7 @@ impl Apply<'_> {
         let fits = |bytes: u64| source.size() == bytes || (is_device && source.size() >= bytes);
         let digest = |bytes: u64| -> Result<Vec<u8>> {
             self.monitor.start(&format!("verifying {}", self.base.display()), Some(bytes));
-            let prefix = Prefix { inner: source.as_ref(), bytes };
-            let digest = digest_of(&prefix, None, self.pool, self.monitor)?;
+            let digest = digest_of(source.as_ref(), bytes, None, self.pool, self.monitor)?;
             self.monitor.finish();
             Ok(digest)
         };
@@ -229,53 +228,5 @@ impl Journal {
     /// What stays behind only costs its room: the base is the second disk then.
     fn remove(&self) {
         let _ = std::fs::remove_file(&self.file);
-    }
-}
-
-/// The beginning of a disk.
-struct Prefix<'a> {
-    inner: &'a dyn DiskSource,
-    bytes: u64,
-}
-
-impl DiskSource for Prefix<'_> {
-    fn size(&self) -> u64 {
-        self.bytes
-    }
-
-    fn describe(&self) -> String {
-        self.inner.describe()
-    }
-
-    fn format(&self) -> &'static str {
-        self.inner.format()
-    }
-
-    fn extents_in(
-        &self,
-        range: std::ops::Range<u64>,
-        each: &mut dyn FnMut(crate::source::Extent) -> Result<()>,
-    ) -> Result<()> {
-        self.inner.extents_in(range.start..range.end.min(self.bytes), each)
-    }
-
-    fn allocation_known(&self) -> bool {
-        self.inner.allocation_known()
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        self.inner.read_at(offset, buffer)
-    }
-
-    fn prefetch(&self, offset: u64, bytes: u64) {
-        self.inner.prefetch(offset, bytes);
-    }
-
-    fn check_unchanged_size(&self) -> Result<()> {
-        self.inner.check_unchanged_size()
-    }
-
-    fn identity(&self) -> Vec<u8> {
-        self.inner.identity()
     }
 }

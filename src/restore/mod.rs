@@ -18,4 +18,4 @@ pub mod remembered;
 pub mod sequential;
 
 pub use disk::{RestoreReport, SparseMode, restore_disk};
-pub use part::{Part, find_part, only_part, parts};
+pub use part::{Part, find_part, only_part, part_of, parts};

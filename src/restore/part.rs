@@ -68,6 +68,14 @@ pub fn find_part<'a>(point: &'a Point, name: &str) -> Result<Part<'a>> {
     })
 }
 
+/// The part that is named, or the one that is meant when none is.
+///
+/// # Errors
+/// As [`find_part`] and [`only_part`].
+pub fn part_of<'a>(point: &'a Point, name: Option<&str>) -> Result<Part<'a>> {
+    name.map_or_else(|| only_part(point), |name| find_part(point, name))
+}
+
 /// The part that is meant when none is named: the only disk, or the only stream of a point
 /// without disks.
 ///
