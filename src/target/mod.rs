@@ -6,6 +6,7 @@
 
 mod device;
 mod file;
+pub mod image;
 mod in_place;
 mod output;
 mod stream;
