@@ -251,3 +251,26 @@ fn images_can_be_written_to() {
         fs::remove_file(rig.path(&image)).unwrap();
     }
 }
+
+/// QEMU reads one directory only; other programs fall back on the second.
+#[test]
+fn the_redundant_directory_of_a_vmdk_says_the_same() {
+    let rig = Rig::new();
+    let size = 130 * MIB;
+    rig.disk("disk", size, &[(MIB, 100 * KIB), (99 * MIB, MIB), (size - 512, 512)]);
+    rig.backup("disk");
+    rig.shell.ok(&["restore", "disk", "out.vmdk", "--format", "vmdk"]);
+    let image = fs::read(rig.path("out.vmdk")).unwrap();
+    let number = |at: usize| u32::from_le_bytes(image[at..at + 4].try_into().unwrap()) as usize;
+    let [second, first] = [48, 56].map(|at| number(at) * 512);
+    assert!(first != second && first > 0 && second > 0);
+    let mut used = 0;
+    for entry in 0..5 {
+        let [second, first] = [second, first].map(|at| number(at + entry * 4) * 512);
+        assert_ne!(first, second);
+        assert!(image[first..first + 2048] == image[second..second + 2048], "table {entry}");
+        used += (0..512).filter(|grain| number(first + grain * 4) != 0).count();
+    }
+    // 100 KiB from 1 MiB on lie in two grains, 1 MiB in 16, the last sector in one.
+    assert_eq!(used, 2 + 16 + 1);
+}

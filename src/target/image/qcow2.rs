@@ -175,8 +175,8 @@ pub(super) fn write_tables(
         (at(next - 1) | FLAG_COPIED).to_be_bytes()
     })?;
     let mut table = vec![0; CLUSTER_BYTES as usize];
-    let mut next = layout.second_level_at;
-    for number in (0..tables).filter(|number| has_table(*number)) {
+    let numbers = (0..tables).filter(|number| has_table(*number));
+    for (next, number) in (layout.second_level_at..).zip(numbers) {
         let first = number * TABLE_ENTRIES;
         let range = first..first + TABLE_ENTRIES;
         table.fill(0);
@@ -190,7 +190,6 @@ pub(super) fn write_tables(
         let places = layout.places;
         clusters.each_used(range, &mut |cluster, rank| set(cluster, places.of(rank) | FLAG_COPIED));
         put(at(next), &table)?;
-        next += 1;
     }
     Ok(layout.places)
 }
