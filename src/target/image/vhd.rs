@@ -23,8 +23,8 @@ const TABLE_AT: u64 = HEADER_AT + HEADER_BYTES as u64;
 const NOWHERE: u64 = u64::MAX;
 const VERSION: u32 = 0x0001_0000;
 const TYPE_DYNAMIC: u32 = 3;
-/// What QEMU writes for an image whose size is the one in the footer. To images of other programs
-/// than it knows, it gives the size of their geometry, which cannot express most sizes.
+/// What QEMU writes for an image whose size is the one in the footer. Older versions of it give the
+/// size of the geometry, which cannot express most sizes, to images of programs they do not know.
 const CREATOR: &[u8; 4] = b"qem2";
 /// Windows, as all programs write.
 const CREATOR_SYSTEM: &[u8; 4] = b"Wi2k";
