@@ -36,7 +36,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
         "storage" | "index" | "source" | "target" | "chunking" => &[],
         "repository" => &["storage", "index"],
         "backup" => &["repository", "source", "chunking"],
-        "restore" => &["repository", "target", "chunking", "diff"],
+        "restore" => &["repository", "source", "target", "chunking", "diff"],
         "check" => &["storage", "repository", "restore"],
         "repair" => &["storage", "repository", "restore"],
         "retention" => &["storage", "repository"],

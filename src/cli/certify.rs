@@ -127,7 +127,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
 }
 
 /// Reads what was restored back, past the cache of the system where that is possible, and compares
-/// every byte of it.
+/// every byte of it; `options` are how it is to be read.
 ///
 /// # Errors
 /// `Damage` if something differs, or as reading both.
@@ -136,14 +136,14 @@ pub fn verify_restored(
     fetcher: Fetcher<'_>,
     (point, disk): (&Point, &DiskRecord),
     path: &Path,
+    options: &ImageOptions,
 ) -> Result<()> {
     let monitor = context.monitor();
     if let Ok(file) = std::fs::File::open(path) {
         // Only advice: then what the kernel still has is compared.
         let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
     }
-    let options = ImageOptions { format: Some(ImageFormat::Raw), ..ImageOptions::default() };
-    let source = open_image(path, &options, monitor)?;
+    let source = open_image(path, options, monitor)?;
     let pool = context.pool()?;
     let certifier = Certifier { fetcher, pool: &pool };
     monitor.start(&format!("reading {} back", path.display()), Some(disk.size));

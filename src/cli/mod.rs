@@ -36,6 +36,7 @@ mod prune;
 mod recovery;
 mod repair;
 mod restore;
+mod restore_format;
 mod show;
 mod sizes;
 mod stats;

@@ -4,6 +4,7 @@ use super::certify::verify_restored;
 use super::context::Context;
 use super::keep::{Manner, keep_disk, layout_of, refuse_source};
 use super::output::{escape, json_line, line};
+use super::restore_format::{FormatArguments, restore_archive};
 use super::sizes::{format_bytes, format_seconds};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
@@ -17,6 +18,7 @@ use crate::target::{Layout, OpenTarget, StreamTarget, open_target, stream_target
 use clap::ValueEnum;
 use diskvault_format::manifest::{DiskRecord, StreamRecord};
 use serde_json::json;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -47,6 +49,8 @@ pub struct Arguments {
     /// Read every disk back afterwards and compare it with the point
     #[arg(long, conflicts_with = "dry_run")]
     verify: bool,
+    #[command(flatten)]
+    format: FormatArguments,
 }
 
 /// `--sparse`.
@@ -76,30 +80,41 @@ impl Sparse {
 /// `Damage`, `Target`, `NoSpace`, or as finding the point.
 pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let began = Instant::now();
+    arguments.format.validate(matches!(arguments.sparse, Sparse::Auto), arguments.in_place)?;
     let repository = context.open()?;
     let address = Address::parse(&arguments.point)?;
     let point = context.find_point(&repository, &address, arguments.at.as_deref())?;
     let plan = plan(&point, &address, arguments)?;
     let left_out = parts(&point).count() - plan.len();
     if address.part.is_none() && left_out > 0 {
-        let text = "only the disk is restored: name an existing folder to restore all parts";
+        let text = if arguments.format.is_archive() {
+            "only disks are restored: streams of a point have no place in an OVA"
+        } else {
+            "only the disk is restored: name an existing folder to restore all parts"
+        };
         context.monitor().note(text);
     }
     let locator = Locator::open_for_reading(&repository, context.monitor())?;
     let fetcher = context.fetcher(&repository, &locator);
-    let mut bytes = 0;
-    for (part, path) in &plan {
-        if let (Part::Disk(disk), true) = (part, arguments.in_place) {
-            restore_disk_in_place(context, &fetcher, (&point, disk), path, arguments)?;
-            continue;
+    let bytes: u64 = plan.iter().map(|(part, _)| part.bytes()).sum();
+    if arguments.format.is_archive() {
+        restore_archive(context, &fetcher, &point, &plan, arguments.force)?;
+    } else {
+        for (part, path) in &plan {
+            match part {
+                Part::Disk(disk) if arguments.in_place => {
+                    restore_disk_in_place(context, &fetcher, (&point, disk), path, arguments)?;
+                }
+                _ => restore_part((context, &point), &fetcher, *part, path, arguments)?,
+            }
         }
-        restore_part(&fetcher, *part, path, arguments)?;
-        bytes += part.bytes();
     }
-    for (part, path) in plan.iter().filter(|_| arguments.verify) {
-        if let Part::Disk(disk) = part {
+    if arguments.verify {
+        let disks = plan.iter().filter_map(|(part, path)| Some((part.disk()?, path)));
+        for (number, (disk, path)) in disks.enumerate() {
             let fetcher = context.fetcher(&repository, &locator);
-            verify_restored(context, fetcher, (&point, disk), path)?;
+            let options = arguments.format.reading_back(path, number, context.monitor())?;
+            verify_restored(context, fetcher, (&point, disk), path, &options)?;
         }
     }
     if arguments.in_place {
@@ -138,14 +153,16 @@ fn plan<'a>(
     arguments: &Arguments,
 ) -> Result<Vec<(Part<'a>, PathBuf)>> {
     let target = &arguments.target;
+    if arguments.format.is_archive() {
+        return arguments.format.plan_archive(point, address, target, arguments.force);
+    }
     if let Some(name) = address.part {
         let part = find_part(point, name)?;
-        return Ok(vec![(part, in_folder(target, part))]);
+        return plan_one(part, arguments);
     }
     let count = parts(point).count();
     if count <= 1 || (point.manifest.disks.len() == 1 && !target.is_dir()) {
-        let part = only_part(point)?;
-        return Ok(vec![(part, in_folder(target, part))]);
+        return plan_one(only_part(point)?, arguments);
     }
     if target.exists() && !target.is_dir() {
         let text = format!(
@@ -156,7 +173,7 @@ fn plan<'a>(
     }
     let mut plan = Vec::new();
     for part in parts(point) {
-        let path = target.join(part.name());
+        let path = target.join(arguments.format.file_name(part));
         // All names are looked at before the first byte is written.
         if path.exists() && !arguments.force && !arguments.in_place {
             let text = format!("cannot restore to {}: it exists", path.display());
@@ -164,8 +181,10 @@ fn plan<'a>(
                 Error::new(ErrorKind::AlreadyExists, text).hint("use --force to overwrite it")
             );
         }
+        arguments.format.check(part, &path, arguments.force)?;
         plan.push((part, path));
     }
+    refuse_equal_names(&plan)?;
     if arguments.dry_run {
         return Ok(plan);
     }
@@ -175,9 +194,22 @@ fn plan<'a>(
     Ok(plan)
 }
 
-/// A folder takes a part by its name.
-fn in_folder(target: &Path, part: Part<'_>) -> PathBuf {
-    if target.is_dir() { target.join(part.name()) } else { target.to_owned() }
+/// One part that was named or is alone; a folder takes it by its name.
+fn plan_one<'a>(part: Part<'a>, arguments: &Arguments) -> Result<Vec<(Part<'a>, PathBuf)>> {
+    let (target, format) = (&arguments.target, &arguments.format);
+    let path =
+        if target.is_dir() { target.join(format.file_name(part)) } else { target.to_owned() };
+    format.refuse_stream(part)?;
+    format.check(part, &path, arguments.force)?;
+    Ok(vec![(part, path)])
+}
+
+/// Two names of parts can become one by the ending of a format.
+fn refuse_equal_names(plan: &[(Part<'_>, PathBuf)]) -> Result<()> {
+    let mut taken = HashSet::new();
+    let Some((_, path)) = plan.iter().find(|(_, path)| !taken.insert(path)) else { return Ok(()) };
+    let text = format!("cannot restore two parts to {}", path.display());
+    Err(Error::new(ErrorKind::Usage, text).hint("name one part as POINT/DISK"))
 }
 
 /// Writes what differs, if something is there.
@@ -203,6 +235,7 @@ fn restore_disk_in_place(
 }
 
 fn restore_part(
+    (context, point): (&Context, &Point),
     fetcher: &Fetcher<'_>,
     part: Part<'_>,
     path: &Path,
@@ -212,6 +245,11 @@ fn restore_part(
     let stage = format!("restoring {}", part.name());
     part.warn_of_bad_extents(fetcher.monitor);
     match part {
+        Part::Disk(disk) if !arguments.format.is_raw() => {
+            fetcher.monitor.start(&stage, Some(disk.size));
+            let target = (path, arguments.force);
+            arguments.format.restore_disk(context, fetcher, point, disk, target)?;
+        }
         Part::Disk(disk) => {
             let options = OpenTarget { size: disk.size, force: arguments.force };
             let target = open_target(path, options)?;

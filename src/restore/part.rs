@@ -23,6 +23,14 @@ impl<'a> Part<'a> {
         }
     }
 
+    /// The disk, if it is one.
+    pub fn disk(self) -> Option<&'a DiskRecord> {
+        match self {
+            Part::Disk(disk) => Some(disk),
+            Part::Stream(_) => None,
+        }
+    }
+
     /// Its size in bytes.
     pub fn bytes(self) -> u64 {
         match self {

@@ -7,6 +7,7 @@
 mod device;
 mod file;
 mod flat_qcow2;
+pub mod image;
 mod in_place;
 mod in_use;
 mod output;

@@ -3,7 +3,7 @@
 //! Invariant: an existing file is replaced as a whole and only at the end, so that it is
 //! always either the old one or the new one.
 
-use super::temporary::{Existing, Temporary};
+use super::temporary::{Temporary, new_or_replaced};
 use super::{StreamTarget, examine, exists, failed, refused};
 use crate::error::Result;
 use rustix::fs::{Mode, OFlags, open};
@@ -22,9 +22,9 @@ use std::path::{Path, PathBuf};
 /// [`ErrorKind::AlreadyExists`](crate::error::ErrorKind::AlreadyExists) if there is something
 /// and `force` is not set; otherwise as [`open_target`](super::open_target).
 pub fn stream_target(path: &Path, force: bool) -> Result<Box<dyn StreamTarget>> {
-    let Some(metadata) = examine(path)? else {
-        let temporary = Temporary::create(path, Existing::Keep)?;
-        return Ok(Box::new(NewFile { temporary }));
+    let found = examine(path)?;
+    let Some(metadata) = found.filter(|metadata| !metadata.is_file()) else {
+        return Ok(Box::new(NewFile { temporary: new_or_replaced(path, force)? }));
     };
     let kind = metadata.file_type();
     if kind.is_socket() {
@@ -34,15 +34,7 @@ pub fn stream_target(path: &Path, force: bool) -> Result<Box<dyn StreamTarget>> 
     if !force && !kind.is_fifo() {
         return Err(exists(path));
     }
-    if kind.is_file() { replace(path, &metadata) } else { write_directly(path, &metadata) }
-}
-
-fn replace(path: &Path, metadata: &Metadata) -> Result<Box<dyn StreamTarget>> {
-    let real = path.canonicalize().map_err(|cause| failed("restore to", path, cause))?;
-    let temporary = Temporary::create(&real, Existing::Replace)?;
-    // Best effort: not every file system has modes.
-    let _ = temporary.file().set_permissions(metadata.permissions());
-    Ok(Box::new(NewFile { temporary }))
+    write_directly(path, &metadata)
 }
 
 fn write_directly(path: &Path, metadata: &Metadata) -> Result<Box<dyn StreamTarget>> {

@@ -4,7 +4,7 @@
 //! replaces what this program was not told to replace. Without that the temporary disappears;
 //! only a killed process leaves it, and its name says whose it was.
 
-use super::{exists, failed, refused};
+use super::{examine, exists, failed, refused};
 use crate::error::{Error, ErrorKind, Result};
 use rustix::fs::{
     AtFlags, Mode, OFlags, RenameFlags, open, openat, renameat, renameat_with, unlinkat,
@@ -142,6 +142,26 @@ impl Drop for Temporary {
             let _ = unlinkat(&self.directory, &self.name, AtFlags::empty());
         }
     }
+}
+
+/// A file that takes the name `path` when it is finished: of nothing, or with `force` of a file that
+/// is there, whose mode it gets; a symbolic link goes on to lead to it.
+///
+/// # Errors
+/// [`ErrorKind::AlreadyExists`] if there is something and `force` is not set; otherwise as
+/// [`open_target`](super::open_target).
+pub(super) fn new_or_replaced(path: &Path, force: bool) -> Result<Temporary> {
+    let Some(metadata) = examine(path)? else {
+        return Temporary::create(path, Existing::Keep);
+    };
+    if !force {
+        return Err(exists(path));
+    }
+    let real = path.canonicalize().map_err(|cause| failed("restore to", path, cause))?;
+    let temporary = Temporary::create(&real, Existing::Replace)?;
+    // Best effort: not every file system has modes.
+    let _ = temporary.file().set_permissions(metadata.permissions());
+    Ok(temporary)
 }
 
 /// `.<name>.diskvault-<random>`: hidden, beside the final name, unlike any other.

@@ -185,7 +185,7 @@ pub(crate) fn ranges(sectors: &[bool]) -> Vec<Range<u64>> {
 
 /// Deflated with a zlib header.
 pub(crate) fn packed(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
 }
