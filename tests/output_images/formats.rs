@@ -33,6 +33,19 @@ fn small_disks_of_every_shape() {
     assert_all(&rig, "more", 2 * MIB + 512, &[(2 * MIB - 512, 1024)]);
 }
 
+/// The way around: a backup of an image is one of the disk.
+#[test]
+fn images_are_backed_up_as_their_disk() {
+    let rig = Rig::new();
+    rig.disk("disk", 5 * MIB + 512, &[(0, 3 * MIB), (4 * MIB + KIB, 100 * KIB)]);
+    rig.backup("disk");
+    for form in &FORMS {
+        let image = format!("image.{}", form.ending);
+        rig.shell.ok(&[&["restore", "disk", &image, "--force"], form.options].concat());
+        rig.assert_reads_back(&image, "disk");
+    }
+}
+
 #[test]
 fn empty_disks_where_a_format_has_them() {
     let rig = Rig::new();

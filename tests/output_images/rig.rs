@@ -81,7 +81,7 @@ impl Rig {
         self.shell.backup(&["--name", name, "--disk", &disk])
     }
 
-    /// The restored image, which every judge has to accept as the disk.
+    /// The restored image, which QEMU and our own readers have to accept as the disk.
     pub fn assert_restores(&self, series: &str, raw: &str, form: &Form) {
         let image = format!("{series}-out.{}", form.ending);
         let out = self.shell.ok(&[&["restore", "--verify", series, &image], form.options].concat());
@@ -91,7 +91,7 @@ impl Rig {
         fs::remove_file(self.path(&image)).unwrap();
     }
 
-    /// QEMU finds nothing wrong with an image, and the disk in it; so does a backup of it.
+    /// QEMU finds nothing wrong with an image, and the disk in it.
     pub fn assert_is_disk(&self, image: &str, raw: &str, qemu: &str) {
         if qemu != "vpc" {
             self.tool("qemu-img", &["check", "-f", qemu, image]);
@@ -101,7 +101,6 @@ impl Rig {
         let info: Value = serde_json::from_str(&info).unwrap();
         let size = self.path(raw).metadata().unwrap().len();
         assert_eq!(info["virtual-size"], size, "{image}");
-        self.assert_reads_back(image, raw);
     }
 
     /// A backup of the image has the map root of a backup of the disk, and stores nothing.
