@@ -25,6 +25,7 @@ pub mod repair;
 pub mod repository;
 pub mod restore;
 pub mod retention;
+pub mod serve;
 pub mod source;
 pub mod stats;
 pub mod storage;

@@ -44,6 +44,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
         "copy" => &["repository", "restore", "backup", "chunking"],
         "diff" => &["repository"],
         "view" => &["repository", "restore"],
+        "serve" => &["repository", "restore", "chunking", "view"],
         "stats" => &["storage", "repository"],
         "digest" => &["repository", "restore", "backup"],
         "benchmark" => {
@@ -68,6 +69,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
             "repair",
             "benchmark",
             "view",
+            "serve",
         ],
         _ => return None,
     })

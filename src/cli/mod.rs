@@ -27,6 +27,7 @@ mod prune;
 mod recovery;
 mod repair;
 mod restore;
+mod serve_nbd;
 mod show;
 mod sizes;
 mod stats;
@@ -121,6 +122,8 @@ enum Command {
     Restore(restore::Arguments),
     /// Write one disk or stream to standard output
     Dump(dump::Arguments),
+    /// Serve the disks of a point over NBD, read-only or with an overlay that takes writes
+    ServeNbd(serve_nbd::Arguments),
     /// Drop points by a policy or by name; they can be brought back
     Forget(forget::Arguments),
     /// Give the room of what no point needs back
@@ -205,6 +208,7 @@ fn run(cli: Cli) -> Result<usize> {
         Command::Show(arguments) => show::run(&context, &arguments),
         Command::Restore(arguments) => restore::run(&context, &arguments),
         Command::Dump(arguments) => dump::run(&context, &arguments),
+        Command::ServeNbd(arguments) => serve_nbd::run(&context, &arguments),
         Command::Forget(arguments) => forget::run(&context, &arguments),
         Command::Prune(arguments) => prune::run(&context, &arguments),
         Command::Copy(arguments) => copy::run(&context, &arguments),

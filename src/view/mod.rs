@@ -21,7 +21,7 @@ use crate::repository::segment_cache::{DecodedSegment, SegmentCache};
 use crate::restore::Part;
 use crate::restore::allocated::{Boundaries, read_allocation};
 use crate::restore::fetch::{Fetcher, Wanted};
-use diskvault_format::id::{ChunkId, PackId};
+use diskvault_format::id::{ChunkId, PackId, RepositoryId};
 use diskvault_format::manifest::{DiskRecord, StreamReference};
 use rayon::ThreadPool;
 use rayon::prelude::*;
@@ -80,6 +80,16 @@ impl Vault {
             segments: SegmentCache::new(SEGMENTS_KEPT),
             chunks: Mutex::default(),
         }
+    }
+
+    /// The repository's id.
+    pub fn repository_id(&self) -> RepositoryId {
+        self.repository.id()
+    }
+
+    /// The repository.
+    pub fn repository(&self) -> &Arc<Repository> {
+        &self.repository
     }
 
     fn fetcher(&self) -> Fetcher<'_> {
