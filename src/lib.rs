@@ -10,6 +10,7 @@
 
 pub mod backup;
 pub mod benchmark;
+pub mod boot;
 pub mod check;
 pub mod chunking;
 pub mod cli;

@@ -44,6 +44,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
         "copy" => &["repository", "restore", "backup", "chunking"],
         "diff" => &["repository"],
         "view" => &["repository", "restore"],
+        "boot" => &["repository", "restore", "source", "view", "serve"],
         "serve" => &["repository", "restore", "chunking", "view"],
         "stats" => &["storage", "repository"],
         "digest" => &["repository", "restore", "backup"],
@@ -70,6 +71,7 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
             "benchmark",
             "view",
             "serve",
+            "boot",
         ],
         _ => return None,
     })

@@ -6,6 +6,7 @@
 
 mod backup;
 mod benchmark;
+mod boot;
 mod check;
 mod completions;
 mod context;
@@ -124,6 +125,8 @@ enum Command {
     Dump(dump::Arguments),
     /// Serve the disks of a point over NBD, read-only or with an overlay that takes writes
     ServeNbd(serve_nbd::Arguments),
+    /// Start a machine on the disks of a point, or see whether it boots
+    Boot(boot::Arguments),
     /// Drop points by a policy or by name; they can be brought back
     Forget(forget::Arguments),
     /// Give the room of what no point needs back
@@ -209,6 +212,7 @@ fn run(cli: Cli) -> Result<usize> {
         Command::Restore(arguments) => restore::run(&context, &arguments),
         Command::Dump(arguments) => dump::run(&context, &arguments),
         Command::ServeNbd(arguments) => serve_nbd::run(&context, &arguments),
+        Command::Boot(arguments) => boot::run(&context, &arguments),
         Command::Forget(arguments) => forget::run(&context, &arguments),
         Command::Prune(arguments) => prune::run(&context, &arguments),
         Command::Copy(arguments) => copy::run(&context, &arguments),
