@@ -84,6 +84,39 @@ fn several_connections_write_to_one_disk() {
     assert!(stage.copy(stage.serve(&["--overlay", "o"]).uri()) == other);
 }
 
+/// Sectors of one block, each from another of two clients, with many of each under way: the block is
+/// completed from the point once, and nobody's sector is lost.
+#[test]
+fn writes_to_parts_of_one_block_do_not_undo_each_other() {
+    const COUNT: u64 = 4096;
+    let stage = Stage::new();
+    let server = stage.serve(&["--overlay", "o"]);
+    let path = stage.path("s");
+    std::thread::scope(|scope| {
+        for parity in 0..2 {
+            let mut client = hostile::Raw::connect(&path);
+            client.go("vda");
+            let mut reader = hostile::Raw(client.0.try_clone().unwrap());
+            scope.spawn(move || {
+                for sector in (parity..COUNT).step_by(2) {
+                    let data = [sector as u8 | 1; 512];
+                    client.request(1, 0, 9 * MIB + sector * 512, &data, None);
+                }
+            });
+            scope.spawn(move || {
+                for _ in 0..COUNT / 2 {
+                    assert_eq!(reader.simple_reply(), (0, 1));
+                }
+            });
+        }
+    });
+    let mut expected = Expected(stage.bytes());
+    for sector in 0..COUNT {
+        expected.fill(9 * MIB + sector * 512..9 * MIB + sector * 512 + 512, sector as u8 | 1);
+    }
+    assert!(stage.copy(server.uri()) == expected.0);
+}
+
 #[test]
 fn what_was_flushed_survives_a_kill() {
     let stage = Stage::new();
@@ -119,7 +152,9 @@ fn a_temporary_overlay_is_gone_afterwards() {
 
 fn refuse(stage: &Stage, point: &str, overlay: &str, why: &str) {
     let before = std::fs::read(stage.path(overlay)).ok();
-    let output = stage.shell.run(&["serve-nbd", point, "--socket", "s2", "--overlay", overlay]);
+    let idle = ["--exit-when-idle", "1"];
+    let arguments = ["serve-nbd", point, "--socket", "s2", "--overlay", overlay];
+    let output = stage.shell.run(&[&arguments[..], &idle].concat());
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(

@@ -6,7 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 
 fn refused(stage: &Stage, arguments: &[&str], code: i32, why: &str) {
-    let output = stage.shell.run(&[&["serve-nbd", "vm"], arguments].concat());
+    let output =
+        stage.shell.run(&[&["serve-nbd", "vm", "--exit-when-idle", "1"], arguments].concat());
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{text}");
     assert!(text.contains(why), "{text}");
