@@ -10,6 +10,7 @@
 
 pub mod backup;
 pub mod benchmark;
+pub mod boot;
 pub mod certify;
 pub mod check;
 pub mod chunking;
@@ -30,6 +31,7 @@ pub mod repair;
 pub mod repository;
 pub mod restore;
 pub mod retention;
+pub mod serve;
 pub mod source;
 pub mod stats;
 pub mod storage;

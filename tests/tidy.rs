@@ -48,6 +48,8 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
         "certify" => &["repository", "restore", "backup", "source", "chunking"],
         "files" => &["repository", "source", "view"],
         "mount" => &["repository", "restore", "view"],
+        "boot" => &["repository", "restore", "source", "view", "serve"],
+        "serve" => &["repository", "restore", "chunking", "view"],
         "stats" => &["storage", "repository"],
         "digest" => &["repository", "restore", "backup"],
         "benchmark" => {
@@ -76,6 +78,8 @@ fn allowed_imports(module: &str) -> Option<&'static [&'static str]> {
             "delta",
             "files",
             "mount",
+            "serve",
+            "boot",
         ],
         _ => return None,
     })

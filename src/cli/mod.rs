@@ -6,6 +6,7 @@
 
 mod backup;
 mod benchmark;
+mod boot;
 mod certify;
 mod check;
 mod completions;
@@ -37,6 +38,7 @@ mod recovery;
 mod repair;
 mod restore;
 mod restore_format;
+mod serve_nbd;
 mod show;
 mod sizes;
 mod stats;
@@ -143,6 +145,10 @@ enum Command {
     Find(find::Arguments),
     /// Show the disks of all points as files, through FUSE
     Mount(mount::Arguments),
+    /// Serve the disks of a point over NBD, read-only or with an overlay that takes writes
+    ServeNbd(serve_nbd::Arguments),
+    /// Start a machine on the disks of a point, or see whether it boots
+    Boot(boot::Arguments),
     /// Drop points by a policy or by name; they can be brought back
     Forget(forget::Arguments),
     /// Give the room of what no point needs back
@@ -237,6 +243,8 @@ fn run(cli: Cli) -> Result<usize> {
         Command::Cp(arguments) => cp::run(&context, &arguments),
         Command::Find(arguments) => find::run(&context, &arguments),
         Command::Mount(arguments) => mount::run(&context, &arguments),
+        Command::ServeNbd(arguments) => serve_nbd::run(&context, &arguments),
+        Command::Boot(arguments) => boot::run(&context, &arguments),
         Command::Forget(arguments) => forget::run(&context, &arguments),
         Command::Prune(arguments) => prune::run(&context, &arguments),
         Command::Copy(arguments) => copy::run(&context, &arguments),

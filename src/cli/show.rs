@@ -6,7 +6,7 @@ use super::output::{escape, ignore_broken_pipe, json_line, line};
 use super::sizes::{format_bytes, format_seconds};
 use crate::error::Result;
 use crate::repository::address::{Address, format_time_local, format_time_utc};
-use crate::repository::notes::Notes;
+use crate::repository::notes::{Notes, StoredVerdict};
 use crate::repository::points::Point;
 use diskvault_format::id::to_hex;
 use diskvault_format::manifest::{Chunking, DiskRecord, Statistics, StreamRecord};
@@ -90,12 +90,30 @@ fn as_json(point: &Point, notes: &Notes, is_wanted: &dyn Fn(&str) -> bool) -> Va
     let streams = manifest.streams.iter().filter(|stream| is_wanted(&stream.name));
     value["disks"] = disks.map(disk).collect();
     value["streams"] = streams.map(stream).collect();
+    value["verdicts"] = notes.verdicts(point).iter().map(verdict_json).collect();
     value["previous"] = manifest.previous.iter().map(|id| id.to_hex()).collect();
     value["republishes"] = json!(manifest.republishes.map(|id| id.to_hex()));
     value["program"] = json!(manifest.program);
     value["started"] = json!(format_time_utc(manifest.started_unix_ns));
     value["duration_seconds"] = json!(manifest.duration_ms as f64 / 1000.0);
     value
+}
+
+fn verdict_json(verdict: &StoredVerdict) -> Value {
+    json!({
+        "test": verdict.test,
+        "result": verdict.result,
+        "detail": verdict.detail,
+        "host": verdict.host,
+        "time": format_time_utc(verdict.time_unix_ns),
+    })
+}
+
+fn print_verdict(verdict: &StoredVerdict) -> Result<()> {
+    let [test, result, detail, host] =
+        [&verdict.test, &verdict.result, &verdict.detail, &verdict.host].map(|text| escape(text));
+    let time = format_time_local(verdict.time_unix_ns);
+    line(&format!("verdict   {test} {result}: {detail}, on {host} at {time}"))
 }
 
 fn tracking_json(tracking: &Tracking) -> Value {
@@ -162,6 +180,7 @@ fn print(point: &Point, notes: &Notes, is_wanted: &dyn Fn(&str) -> bool) -> Resu
     for (key, value) in &notes.tags(point) {
         line(&format!("tag       {}={}", escape(key), escape(value)))?;
     }
+    notes.verdicts(point).iter().try_for_each(print_verdict)?;
     for disk in manifest.disks.iter().filter(|disk| is_wanted(&disk.name)) {
         let size = format_bytes(disk.size);
         line(&format!("\ndisk      {}", escape(&disk.name)))?;

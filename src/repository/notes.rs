@@ -11,7 +11,7 @@ use crate::storage::{Folder, ObjectName};
 use diskvault_format::crypto::ObjectKind;
 use diskvault_format::id::PointId;
 use diskvault_format::names;
-use diskvault_format::small::{NOTE_PIN, NOTE_REMOVAL, NOTE_TAG, NOTE_UNPIN, Note};
+use diskvault_format::small::{NOTE_PIN, NOTE_REMOVAL, NOTE_TAG, NOTE_UNPIN, NOTE_VERDICT, Note};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One stored note.
@@ -30,6 +30,21 @@ pub struct Pin {
     pub random: String,
     /// Why the point is pinned; may be empty.
     pub reason: String,
+}
+
+/// What a test of a point found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredVerdict {
+    /// The test, such as `boot`.
+    pub test: String,
+    /// Its result, such as `good`.
+    pub result: String,
+    /// Why, in words.
+    pub detail: String,
+    /// Where it ran.
+    pub host: String,
+    /// When it ended, in nanoseconds since 1970-01-01T00:00:00Z.
+    pub time_unix_ns: i64,
 }
 
 /// The notes of some points.
@@ -145,6 +160,22 @@ impl Notes {
             }
         }
         tags
+    }
+
+    /// What tests of a point found, earliest first.
+    pub fn verdicts(&self, point: &Point) -> Vec<StoredVerdict> {
+        let found = self.of(point).into_iter().map(|stored| &stored.note);
+        let verdicts = found.filter(|note| note.kind == NOTE_VERDICT);
+        let text = |note: &Note, key: &str| field(note, key).unwrap_or_default().to_string();
+        verdicts
+            .map(|note| StoredVerdict {
+                test: text(note, "test"),
+                result: text(note, "result"),
+                detail: text(note, "detail"),
+                host: note.host.clone(),
+                time_unix_ns: note.time_unix_ns,
+            })
+            .collect()
     }
 
     /// Points that a removal note explains the absence of.

@@ -37,12 +37,13 @@ impl Reader {
     /// # Errors
     /// As [`View::read_at`].
     pub fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        self.look_ahead(offset, buffer.len() as u64);
+        self.foresee(offset, buffer.len() as u64);
         self.view.read_at(offset, buffer)
     }
 
-    /// Loads what comes next, in the background, if the last reads led up to this one.
-    fn look_ahead(&mut self, offset: u64, bytes: u64) {
+    /// Hears of a read that somebody makes by the view itself, and loads what comes next, in the
+    /// background, if the last reads led up to this one.
+    pub fn foresee(&mut self, offset: u64, bytes: u64) {
         let end = offset.saturating_add(bytes);
         let follows = offset.abs_diff(self.expected) <= SLACK_BYTES;
         if !follows {

@@ -24,6 +24,11 @@ impl Shell {
 
     /// Runs the program.
     pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// The program, to be run.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_diskvault"));
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("DISKVAULT_") {
@@ -35,9 +40,8 @@ impl Shell {
             .current_dir(&self.folder)
             .env("DISKVAULT_REPOSITORY", "repository")
             .env("DISKVAULT_PASSWORD", self.password)
-            .env("DISKVAULT_CACHE_DIR", "cache")
-            .output()
-            .unwrap()
+            .env("DISKVAULT_CACHE_DIR", "cache");
+        command
     }
 
     /// Runs the program, which must succeed without a warning, and gives its output.

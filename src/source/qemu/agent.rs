@@ -111,6 +111,21 @@ impl Rest {
     }
 }
 
+/// Whether a guest agent answers to a ping within `patience`.
+pub fn agent_answers(path: &Path, patience: Duration) -> bool {
+    let Ok(socket) = UnixStream::connect(path) else { return false };
+    if socket.set_write_timeout(Some(patience)).is_err() {
+        return false;
+    }
+    let mut rest = Rest { stream: BufReader::new(socket), is_frozen: false };
+    let until = Instant::now() + patience;
+    if rest.send("guest-ping", json!({})).is_err() {
+        return false;
+    }
+    // An answer to an earlier ping is as good.
+    rest.line(until).is_ok_and(|answer| answer.get("return").is_some())
+}
+
 impl Drop for Rest {
     fn drop(&mut self) {
         if self.is_frozen {

@@ -12,7 +12,7 @@ mod agent;
 mod disks;
 mod qmp;
 
-pub use agent::Rest;
+pub use agent::{Rest, agent_answers};
 pub use qmp::Qmp;
 
 use super::machine::{Frozen, FrozenDisk, Marks, Since, Told};
