@@ -12,11 +12,12 @@ use crate::restore::in_place::InPlaceReport;
 use crate::restore::keep::{Before, Kept, bring_to};
 use crate::restore::remembered::TargetMemory;
 use crate::restore::{Part, SparseMode};
+use crate::source::device_token;
 use crate::target::Layout;
 use diskvault_format::manifest::DiskRecord;
 use serde_json::json;
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 /// How targets are brought to a point.
@@ -133,11 +134,14 @@ pub fn layout_of(path: &Path) -> Result<Layout> {
 /// `Target` for that file.
 pub fn refuse_source(disk: &DiskRecord, path: &Path) -> Result<()> {
     let Ok(metadata) = std::fs::metadata(path) else { return Ok(()) };
-    let number = |at: usize| {
-        let bytes = disk.token.get(at..at + 8)?;
-        Some(u64::from_le_bytes(bytes.try_into().ok()?))
+    let wanted = match metadata.file_type().is_block_device() {
+        true => device_token(metadata.rdev()),
+        false => [metadata.dev().to_le_bytes(), metadata.ino().to_le_bytes()].concat(),
     };
-    if number(0) != Some(metadata.dev()) || number(8) != Some(metadata.ino()) {
+    // The token of an image is made of those of its files, which are numbers of eight bytes.
+    let has_it =
+        |token: &[u8]| (0..token.len()).step_by(8).any(|at| token[at..].starts_with(&wanted));
+    if !has_it(&disk.token) {
         return Ok(());
     }
     let text = format!("cannot write to {}: the point was made of it", path.display());
@@ -147,7 +151,6 @@ pub fn refuse_source(disk: &DiskRecord, path: &Path) -> Result<()> {
 
 /// True if two paths lead to one file or device.
 pub fn is_same(one: &Path, other: &Path) -> bool {
-    use std::os::unix::fs::FileTypeExt;
     let (Ok(a), Ok(b)) = (std::fs::metadata(one), std::fs::metadata(other)) else { return false };
     if a.file_type().is_block_device() && b.file_type().is_block_device() {
         return a.rdev() == b.rdev();

@@ -5,6 +5,7 @@
 //! size while it is read is an error, never a silently shorter disk.
 
 pub mod changes;
+mod device;
 mod extents;
 mod image;
 mod layer;
@@ -25,6 +26,7 @@ pub mod vhdx;
 pub mod vmdk;
 mod window;
 
+pub use device::device_token;
 pub use extents::{Changes, Extent, ExtentKind};
 pub use image::{ImageFormat, ImageOptions, open_image};
 pub use partitions::{
@@ -107,9 +109,9 @@ pub trait DiskSource: Send + Sync {
     fn check_unchanged_size(&self) -> Result<()>;
 
     /// An opaque token of the state at open: for a file of its device, inode, size and times in
-    /// nanoseconds, for a device empty. Equal tokens say that the file was most probably not
-    /// written in between: the kernel's clock for file times ticks every 1 to 10 ms, so a
-    /// write within the tick of the open does not show.
+    /// nanoseconds, for a device only of which one it is, for an image of all its files. Equal tokens
+    /// of files say that the file was most probably not written in between: the kernel's clock for
+    /// file times ticks every 1 to 10 ms, so a write within the tick of the open does not show.
     fn identity(&self) -> Vec<u8>;
 
     /// When a file of the disk, or what the system knows of it, was changed last before it was

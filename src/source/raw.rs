@@ -256,7 +256,7 @@ impl DiskSource for RawSource {
 
     fn identity(&self) -> Vec<u8> {
         if self.is_device {
-            return Vec::new();
+            return super::device::device_token(self.metadata.rdev());
         }
         let metadata = &self.metadata;
         let mut token = Vec::with_capacity(7 * 8);

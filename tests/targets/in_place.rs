@@ -217,6 +217,34 @@ fn the_source_itself_needs_force() {
     assert!(fs::read(&disk).unwrap() == history.days[2]);
 }
 
+/// A device is known again, the file behind it too, and so are files below an image.
+#[test]
+fn sources_that_are_devices_or_lie_below_an_image_need_force() {
+    let vault = Vault::new();
+    let (file, copy) = (vault.path("file"), vault.path("copy"));
+    for path in [&file, &copy] {
+        write_sparse(path, 4 * MIB, &[(0, &random(1, MIB))]);
+    }
+    let before = fs::read(&file).unwrap();
+    let Some(device) = LoopDevice::new(&file) else { return };
+    let Some(other) = LoopDevice::new(&copy) else { return };
+    vault.backup("vm", &["--disk", &format!("sda={}", device.0)]);
+    let of_file = ["restore", "--in-place", "vm/sda"];
+    for target in [device.0.as_str(), file.to_str().unwrap()] {
+        vault.fails(1, &[&of_file[..], &[target]].concat(), "the point was made of it");
+    }
+    vault.ok(&[&of_file[..], &[&other.0]].concat());
+    let image = vault.arg("image.qcow2");
+    let create = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "copy", &image];
+    tool("qemu-img", &create);
+    drop(other);
+    vault.backup("image", &["--disk", &format!("sda={image}")]);
+    let base = vault.arg("copy");
+    let arguments = ["mirror", "image", &base];
+    vault.fails(1, &arguments, "the point was made of it").hints("use --force");
+    assert!(fs::read(&file).unwrap() == before && fs::read(&copy).unwrap() == before);
+}
+
 #[test]
 fn images_of_every_format_come_back_in_place() {
     let vault = Vault::new();

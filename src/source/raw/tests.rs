@@ -190,7 +190,7 @@ fn a_block_device_is_one_extent_of_data() {
     assert_eq!(crate::source::default_kind(&device.0).unwrap(), crate::source::InputKind::Disk);
     let source = open_disk(&device.0).unwrap();
     assert_eq!((source.size(), source.format()), (bytes, "block-device"));
-    assert!(!source.allocation_known() && source.identity().is_empty());
+    assert!(!source.allocation_known() && !source.identity().is_empty());
     assert_eq!(walk(&*source), [Extent { start: 0, bytes, kind: ExtentKind::Data }]);
     let mut found = [1; 6];
     source.read_at(bytes - 6, &mut found).unwrap();
