@@ -13,6 +13,8 @@ mod delta;
 mod dump;
 #[path = "targets/in_place.rs"]
 mod in_place;
+#[path = "targets/killed.rs"]
+mod killed;
 #[path = "targets/mirror.rs"]
 mod mirror;
 

@@ -5,8 +5,6 @@ use crate::support::{
 };
 use crate::{History, SIZE, number, tool, write};
 use std::fs;
-use std::process::Stdio;
-use std::time::Duration;
 
 /// A chunk of the repositories here.
 const CHUNK: u64 = 64 << 10;
@@ -108,32 +106,6 @@ fn a_forgotten_point_and_a_lost_cache_only_cost_reading() {
 }
 
 /// The target of a run that was killed is right after the next, whatever was done when.
-#[test]
-fn killed_at_any_instant_the_next_run_ends_right() {
-    let vault = Vault::new();
-    let bytes = random(1, 24 * MIB);
-    let disk = vault.write("disk", &bytes);
-    vault.backup("vm", &["--disk", &format!("sda={disk}")]);
-    let target = vault.arg("target");
-    let mut killed = 0;
-    for round in 0..14 {
-        if round % 2 == 0 {
-            fs::write(&target, random(round + 50, 24 * MIB)).unwrap();
-        } else {
-            write(vault.path("target").as_path(), round * MIB, &random(round, 3 * MIB));
-        }
-        let mut command = vault.command(&["restore", "--in-place", "vm/sda", &target]);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        // From before it is open to after it is done.
-        std::thread::sleep(Duration::from_millis(round * 5));
-        child.kill().unwrap();
-        killed += u32::from(child.wait().unwrap().code().is_none());
-        let report = vault.json(&["restore", "--in-place", "vm/sda", &target]);
-        assert!(fs::read(&target).unwrap() == bytes, "round {round}: {report}");
-    }
-    assert!(killed >= 4, "only {killed} runs were killed on the way");
-}
-
 #[test]
 fn a_damaged_chunk_ends_it_and_nothing_counts_as_known() {
     let history = History::new();
