@@ -11,6 +11,8 @@ mod certify;
 mod delta;
 #[path = "targets/dump.rs"]
 mod dump;
+#[path = "targets/every_path.rs"]
+mod every_path;
 #[path = "targets/in_place.rs"]
 mod in_place;
 #[path = "targets/killed.rs"]
