@@ -69,7 +69,7 @@ fn restore(shell: &Shell, point: &str, name: &str, options: &[&str]) -> PathBuf 
 #[test]
 fn three_days_of_the_demo_come_back() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let shell = Shell { folder: folder.path().join("demo"), password: "demo" };
+    let shell = Shell { folder: folder.path().join("demo"), password: "demo".into() };
     let output = Command::new(env!("CARGO_BIN_EXE_diskvault"))
         .args(["demo", "--keep"])
         .arg(&shell.folder)

@@ -11,14 +11,18 @@ pub const PASSWORD: &str = "a password for tests";
 /// A folder in which the program runs, with a repository called `repository`.
 pub struct Shell {
     pub folder: PathBuf,
-    pub password: &'static str,
+    /// The recovery key, once there is one: it opens the repository as the password does, and runs
+    /// need not stretch it, which takes longer than all else that they do here.
+    pub password: String,
 }
 
 impl Shell {
     /// Makes the repository.
     pub fn init(folder: &Path, options: &[&str]) -> Shell {
-        let shell = Shell { folder: folder.to_owned(), password: PASSWORD };
+        let mut shell = Shell { folder: folder.to_owned(), password: PASSWORD.into() };
         shell.ok(&[&["init", "--recovery-key-file", "recovery-key"], options].concat());
+        let key = std::fs::read_to_string(folder.join("recovery-key")).unwrap();
+        shell.password = key.trim().to_owned();
         shell
     }
 
@@ -39,7 +43,7 @@ impl Shell {
             .args(arguments)
             .current_dir(&self.folder)
             .env("DISKVAULT_REPOSITORY", "repository")
-            .env("DISKVAULT_PASSWORD", self.password)
+            .env("DISKVAULT_PASSWORD", &self.password)
             .env("DISKVAULT_CACHE_DIR", "cache");
         command
     }
