@@ -176,7 +176,7 @@ fn plan<'a>(
         let path = target.join(arguments.format.file_name(part));
         // All names are looked at before the first byte is written.
         if path.exists() && !arguments.force && !arguments.in_place {
-            let text = format!("cannot restore to {}: it exists", path.display());
+            let text = format!("cannot write to {}: it exists", path.display());
             return Err(
                 Error::new(ErrorKind::AlreadyExists, text).hint("use --force to overwrite it")
             );

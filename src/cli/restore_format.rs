@@ -358,7 +358,7 @@ fn refuse_own_base(path: &Path, base: &Path, source: &dyn DiskSource) -> Result<
         return Ok(());
     }
     let (path, base) = (path.display(), base.display());
-    let text = format!("cannot restore to {path}: {base} needs it, and is the base");
+    let text = format!("cannot write to {path}: {base} needs it, and is the base");
     Err(Error::new(ErrorKind::Usage, text))
 }
 

@@ -23,9 +23,9 @@ pub(super) fn open(path: &Path, size: u64) -> Result<Box<dyn DiskTarget>> {
             let cause = "it is in use (mounted, or held by another program)";
             return Err(refused(path, cause));
         }
-        Err(errno) => return Err(failed("restore to", path, errno)),
+        Err(errno) => return Err(failed("write to", path, errno)),
     };
-    let metadata = file.metadata().map_err(|cause| failed("restore to", path, cause))?;
+    let metadata = file.metadata().map_err(|cause| failed("write to", path, cause))?;
     if !metadata.file_type().is_block_device() {
         return Err(refused(path, "it is no longer a block device"));
     }

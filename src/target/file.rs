@@ -79,11 +79,9 @@ impl DiskTarget for NewFile {
 
 /// Opens an existing file and brings it to `size` bytes.
 pub(super) fn open_existing(path: &Path, size: u64) -> Result<Box<dyn DiskTarget>> {
-    let file = File::options()
-        .write(true)
-        .open(path)
-        .map_err(|cause| failed("restore to", path, cause))?;
-    let metadata = file.metadata().map_err(|cause| failed("restore to", path, cause))?;
+    let file =
+        File::options().write(true).open(path).map_err(|cause| failed("write to", path, cause))?;
+    let metadata = file.metadata().map_err(|cause| failed("write to", path, cause))?;
     if !metadata.is_file() {
         return Err(refused(path, "it is no longer a regular file"));
     }

@@ -152,19 +152,19 @@ fn examine(path: &Path) -> Result<Option<Metadata>> {
             }
             Ok(None)
         }
-        Err(cause) => Err(failed("restore to", path, cause)),
+        Err(cause) => Err(failed("write to", path, cause)),
     }
 }
 
 /// The error for a target that cannot be one.
 fn refused(path: &Path, cause: &str) -> Error {
-    let message = format!("cannot restore to {}: {cause}", path.display());
+    let message = format!("cannot write to {}: {cause}", path.display());
     Error::new(ErrorKind::Target, message)
 }
 
 /// The error for a target that exists.
 fn exists(path: &Path) -> Error {
-    let message = format!("cannot restore to {}: it exists", path.display());
+    let message = format!("cannot write to {}: it exists", path.display());
     Error::new(ErrorKind::AlreadyExists, message).hint("use --force to overwrite it")
 }
 

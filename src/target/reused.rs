@@ -280,7 +280,7 @@ fn open_file(path: &Path, is_device: bool, options: ReuseTarget) -> Result<File>
             let error = refused(path, "it is in use (mounted, or held by another program)");
             return Err(error.hint("use --force to write to it all the same"));
         }
-        Err(errno) => return Err(failed("restore to", path, errno)),
+        Err(errno) => return Err(failed("write to", path, errno)),
     };
     let kind = file.metadata().map_err(|cause| failed("examine", path, cause))?.file_type();
     if kind.is_block_device() != is_device || !(is_device || kind.is_file()) {

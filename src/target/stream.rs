@@ -48,7 +48,7 @@ fn write_directly(path: &Path, metadata: &Metadata) -> Result<Box<dyn StreamTarg
         Err(Errno::BUSY) => {
             Err(refused(path, "it is in use (mounted, or held by another program)"))
         }
-        Err(errno) => Err(failed("restore to", path, errno)),
+        Err(errno) => Err(failed("write to", path, errno)),
     }
 }
 

@@ -157,7 +157,7 @@ pub(super) fn new_or_replaced(path: &Path, force: bool) -> Result<Temporary> {
     if !force {
         return Err(exists(path));
     }
-    let real = path.canonicalize().map_err(|cause| failed("restore to", path, cause))?;
+    let real = path.canonicalize().map_err(|cause| failed("write to", path, cause))?;
     let temporary = Temporary::create(&real, Existing::Replace)?;
     // Best effort: not every file system has modes.
     let _ = temporary.file().set_permissions(metadata.permissions());

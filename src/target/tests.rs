@@ -121,7 +121,7 @@ fn an_existing_file_needs_force_and_is_changed_in_place() {
     let inode = std::fs::metadata(&path).unwrap().ino();
     let error = refusal(open(&path, 4 * MIB, false));
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
-    assert_eq!(error.full_text(), format!("cannot restore to {}: it exists", path.display()));
+    assert_eq!(error.full_text(), format!("cannot write to {}: it exists", path.display()));
     assert_eq!(error.hint_text(), Some("use --force to overwrite it"));
     assert_eq!(std::fs::metadata(&path).unwrap().len(), 6 * MIB);
 
@@ -182,7 +182,7 @@ fn what_is_no_target_is_refused() {
         for force in [false, true] {
             let error = refusal(open(&path, MIB, force));
             assert_eq!(error.kind(), ErrorKind::Target);
-            let wanted = format!("cannot restore to {}: {words}", path.display());
+            let wanted = format!("cannot write to {}: {words}", path.display());
             assert_eq!(error.full_text(), wanted);
         }
     }

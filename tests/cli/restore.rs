@@ -102,11 +102,11 @@ fn impossible_targets_are_named() {
     assert!(Command::new("mkfifo").arg(vault.path("fifo")).status().unwrap().success());
     std::os::unix::fs::symlink("nowhere", vault.path("link")).unwrap();
     for (target, text) in [
-        ("new/", "cannot restore to new/: it does not name a file"),
-        ("missing/new", "cannot restore to missing/new: directory missing does not exist"),
-        ("file/new", "cannot restore to file/new: Not a directory"),
-        ("fifo", "cannot restore to fifo: it is neither a regular file nor a block device"),
-        ("link", "cannot restore to link: it is a symbolic link to nothing"),
+        ("new/", "cannot write to new/: it does not name a file"),
+        ("missing/new", "cannot write to missing/new: directory missing does not exist"),
+        ("file/new", "cannot write to file/new: Not a directory"),
+        ("fifo", "cannot write to fifo: it is neither a regular file nor a block device"),
+        ("link", "cannot write to link: it is a symbolic link to nothing"),
         ("/dev/null", "it is neither a regular file nor a block device"),
         ("/proc/new", "/proc/new"),
     ] {
@@ -130,7 +130,7 @@ fn one_part_goes_into_a_folder_that_is_there() {
         let summary = vault.json(&["restore", &address, target]);
         assert_eq!(summary["targets"][0]["path"], format!("folder/{name}"));
         assert!(fs::read(folder.join(&name)).unwrap() == content);
-        let text = format!("cannot restore to folder/{name}: it exists");
+        let text = format!("cannot write to folder/{name}: it exists");
         vault.fails(1, &["restore", &address, "folder"], &text).hints("--force");
         fs::remove_file(folder.join(&name)).unwrap();
     }

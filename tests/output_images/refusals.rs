@@ -55,7 +55,7 @@ fn targets_that_exist_are_replaced_only_with_force_and_as_a_whole() {
         fs::write(rig.path("mine"), b"mine").unwrap();
         let arguments = ["disk", "mine", "--format", format];
         let error = rig.refusal(1, &arguments);
-        assert!(error.contains("cannot restore to mine: it exists"), "{error}");
+        assert!(error.contains("cannot write to mine: it exists"), "{error}");
         assert_eq!(fs::read(rig.path("mine")).unwrap(), b"mine");
         // Whoever has the old file open goes on to see it.
         let old = fs::File::open(rig.path("mine")).unwrap();

@@ -110,7 +110,7 @@ fn a_backup_feeds_its_mirror() {
     assert_eq!(vault.point_count(), points, "a point was made all the same");
     let outcome = backup(&vault.arg("missing/mirror"));
     assert_eq!(outcome.code, 1);
-    outcome.says("was made, but cannot restore to").says("does not exist");
+    outcome.says("was made, but cannot write to").says("does not exist");
     assert_eq!(vault.point_count(), points + 1);
 }
 
