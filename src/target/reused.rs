@@ -15,6 +15,12 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long a lock on a device may be held by others: udev has one for an instant whenever it looks
+/// at what is on a device, which it does after each program that wrote to it.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(2);
+const DEVICE_LOOK: Duration = Duration::from_millis(20);
 
 /// How a disk lies in a file that is kept up to date.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -294,7 +300,14 @@ fn open_file(path: &Path, is_device: bool, options: ReuseTarget) -> Result<File>
 
 /// Keeps other runs of this program from a file as long as it is open.
 pub(super) fn lock_against_runs(file: &File, path: &Path) -> Result<()> {
-    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+    let is_device = file.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device());
+    let began = Instant::now();
+    let mut locked = flock(file, FlockOperation::NonBlockingLockExclusive);
+    while is_device && locked == Err(Errno::WOULDBLOCK) && began.elapsed() < DEVICE_PATIENCE {
+        std::thread::sleep(DEVICE_LOOK);
+        locked = flock(file, FlockOperation::NonBlockingLockExclusive);
+    }
+    match locked {
         Err(Errno::WOULDBLOCK) => Err(refused(path, "another program holds a lock on it")),
         // Any other error is that of a file system without locks.
         _ => Ok(()),

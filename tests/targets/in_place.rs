@@ -175,6 +175,27 @@ fn what_is_mounted_or_in_use_is_refused() {
     assert!(fs::read(&file).unwrap() == before, "something was written");
 }
 
+/// As udev does, after each program that has written to a device.
+#[test]
+fn a_lock_of_an_instant_on_a_device_is_waited_for() {
+    let history = History::new();
+    let vault = &history.vault;
+    let file = vault.path("backing");
+    fs::write(&file, random(6, 12 * MIB)).unwrap();
+    let Some(device) = LoopDevice::new(&file) else { return };
+    let held = fs::File::open(&device.0).unwrap();
+    held.lock().unwrap();
+    let arguments = ["restore", "--in-place", "vm/sda", &device.0];
+    vault.fails(1, &arguments, "another program holds a lock on it");
+    let mut run = vault.command(&arguments).spawn().unwrap();
+    // It does not end before the lock does.
+    std::thread::sleep(std::time::Duration::from_millis(600));
+    assert!(run.try_wait().unwrap().is_none());
+    drop(held);
+    assert!(run.wait().unwrap().success());
+    assert!(fs::read(&device.0).unwrap()[..SIZE as usize] == history.days[2]);
+}
+
 #[test]
 fn the_source_itself_needs_force() {
     let history = History::new();
