@@ -8,16 +8,15 @@ opens, decompresses and verifies every byte and ends with the image on the mediu
 and sync follows. Both take turns, and each image is compared with the disk by qemu-img. Takes four times half the disk
 in --work. Python's standard library and qemu-img only."""
 
-import argparse
 import os
 import random
-import shutil
 import statistics
 import subprocess
 import sys
 import time
 
-from made_disks import fill
+import ways_back
+from ways_back import fill
 
 # A name, options of restore, and of qemu-img convert.
 FORMATS = [
@@ -33,16 +32,7 @@ FORMATS = [
 ]
 
 
-class Bench:
-    def __init__(self, options):
-        self.options = options
-        self.path = lambda name: os.path.join(options.work, name)
-        self.environment = {
-            "PATH": os.environ["PATH"], "HOME": options.work,
-            "DISKVAULT_REPOSITORY": self.path("repository"), "DISKVAULT_PASSWORD": "a long passphrase",
-            "DISKVAULT_CACHE_DIR": self.path("cache"),
-        }
-
+class Bench(ways_back.Bench):
     def seconds(self, *command):
         """Until what it wrote is on the medium."""
         os.sync()
@@ -81,22 +71,5 @@ class Bench:
             print(f"| `{name}` | {ours:.2f} | {our_mib:.0f} | {theirs:.2f} | {their_mib:.0f} | {ratio:.2f} |")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--diskvault", required=True)
-    parser.add_argument("--work", required=True)
-    parser.add_argument("--gib", type=int, default=2)
-    parser.add_argument("--runs", type=int, default=3)
-    options = parser.parse_args()
-    options.diskvault = os.path.abspath(options.diskvault)
-    if os.path.exists(options.work):
-        sys.exit(f"{options.work} exists")
-    os.makedirs(options.work)
-    try:
-        Bench(options).measure()
-    finally:
-        shutil.rmtree(options.work)
-
-
 if __name__ == "__main__":
-    main()
+    ways_back.main(__doc__, Bench, gib=2, runs=3)

@@ -10,10 +10,8 @@ places again. `nbdcopy` then copies all of the disk to nowhere, with its own num
 --runs times, with other places; the times of single reads are those of all runs together. Every byte read is compared.
 Takes twice the disk in --work. Python's standard library, qemu-nbd and nbdcopy only."""
 
-import argparse
 import os
 import random
-import shutil
 import socket
 import statistics
 import struct
@@ -21,15 +19,10 @@ import subprocess
 import sys
 import time
 
-from made_disks import PIECE, fill
+import ways_back
+from ways_back import PIECE, drop_caches, fill
 
 BLOCK = 4096
-
-
-def drop_caches():
-    os.sync()
-    with open("/proc/sys/vm/drop_caches", "w") as file:
-        file.write("3")
 
 
 class Client:
@@ -62,15 +55,9 @@ class Client:
         return data, time.monotonic() - began
 
 
-class Bench:
+class Bench(ways_back.Bench):
     def __init__(self, options):
-        self.options = options
-        self.path = lambda name: os.path.join(options.work, name)
-        self.environment = {
-            "PATH": os.environ["PATH"], "HOME": options.work,
-            "DISKVAULT_REPOSITORY": self.path("repository"), "DISKVAULT_PASSWORD": "a long passphrase",
-            "DISKVAULT_CACHE_DIR": self.path("cache"),
-        }
+        super().__init__(options)
         self.reads, self.copies = {}, {}
 
     def run(self, *arguments):
@@ -111,6 +98,7 @@ class Bench:
                 time.sleep(0.001)
 
     def measure(self):
+        self.prepare()
         with open(self.path("disk"), "rb") as disk:
             for number in range(self.options.runs):
                 for server in ["serve-nbd", "qemu-nbd"]:
@@ -141,6 +129,7 @@ class Bench:
                     process.wait()
                     if os.path.exists(self.path("socket")):
                         os.unlink(self.path("socket"))
+        self.print()
 
     def print(self):
         print("| 4 KiB | serve-nbd: median | p99 | qemu-nbd on the raw file: median | p99 |\n|---|---|---|---|---|")
@@ -157,26 +146,5 @@ class Bench:
             print(f"| {name} | " + " | ".join(f"{seconds:.2f} s" for seconds in cells) + " |")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--diskvault", required=True)
-    parser.add_argument("--work", required=True)
-    parser.add_argument("--gib", type=int, default=4)
-    parser.add_argument("--reads", type=int, default=1000)
-    parser.add_argument("--runs", type=int, default=3)
-    options = parser.parse_args()
-    options.diskvault = os.path.abspath(options.diskvault)
-    if os.path.exists(options.work):
-        sys.exit(f"{options.work} exists")
-    os.makedirs(options.work)
-    try:
-        bench = Bench(options)
-        bench.prepare()
-        bench.measure()
-        bench.print()
-    finally:
-        shutil.rmtree(options.work)
-
-
 if __name__ == "__main__":
-    main()
+    ways_back.main(__doc__, Bench, gib=4, reads=1000, runs=3)

@@ -11,7 +11,6 @@ key slot (0.1 s of Argon2id) to the last fsync. On each day 1 % of the disk's da
 the disk, as databases do, in runs of 16 KiB to 1 MiB. Both take turns, the page cache holds the repository, and each
 restored file is compared. Takes six times --gib in --work. Python's standard library only."""
 
-import argparse
 import filecmp
 import json
 import os
@@ -22,7 +21,8 @@ import subprocess
 import sys
 import time
 
-from made_disks import PIECE, fill
+import ways_back
+from ways_back import PIECE, fill
 
 
 def change(path, generator, size):
@@ -40,16 +40,7 @@ def change(path, generator, size):
             left -= bytes_
 
 
-class Bench:
-    def __init__(self, options):
-        self.options = options
-        self.path = lambda name: os.path.join(options.work, name)
-        self.environment = {
-            "PATH": os.environ["PATH"], "HOME": options.work,
-            "DISKVAULT_REPOSITORY": self.path("repository"), "DISKVAULT_PASSWORD": "a long passphrase",
-            "DISKVAULT_CACHE_DIR": self.path("cache"),
-        }
-
+class Bench(ways_back.Bench):
     def output(self, command):
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
         if done.returncode != 0:
@@ -108,24 +99,5 @@ class Bench:
                   f"| {segments:.0f} | {written / 2**20:.0f} MiB |")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--diskvault", required=True)
-    parser.add_argument("--limit", required=True)
-    parser.add_argument("--work", required=True)
-    parser.add_argument("--gib", type=int, default=2)
-    parser.add_argument("--days", type=int, default=60)
-    parser.add_argument("--runs", type=int, default=3)
-    options = parser.parse_args()
-    options.diskvault, options.limit = os.path.abspath(options.diskvault), os.path.abspath(options.limit)
-    if os.path.exists(options.work):
-        sys.exit(f"{options.work} exists")
-    os.makedirs(options.work)
-    try:
-        Bench(options).measure()
-    finally:
-        shutil.rmtree(options.work)
-
-
 if __name__ == "__main__":
-    main()
+    ways_back.main(__doc__, Bench, programs=["limit"], gib=2, days=60, runs=3)

@@ -15,24 +15,17 @@ disk. What is read and written is what the machine's disks count meanwhile, so n
 starts with empty caches, which needs root, and ends with what it wrote on the medium; after each run the target is
 compared with the disk. Takes five times half the disk, in --work. Python's standard library and rsync only."""
 
-import argparse
 import filecmp
 import json
 import os
 import random
-import shutil
 import statistics
 import subprocess
 import sys
 import time
 
-from made_disks import PIECE, fill
-
-
-def drop_caches():
-    os.sync()
-    with open("/proc/sys/vm/drop_caches", "w") as file:
-        file.write("3")
+import ways_back
+from ways_back import PIECE, drop_caches, fill
 
 
 def change(path, generator, size, share):
@@ -71,16 +64,10 @@ def counted():
     return read, written
 
 
-class Bench:
+class Bench(ways_back.Bench):
     def __init__(self, options):
-        self.options = options
+        super().__init__(options)
         self.size = options.gib << 30
-        self.path = lambda name: os.path.join(options.work, name)
-        self.environment = {
-            "PATH": os.environ["PATH"], "HOME": options.work,
-            "DISKVAULT_REPOSITORY": self.path("repository"), "DISKVAULT_PASSWORD": "a long passphrase",
-            "DISKVAULT_CACHE_DIR": self.path("cache"),
-        }
         self.program = [options.diskvault, "--quiet", "--json"]
         self.rows = {}
 
@@ -136,6 +123,7 @@ class Bench:
                 self.note(f"rsync --inplace, {what}", measured(command, self.environment))
             self.prepare("new")
             self.note("cp --sparse=always", measured(["cp", "--sparse=always", new, target], self.environment))
+        self.print()
 
     def print(self):
         print("| | time | read | written |\n|---|---|---|---|")
@@ -144,24 +132,5 @@ class Bench:
             print(f"| {row} | {seconds:.2f} s | {read / 2**20:.0f} MiB | {written / 2**20:.0f} MiB |")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--diskvault", required=True)
-    parser.add_argument("--work", required=True)
-    parser.add_argument("--gib", type=int, default=4)
-    parser.add_argument("--runs", type=int, default=3)
-    options = parser.parse_args()
-    options.diskvault = os.path.abspath(options.diskvault)
-    if os.path.exists(options.work):
-        sys.exit(f"{options.work} exists")
-    os.makedirs(options.work)
-    try:
-        bench = Bench(options)
-        bench.measure()
-        bench.print()
-    finally:
-        shutil.rmtree(options.work)
-
-
 if __name__ == "__main__":
-    main()
+    ways_back.main(__doc__, Bench, gib=4, runs=3)
