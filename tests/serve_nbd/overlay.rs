@@ -117,6 +117,78 @@ fn writes_to_parts_of_one_block_do_not_undo_each_other() {
     assert!(stage.copy(server.uri()) == expected.0);
 }
 
+/// Of a block that is completed from the disk below while all of it is written, nothing from below may
+/// come last.
+#[test]
+fn a_write_of_a_whole_block_is_not_undone_by_one_of_a_part() {
+    const COUNT: u64 = 1000;
+    const BLOCK: u64 = 4096;
+    const PART: std::ops::Range<u64> = 100..612;
+    let stage = Stage::new();
+    let server = stage.serve(&["--temporary-overlay"]);
+    for (round, command) in [(0, 1), (1, 6)] {
+        let start = 9 * MIB + round * COUNT * BLOCK;
+        let mut client = hostile::Raw::connect(&stage.path("s"));
+        client.go("vda");
+        let mut reader = hostile::Raw(client.0.try_clone().unwrap());
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for _ in 0..2 * COUNT {
+                    assert_eq!(reader.simple_reply().0, 0);
+                }
+            });
+            for offset in (0..COUNT).map(|block| start + block * BLOCK) {
+                let part = [0xbb; (PART.end - PART.start) as usize];
+                client.request(1, 0, offset + PART.start, &part, None);
+                match command {
+                    1 => client.request(1, 0, offset, &[0xaa; BLOCK as usize], None),
+                    _ => client.request(command, 0, offset, &[], Some(BLOCK as u32)),
+                }
+            }
+        });
+        let found = stage.copy(server.uri());
+        let whole = if command == 1 { 0xaa } else { 0 };
+        for block in 0..COUNT {
+            let place = (start + block * BLOCK) as usize;
+            let bytes = &found[place..place + BLOCK as usize];
+            let outside = bytes[..PART.start as usize].iter().chain(&bytes[PART.end as usize..]);
+            assert!(outside.clone().all(|byte| *byte == whole), "block {block}, command {command}");
+        }
+    }
+}
+
+/// A run that was killed between making the file and its header, and a file system that has no room.
+#[test]
+fn what_was_only_begun_is_made_anew_and_what_cannot_be_made_is_gone() {
+    let stage = Stage::new();
+    drop(stage.serve(&["--overlay", "o"]));
+    let bytes = std::fs::metadata(stage.path("o")).unwrap().len();
+    let begun = std::fs::File::create(stage.path("begun")).unwrap();
+    begun.set_len(bytes).unwrap();
+    let server = stage.serve(&["--overlay", "begun"]);
+    assert!(stage.copy(server.uri()) == stage.bytes());
+    drop(server);
+    let huge = std::fs::File::create(stage.path("huge")).unwrap();
+    if huge.set_len(1 << 43).is_err() {
+        return;
+    }
+    stage.shell.backup(&["--name", "huge", "--disk", "vda=huge"]);
+    let script = "ulimit -f 1048576; trap '' XFSZ; exec \"$@\"";
+    let mut command = Command::new("bash");
+    let program =
+        stage.shell.command(&["serve-nbd", "huge", "--overlay", "large", "--socket", "s"]);
+    command.args(["-c", script, "bash"]).arg(program.get_program()).args(program.get_args());
+    for (name, value) in program.get_envs() {
+        command.env(name, value.unwrap_or_default());
+    }
+    let output = command.current_dir(stage.folder.path()).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("cannot make overlay large: File too large"), "{error}");
+    assert!(error.contains("such as XFS"), "{error}");
+    assert!(!stage.path("large").exists());
+}
+
 #[test]
 fn what_was_flushed_survives_a_kill() {
     let stage = Stage::new();

@@ -21,8 +21,8 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 /// Bytes of the bitmap that are written at once.
 const PAGE_BYTES: usize = 4096;
@@ -76,9 +76,15 @@ impl Overlay {
             }
             Err(errno) => return Err(cannot(errno.into())),
         }
-        // A run that ended before it wrote the header leaves an empty file.
-        if file.metadata().map_err(cannot)?.len() == 0 {
-            let overlay = Overlay::make(file, name, identity)?;
+        // A run that ended before it wrote the header leaves a file without any bytes.
+        let length = file.metadata().map_err(cannot)?.len();
+        let is_made = length == Layout::of(identity.size).file_bytes();
+        let is_all_hole = || seek(&file, SeekFrom::Data(0)) == Err(Errno::NXIO);
+        if length == 0 || is_made && is_all_hole() {
+            let overlay = Overlay::make(file, name, identity).inspect_err(|_| {
+                // It was made here, or is as good as not there.
+                let _ = std::fs::remove_file(path);
+            })?;
             let folder = path.parent().filter(|folder| *folder != Path::new(""));
             let folder = File::open(folder.unwrap_or(Path::new(".")))
                 .map_err(|cause| overlay.failed("make", cause))?;
@@ -106,11 +112,17 @@ impl Overlay {
             .encode(&layout)
             .ok_or_else(|| refused(&overlay.name, "the disk's name is too long for it"))?;
         let write = || {
-            overlay.file.write_all_at(&header, 0)?;
+            // The header last: without it the file is none yet.
             overlay.file.set_len(layout.file_bytes())?;
+            overlay.file.write_all_at(&header, 0)?;
             overlay.file.sync_all()
         };
-        write().map_err(|cause| overlay.failed("make", cause))?;
+        write().map_err(|cause| {
+            let is_too_large = cause.kind() == io::ErrorKind::FileTooLarge;
+            let error = overlay.failed("make", cause);
+            let hint = "put it on a file system for larger files, such as XFS";
+            if is_too_large { error.hint(hint) } else { error }
+        })?;
         Ok(overlay)
     }
 
@@ -232,10 +244,27 @@ impl Overlay {
             self.complete(base, part, of(part))?;
         }
         if !body.is_empty() {
+            let _turns = self.turns_of(&body);
             self.write_file(body.start, of(&body))?;
             self.mark(body);
         }
         Ok(())
+    }
+
+    /// Keeps blocks from being completed while all of them are written: what is taken over from the disk
+    /// below must not come after. Blocks that are in the file already are never completed.
+    fn turns_of(&self, range: &Range<u64>) -> Vec<MutexGuard<'_, ()>> {
+        let block = self.layout.block_bytes;
+        let numbers = range.start / block..range.end.div_ceil(block);
+        if numbers.is_empty() || self.run(range.start, range.end) == (range.end, true) {
+            return Vec::new();
+        }
+        let stripes: BTreeSet<u64> = match numbers.end - numbers.start < STRIPES as u64 {
+            true => numbers.map(|number| number % STRIPES as u64).collect(),
+            false => (0..STRIPES as u64).collect(),
+        };
+        // All take them in ascending order, so that nobody waits in a circle.
+        stripes.iter().map(|stripe| lock(&self.stripes[*stripe as usize])).collect()
     }
 
     /// Zeros; as holes of the file, unless they are to be written.
@@ -267,6 +296,7 @@ impl Overlay {
         if range.is_empty() {
             return Ok(());
         }
+        let _turns = self.turns_of(&range);
         let place = self.layout.data_start() + range.start;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let punched = match is_written {
