@@ -2,15 +2,12 @@
 
 use super::context::Context;
 use super::output::{escape, json_line, line};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::monitor::Monitor;
 use crate::mount::{End, Mount, MountOptions, Restriction};
 use crate::repository::address::Address;
 use serde_json::json;
-use signal_hook::consts::SIGHUP;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// How soon a signal, or an unmount by somebody else, is noticed.
@@ -37,9 +34,6 @@ pub struct Arguments {
 /// # Errors
 /// `Target` for a folder that is no empty one; `Failed` where FUSE cannot be used.
 pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
-    let hung_up = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register(SIGHUP, hung_up.clone())
-        .map_err(|cause| Error::io(ErrorKind::Failed, "cannot handle signals", cause))?;
     let repository = context.open()?;
     let restriction = match (&arguments.series, &arguments.point) {
         (Some(series), _) => Restriction::Series(series.clone()),
@@ -58,8 +52,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let path = &arguments.mountpoint;
     let mount = Mount::new(repository, vault, path, options, context.shared_monitor())?;
     say_ready(context, arguments)?;
-    let is_told = || context.monitor().is_cancelled() || hung_up.load(Ordering::Relaxed);
-    while !is_told() && !mount.is_over() {
+    while !context.monitor().is_cancelled() && !mount.is_over() {
         std::thread::sleep(NOTICED_AFTER);
     }
     if mount.end()? == End::Detached {

@@ -1,5 +1,6 @@
 //! The monitor of the command line: a bar on a terminal, a line now and then without one, JSON
-//! lines with `--json`; it also counts warnings and hears Ctrl-C and SIGTERM.
+//! lines with `--json`; it also counts warnings and hears Ctrl-C, SIGTERM and
+//! SIGHUP.
 
 use super::output::{escape, remark};
 use super::sizes::{format_bytes, format_seconds};
@@ -8,7 +9,7 @@ use crate::monitor::Monitor;
 use crate::repository::lock;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -47,6 +48,14 @@ pub struct Progress {
     cancelled: Arc<AtomicBool>,
 }
 
+/// True for a program that was started to go on without its terminal, as by `nohup`.
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask >> (SIGHUP - 1) & 1 == 1)
+}
+
 impl Progress {
     /// A monitor that listens to signals.
     ///
@@ -68,6 +77,10 @@ impl Progress {
             signal_hook::flag::register_conditional_shutdown(signal, code, cancelled.clone())
                 .map_err(cannot)?;
             signal_hook::flag::register(signal, cancelled.clone()).map_err(cannot)?;
+        }
+        // When a terminal goes, it may come from both the shell and the kernel.
+        if !is_hangup_ignored() {
+            signal_hook::flag::register(SIGHUP, cancelled.clone()).map_err(cannot)?;
         }
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
         Ok(Progress {

@@ -35,6 +35,33 @@ fn interrupt(vault: &Vault, signal: Signal, folder: &str, count: usize) -> Optio
     was_interrupted.then_some(outcome)
 }
 
+/// As a terminal that goes, and one whose going does not matter.
+#[test]
+fn a_hangup_ends_a_run_unless_it_is_ignored() {
+    let vault = Vault::new();
+    vault.write("disk", content());
+    for (trap, code) in [("", 130), ("trap '' HUP;", 0)] {
+        let mut shell = vault.command::<&str>(&[]);
+        let script = format!("{trap} exec \"$@\"");
+        let words = ["-c", &script, "sh", env!("CARGO_BIN_EXE_diskvault")];
+        let environment: Vec<_> = shell
+            .get_envs()
+            .map(|(name, value)| (name.to_owned(), value.unwrap().to_owned()))
+            .collect();
+        shell = std::process::Command::new("sh");
+        shell.args(words).args(["backup", "--name", "big", "disk"]).env_clear().envs(environment);
+        shell.current_dir(vault.path(".")).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = shell.spawn().unwrap();
+        let packs = vault.path("repo/packs");
+        let before = files(&packs).len();
+        let leases = vault.path("repo/leases");
+        assert!(poll(&mut child, || !files(&leases).is_empty() || files(&packs).len() > before));
+        send(&child, Signal::HUP);
+        assert_eq!(wait(child).code, code, "{trap}");
+        assert!(files(&leases).is_empty(), "the lease was left behind");
+    }
+}
+
 /// Interrupts a backup at several moments, then lets it finish.
 fn interrupt_often(signal: Signal, code: i32) {
     let vault = Vault::new();
