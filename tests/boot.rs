@@ -284,9 +284,15 @@ fn is_gone(id: u32) -> bool {
 #[test]
 fn qemu_does_not_stay_behind() {
     let stage = Stage::new(&good());
-    for (signal, expected) in [("-TERM", Some(130)), ("-INT", Some(130)), ("-KILL", None)] {
+    let folders = stage.path("folders");
+    std::fs::create_dir(&folders).unwrap();
+    let count = || std::fs::read_dir(&folders).unwrap().count();
+    for (signal, expected) in
+        [("-TERM", Some(130)), ("-INT", Some(130)), ("-HUP", Some(130)), ("-KILL", None)]
+    {
         let arguments = [&["boot", "vm", "--test", "--for", "200"][..], &SMALL].concat();
         let mut command = stage.shell.command(&arguments);
+        command.env("TMPDIR", &folders);
         let mut run = Reaped(command.stderr(Stdio::null()).spawn().unwrap());
         let qemu = qemu_of(run.0.id());
         let id = run.0.id().to_string();
@@ -294,7 +300,32 @@ fn qemu_does_not_stay_behind() {
         assert_eq!(run.0.wait().unwrap().code(), expected);
         assert!(is_gone(qemu), "QEMU is left after {signal}");
     }
-    // What was ended is no verdict.
+    // What was killed leaves its folder, until a later run finds it old.
+    assert_eq!(count(), 1);
+    let left = std::fs::read_dir(&folders).unwrap().next().unwrap().unwrap().path();
+    let old = std::time::SystemTime::now() - Duration::from_secs(3600);
+    std::fs::File::open(&left).unwrap().set_modified(old).unwrap();
+    let arguments = [&["boot", "vm", "--test", "--for", "1"][..], &SMALL].concat();
+    let output = stage.shell.command(&arguments).env("TMPDIR", &folders).output().unwrap();
+    assert_eq!((code(&output), count()), (0, 0));
+    let verdicts = stage.show()["verdicts"].as_array().unwrap().len();
+    assert_eq!(verdicts, 1);
+}
+
+/// What was ended is no verdict, and what was seen of an overlay is none of the point.
+#[test]
+fn only_whole_tests_of_the_point_itself_are_kept() {
+    let stage = Stage::new(&good());
+    let arguments = [&["boot", "vm", "--test", "--for", "200"][..], &SMALL].concat();
+    let mut run = Reaped(stage.shell.command(&arguments).stderr(Stdio::null()).spawn().unwrap());
+    qemu_of(run.0.id());
+    let id = run.0.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    assert_eq!(run.0.wait().unwrap().code(), Some(130));
+    let (output, summary) = stage.test(&["--console", GREETING, "--overlay", "o"]);
+    assert_eq!(code(&output), 0, "{summary}");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("the point does not keep it"), "{said}");
     assert_eq!(stage.show()["verdicts"], serde_json::json!([]));
 }
 
@@ -304,6 +335,7 @@ fn an_agent_that_answers_is_a_boot() {
     const AGENT: &str = r#"#!/usr/bin/env python3
 import socket, sys
 if "--version" in sys.argv:
+    print("QEMU emulator version 0")
     sys.exit(0)
 path = next(word.split("path=")[1] for word in sys.argv if word.startswith("socket,id=agent"))
 listener = socket.socket(socket.AF_UNIX)
@@ -351,7 +383,8 @@ fn what_cannot_be_is_refused() {
         (&["--test", "--memory", "1MiB"], 2, "less than 16 MiB"),
         (&["--uefi", "--bios"], 2, "cannot be used with"),
         (&["--test", "--overlay", "vda"], 1, "it is no overlay"),
-        (&["--test", "--qemu", "/bin/false"], 1, "cannot start the machine: QEMU ended with"),
+        (&["--test", "--qemu", "/bin/false"], 1, "cannot start /bin/false: it is no QEMU"),
+        (&["--test", "--qemu", "/bin/true"], 1, "cannot start /bin/true: it is no QEMU"),
     ] {
         let output = stage.shell.run(&[&["boot", "vm"], options].concat());
         let text = String::from_utf8_lossy(&output.stderr);

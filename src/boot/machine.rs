@@ -8,10 +8,15 @@ use super::watch::{Expectations, Verdict, watch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::serve::{Export, Listener, Server};
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, Signal, geteuid, kill_process};
 use serde_json::json;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// What the disks hang on.
@@ -42,22 +47,77 @@ pub struct MachineOptions {
     pub is_forgotten: bool,
 }
 
+/// How long QEMU may take to end in its own way, which gives a terminal back as it was.
+const FAREWELL: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(50);
+
 /// A process that ends with this.
 struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
+        let began = Instant::now();
+        let is_there = |child: &mut Child| matches!(child.try_wait(), Ok(None));
+        if let (true, Some(id)) = (is_there(&mut self.0), Pid::from_raw(self.0.id() as i32)) {
+            let _ = kill_process(id, Signal::TERM);
+        }
+        while is_there(&mut self.0) && began.elapsed() < FAREWELL {
+            std::thread::sleep(LOOK);
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// The folder of a machine.
-struct Place(TempDir);
+/// How the folders of machines begin.
+const PREFIX: &str = "diskvault-boot-";
+/// Folders of runs that were killed are removed when they are so old; a younger one may be about to
+/// be locked.
+const STALE: Duration = Duration::from_secs(60);
+
+/// The folder of a machine, and the lock that says that it is in use.
+struct Place {
+    folder: TempDir,
+    _lock: File,
+}
 
 impl Place {
+    fn make() -> Result<Place> {
+        let made = tempfile::Builder::new().prefix(PREFIX).tempdir();
+        let opened = made.and_then(|folder| {
+            folder.path().parent().into_iter().for_each(remove_stale_folders);
+            let handle = File::open(folder.path())?;
+            // Where folders cannot be locked, they cannot be found to be in nobody's use either.
+            let _ = flock(&handle, FlockOperation::NonBlockingLockExclusive);
+            Ok(Place { folder, _lock: handle })
+        });
+        opened.map_err(|cause| {
+            Error::io(ErrorKind::Target, "cannot make a folder for the machine", cause)
+        })
+    }
+
     fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.folder.path().join(name)
+    }
+}
+
+/// What runs that were killed have left.
+fn remove_stale_folders(above: &Path) {
+    let entries = std::fs::read_dir(above).into_iter().flatten().flatten();
+    for entry in entries {
+        let is_ours = entry.file_name().to_string_lossy().starts_with(PREFIX);
+        let Ok(metadata) = entry.metadata() else { continue };
+        let age = metadata.modified().ok().and_then(|time| time.elapsed().ok());
+        let is_old = age.is_some_and(|age| age > STALE);
+        let is_mine = metadata.is_dir() && metadata.uid() == geteuid().as_raw();
+        if !(is_ours && is_old && is_mine) {
+            continue;
+        }
+        let Ok(handle) = File::open(entry.path()) else { continue };
+        if flock(&handle, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            // Whatever stays is tried again by the next run.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
 
@@ -67,10 +127,7 @@ fn with_disks<T>(
     monitor: &dyn Monitor,
     work: impl FnOnce(&Place, &[String]) -> Result<T>,
 ) -> Result<T> {
-    let folder = tempfile::Builder::new().prefix("diskvault-boot-").tempdir().map_err(|cause| {
-        Error::io(ErrorKind::Target, "cannot make a folder for the machine", cause)
-    })?;
-    let place = Place(folder);
+    let place = Place::make()?;
     let names: Vec<String> = exports.iter().map(|export| export.name().to_string()).collect();
     let connections_max = exports.len() * 4 + 4;
     let listener = Listener::at_path(&place.path("disks"))?;
@@ -101,15 +158,17 @@ pub fn test(
         let mut command = command(options, place, disks)?;
         command.args(["-display", "none", "-serial", "stdio", "-monitor", "none"]);
         let log = place.path("firmware.log");
-        command.arg("-debugcon").arg(escaped("file:", &log, ""));
-        command.args(["-global", "isa-debugcon.iobase=0x402"]);
+        // To its end each time, so that it can be cut while it grows.
+        command.arg("-chardev").arg(escaped("file,id=firmware,append=on,path=", &log, ""));
+        command.args(["-device", "isa-debugcon,iobase=0x402,chardev=firmware"]);
         if expected.running.is_some() {
             // A reset ends it then.
             command.arg("-no-reboot");
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut running = Running(start(&mut command, options)?);
-        watch(&mut running.0, expected, &place.path("agent"), &log, monitor)
+        let watched = watch(&mut running.0, expected, &place.path("agent"), &log, monitor);
+        watched.map_err(|error| options.advise(error))
     })
 }
 
@@ -133,12 +192,22 @@ pub fn run_interactively(
                 Some(status) if status.success() => return Ok(()),
                 Some(status) => {
                     let text = format!("cannot run the machine: QEMU ended with {status}");
-                    return Err(Error::new(ErrorKind::Failed, text));
+                    return Err(options.advise(Error::new(ErrorKind::Failed, text)));
                 }
-                None => std::thread::sleep(std::time::Duration::from_millis(100)),
+                None => std::thread::sleep(LOOK),
             }
         }
     })
+}
+
+impl MachineOptions {
+    /// What to try when QEMU does not run: KVM may be there and not work, as in some virtual machines.
+    fn advise(&self, error: Error) -> Error {
+        match error.kind() == ErrorKind::Failed && self.accel.contains("kvm") {
+            true => error.hint("use --accel tcg if KVM does not work here"),
+            false => error,
+        }
+    }
 }
 
 fn start(command: &mut Command, options: &MachineOptions) -> Result<Child> {
@@ -158,7 +227,11 @@ fn escaped(before: &str, path: &Path, behind: &str) -> String {
 /// QEMU with everything but its console.
 fn command(options: &MachineOptions, place: &Place, disks: &[String]) -> Result<Command> {
     let version = Command::new(&options.qemu).arg("--version").stdin(Stdio::null()).output();
-    version.map_err(|cause| cannot_start(options, cause))?;
+    let version = version.map_err(|cause| cannot_start(options, cause))?;
+    if !String::from_utf8_lossy(&version.stdout).contains("QEMU") {
+        let text = format!("cannot start {}: it is no QEMU", options.qemu.display());
+        return Err(Error::new(ErrorKind::Failed, text));
+    }
     // If this process is killed, QEMU is, too; without the program, only QEMU's disks would be gone.
     let has_guard = Command::new("setpriv")
         .args(["--pdeathsig", "KILL", "true"])

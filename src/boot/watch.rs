@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_millis(50);
 /// How often the agent is asked.
 const ASK: Duration = Duration::from_millis(500);
-/// The firmware's log is not read beyond this: it says what matters at its begin.
+/// The firmware's log is cut when it is so long.
 const LOG_BYTES_MAX: u64 = 1 << 20;
 
 /// What a console or firmware says of a machine that will not boot any more, and what that means.
@@ -143,8 +143,10 @@ impl Watcher<'_> {
                     if let Some(output) = child.stderr.take() {
                         let _ = output.take(4096).read_to_string(&mut said);
                     }
-                    let said = said.trim().escape_debug().to_string();
-                    text.push_str(&if said.is_empty() { said } else { format!(": {said}") });
+                    // The last line is why; the ones before may be warnings.
+                    if let Some(said) = said.lines().rev().find(|line| !line.trim().is_empty()) {
+                        text.push_str(&format!(": {}", said.trim()));
+                    }
                     return Err(Error::new(ErrorKind::Failed, text));
                 }
                 return Ok(self.verdict(false, "the machine was reset or switched off"));
@@ -189,8 +191,13 @@ impl Watcher<'_> {
         }
         drop(console);
         let mut log = Vec::new();
-        if let Ok(file) = std::fs::File::open(self.firmware_log) {
-            let _ = file.take(LOG_BYTES_MAX).read_to_end(&mut log);
+        let opened = std::fs::File::options().read(true).write(true).open(self.firmware_log);
+        if let Ok(file) = opened {
+            let _ = (&file).take(LOG_BYTES_MAX).read_to_end(&mut log);
+            // A guest can write to it without end.
+            if log.len() as u64 == LOG_BYTES_MAX {
+                let _ = file.set_len(0);
+            }
         }
         let log = String::from_utf8_lossy(&log);
         HOPELESS.iter().find(|(text, _)| log.contains(text)).map(|(_, why)| *why)

@@ -157,18 +157,37 @@ fn a_write_of_a_whole_block_is_not_undone_by_one_of_a_part() {
     }
 }
 
+/// Ctrl-C, a service that is stopped, a terminal that goes: what was written is kept, flushed or not.
+#[test]
+fn signals_end_a_server_and_keep_what_was_written() {
+    let stage = Stage::new();
+    let mut expected = Expected(stage.bytes());
+    for (number, signal) in (1..).zip(["-INT", "-TERM", "-HUP"]) {
+        let server = stage.serve(&["--overlay", "o"]);
+        let mut client = hostile::Raw::connect(&stage.path("s"));
+        client.go("vda");
+        let range = number * MIB..number * MIB + 5000;
+        client.request(1, 0, range.start, &[0xc0 + number as u8; 5000], None);
+        assert_eq!(client.simple_reply(), (0, 1));
+        assert_eq!(server.end(signal).0, Some(130), "{signal}");
+        assert!(!stage.path("s").exists(), "the socket is left after {signal}");
+        expected.fill(range, 0xc0 + number as u8);
+    }
+    assert!(stage.copy(stage.serve(&["--overlay", "o"]).uri()) == expected.0);
+}
+
 /// A run that was killed between making the file and its header, and a file system that has no room.
 #[test]
 fn what_was_only_begun_is_made_anew_and_what_cannot_be_made_is_gone() {
     let stage = Stage::new();
     drop(stage.serve(&["--overlay", "o"]));
     let bytes = std::fs::metadata(stage.path("o")).unwrap().len();
-    let begun = std::fs::File::create(stage.path("begun")).unwrap();
+    let begun = File::create(stage.path("begun")).unwrap();
     begun.set_len(bytes).unwrap();
     let server = stage.serve(&["--overlay", "begun"]);
     assert!(stage.copy(server.uri()) == stage.bytes());
     drop(server);
-    let huge = std::fs::File::create(stage.path("huge")).unwrap();
+    let huge = File::create(stage.path("huge")).unwrap();
     if huge.set_len(1 << 43).is_err() {
         return;
     }
