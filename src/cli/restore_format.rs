@@ -297,6 +297,12 @@ impl FormatArguments {
             hint.into_iter().fold(error, Error::hint)
         })?;
         refuse_own_base(path, base, source.as_ref())?;
+        if let Some(file) = source.written_by_machine() {
+            context.monitor().warn(&format!(
+                "base {file} is being written to by a running machine: the image over it will not \
+                 be the disk"
+            ));
+        }
         let name = name_from(path, base)?;
         let format = match source.format() {
             "vhd" => "vpc",

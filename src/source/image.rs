@@ -297,6 +297,17 @@ impl Opener<'_> {
         name: &str,
         format: Option<&str>,
     ) -> Result<Box<dyn DiskSource>> {
+        let address = Path::new(name);
+        if nbd::is_address(address) {
+            if !self.options.allows_backing {
+                let (image, name) = (image.display(), name.escape_debug());
+                let text = format!("cannot open disk {image}: it lies over {name}");
+                let error = Error::new(ErrorKind::Source, text);
+                return Err(error.hint("use --allow-backing if you trust the image"));
+            }
+            let format = format.and_then(ImageFormat::parse);
+            return open_export(address, &ImageOptions { format, ..ImageOptions::default() });
+        }
         let path = self.resolve(image, name)?;
         let file = open_disk(&path)?;
         let format = match format {

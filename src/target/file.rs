@@ -5,7 +5,7 @@
 
 use super::in_place::InPlace;
 use super::output::Output;
-use super::reused::{claim, lock_against_runs};
+use super::reused::{claim, lock_against_runs, refuse_used};
 use super::temporary::{Existing, Temporary};
 use super::{DiskTarget, Layout, ZeroState, failed, refused};
 use crate::error::Result;
@@ -88,6 +88,8 @@ pub(super) fn open_existing(path: &Path, size: u64) -> Result<Box<dyn DiskTarget
     // What is known of it is forgotten by its times; a run that keeps it up to date is not to be
     // disturbed.
     lock_against_runs(&file, path)?;
+    // What is in use is another matter than what exists.
+    refuse_used(&file, path, "stop what uses it, or use --in-place with --force")?;
     set_size(&file, path, size)?;
     Ok(Box::new(InPlace::new(file, Output::new(path, size, false))))
 }

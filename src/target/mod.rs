@@ -115,8 +115,8 @@ pub fn new_target(path: &Path, size: u64, layout: Layout) -> Result<NewFile> {
 ///
 /// # Errors
 /// [`ErrorKind::AlreadyExists`] if there is something and `force` is not set;
-/// [`ErrorKind::Target`] for a directory or anything else that is no disk, a device that is in
-/// use or too small, a missing parent directory, and what the system refuses.
+/// [`ErrorKind::Target`] for a directory or anything else that is no disk, what is in use, a
+/// device that is too small, a missing parent directory, and what the system refuses.
 pub fn open_target(path: &Path, options: OpenTarget) -> Result<Box<dyn DiskTarget>> {
     let Some(metadata) = examine(path)? else {
         return Ok(Box::new(NewFile::create(path, options.size, Layout::Raw)?));

@@ -314,17 +314,23 @@ pub(super) fn lock_against_runs(file: &File, path: &Path) -> Result<()> {
     }
 }
 
-/// Keeps other runs of this program, and QEMU, from a file as long as it is open.
-pub(super) fn claim(file: &File, path: &Path, force: bool) -> Result<()> {
-    lock_against_runs(file, path)?;
+/// Refuses a file that a loop device or a QEMU has open.
+pub(super) fn refuse_used(file: &File, path: &Path, hint: &str) -> Result<()> {
     let user = match loop_device_of(path) {
-        _ if force => None,
         Some(device) => Some(device.display().to_string()),
         None => qemu_locks::is_open(file).then(|| "a QEMU".to_string()),
     };
-    if let Some(user) = user {
-        let error = refused(path, &format!("it is in use by {user}"));
-        return Err(error.hint("use --force to write to it all the same"));
+    match user {
+        Some(user) => Err(refused(path, &format!("it is in use by {user}")).hint(hint)),
+        None => Ok(()),
+    }
+}
+
+/// Keeps other runs of this program, and QEMU, from a file as long as it is open.
+pub(super) fn claim(file: &File, path: &Path, force: bool) -> Result<()> {
+    lock_against_runs(file, path)?;
+    if !force {
+        refuse_used(file, path, "use --force to write to it all the same")?;
     }
     // Not where the file system has no locks, and then QEMU knows none either.
     qemu_locks::hold(file);

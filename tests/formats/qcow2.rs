@@ -170,7 +170,7 @@ fn files_outside_of_the_folder_are_not_opened_on_an_images_word() {
     workshop.qemu_img(&[&["create", "-q", "-u", "-f", "qcow2"][..], &below_o].concat());
     for (below, text) in [
         ("missing.raw", "cannot be found"),
-        ("nbd://127.0.0.1/x", "is no plain file"),
+        ("nbd://127.0.0.1/x", "it lies over nbd://127.0.0.1/x"),
         ("json:{\"driver\":\"raw\"}", "is no plain file"),
         ("p.qcow2", "lead back to it"),
     ] {

@@ -140,6 +140,63 @@ fn the_base_is_found_from_the_folder_of_the_overlay() {
     }
 }
 
+/// An export is a base by its address, and the image is read back over it.
+#[test]
+fn an_export_is_a_base() {
+    let rig = rig();
+    fs::copy(rig.path("disk"), rig.path("old")).unwrap();
+    change(&rig, "old", 6 * MIB, 100 * KIB);
+    let socket = rig.path("socket").to_str().unwrap().to_owned();
+    let served = ["-f", "raw", "-r", "-t", "-e", "4", "-x", "e", "-k", &socket, "old"];
+    let mut server = std::process::Command::new("qemu-nbd");
+    let mut server = server.args(served).current_dir(rig.path("")).spawn().unwrap();
+    while !rig.path("socket").exists() {
+        assert!(server.try_wait().unwrap().is_none(), "qemu-nbd has ended");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let base = format!("nbd+unix:///e?socket={socket}");
+    let restored = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let arguments = ["disk", "over.qcow2", "--format", "qcow2", "--backing", &base];
+        rig.shell.ok(&[&["restore", "--verify"], &arguments[..]].concat());
+        rig.assert_is_disk("over.qcow2", "disk", "qcow2");
+        rig.shell.ok(&["certify", "disk", "over.qcow2", "--allow-backing"]);
+    }));
+    server.kill().unwrap();
+    server.wait().unwrap();
+    restored.unwrap();
+}
+
+/// What a machine writes to is no base to rely on, and what it has open is not replaced.
+#[test]
+fn what_a_machine_has_open_is_told_or_refused() {
+    let rig = rig();
+    fs::copy(rig.path("disk"), rig.path("base.raw")).unwrap();
+    let mut machine = std::process::Command::new("qemu-io")
+        .args(["-f", "raw", "base.raw"])
+        .current_dir(rig.path(""))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Its prompt comes when the file is open.
+    std::io::Read::read_exact(machine.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+    let over = ["restore", "disk", "over.qcow2", "--format", "qcow2", "--backing", "base.raw"];
+    let output = rig.shell.run(&over);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(4), "{error}");
+    assert!(error.contains("is being written to by a running machine"), "{error}");
+    fs::remove_file(rig.path("over.qcow2")).unwrap();
+    let before = digest(&rig.path("base.raw"));
+    for options in [&["--format", "vhd"][..], &[]] {
+        let error = rig.refusal(1, &[&["disk", "base.raw", "--force"], options].concat());
+        assert!(error.contains("cannot write to base.raw: it is in use by a QEMU"), "{error}");
+    }
+    assert_eq!(digest(&rig.path("base.raw")), before);
+    drop(machine.stdin.take());
+    machine.wait().unwrap();
+    rig.shell.ok(&["restore", "disk", "base.raw", "--force"]);
+}
+
 #[test]
 fn bases_that_cannot_be() {
     let rig = rig();

@@ -4,8 +4,10 @@
 
 use crate::error::Result;
 use crate::target::output::Output;
+use crate::target::reused::refuse_used;
 use crate::target::temporary::{Temporary, new_or_replaced};
 use crate::target::{examine, exists, failed, refused};
+use std::fs::File;
 use std::path::Path;
 
 /// The largest file of Linux.
@@ -53,7 +55,7 @@ impl ImageFile {
 /// # Errors
 /// [`ErrorKind::Target`](crate::error::ErrorKind::Target) for anything that is no regular file,
 /// devices included; [`ErrorKind::AlreadyExists`](crate::error::ErrorKind::AlreadyExists) if there
-/// is something and `force` is not set.
+/// is something and `force` is not set; `Target` also for what is in use.
 pub fn check_target(path: &Path, force: bool) -> Result<()> {
     match examine(path)? {
         Some(metadata) if !metadata.is_file() => {
@@ -61,6 +63,12 @@ pub fn check_target(path: &Path, force: bool) -> Result<()> {
             Err(refused(path, cause))
         }
         Some(_) if !force => Err(exists(path)),
-        _ => Ok(()),
+        Some(_) => match File::open(path) {
+            // Its name would lead to another file than what uses it goes on with.
+            Ok(file) => refuse_used(&file, path, "stop what uses it"),
+            // It can be replaced without being read.
+            Err(_) => Ok(()),
+        },
+        None => Ok(()),
     }
 }
