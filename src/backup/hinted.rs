@@ -18,7 +18,7 @@ use crate::environment::random_array;
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::complete::find_missing;
 use crate::repository::map_reader::{LeafCursor, MapReader};
-use crate::source::changes::join;
+use crate::source::changes::{OPEN_END, join};
 use crate::source::{DiskSource, Extent, ExtentKind, partition_layout};
 use diskvault_format::limits::{BAD_EXTENTS_MAX, LEAF_SLOTS};
 use diskvault_format::manifest::{ByteRange, Chunking, DiskRecord};
@@ -200,7 +200,8 @@ fn base_disk<'h>(
     if !context.digests.is_empty() {
         return Err("digests of the whole disk are asked for".into());
     }
-    if hint.changed.last().is_some_and(|range| range.start >= work.shape.size()) {
+    let is_beyond = |range: &Range<u64>| range.start >= work.shape.size() && range.end < OPEN_END;
+    if hint.changed.last().is_some_and(is_beyond) {
         return Err("it tells of changes beyond the end of the disk".into());
     }
     Ok(disk)
@@ -237,7 +238,7 @@ fn selection(hint: &Hint, disk: &DiskRecord, grid: u64, size: u64, kept: u64) ->
     ranges.extend(beyond);
     for range in &mut ranges {
         range.start -= range.start % grid;
-        range.end = range.end.next_multiple_of(grid).min(size);
+        range.end = range.end.min(size).next_multiple_of(grid).min(size);
     }
     join(ranges)
 }
