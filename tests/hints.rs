@@ -8,6 +8,8 @@
 mod bitmaps;
 #[path = "hints/images.rs"]
 mod images;
+#[path = "hints/journals.rs"]
+mod journals;
 #[path = "hints/lies.rs"]
 mod lies;
 #[path = "hints/rig.rs"]

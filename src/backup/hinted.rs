@@ -19,6 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::repository::complete::find_missing;
 use crate::repository::map_reader::{LeafCursor, MapReader};
 use crate::source::changes::{OPEN_END, join};
+use crate::source::journals::journal_starts;
 use crate::source::{DiskSource, Extent, ExtentKind, partition_layout};
 use diskvault_format::limits::{BAD_EXTENTS_MAX, LEAF_SLOTS};
 use diskvault_format::manifest::{ByteRange, Chunking, DiskRecord};
@@ -35,8 +36,9 @@ const SAMPLE_MIN: u64 = 300;
 const SAMPLE_MAX: u64 = 3000;
 /// Time that reading at random may take beyond the least number, and reading in turn always may.
 const LOOK_TIME: Duration = Duration::from_secs(1);
-/// Partition tables, superblocks and the heads of file systems change whenever a guest runs: so much
-/// of both ends of a disk and of the beginning of each partition is always read.
+/// Partition tables, superblocks and the heads of file systems and of their journals change whenever a
+/// guest runs: so much of both ends of a disk, of the beginning of each partition and of what
+/// [`journal_starts`] finds there is always read.
 const HEAD_BYTES: u64 = 1 << 20;
 
 /// What came of a hint.
@@ -418,9 +420,15 @@ impl<'a> Look<'a> {
     fn at_heads(&mut self, context: &Context<'_>) -> Result<Option<Refusal>> {
         let grid = u64::from(self.work.shape.chunk_bytes());
         let size = self.work.shape.size();
-        let starts = partition_layout(self.work.source.as_ref())?.starts;
-        let heads = starts.into_iter().chain([0, size.saturating_sub(HEAD_BYTES)]);
-        let heads = heads.filter(|start| *start < self.old_size).map(|start| {
+        let source: &dyn DiskSource = self.work.source.as_ref();
+        let mut heads = partition_layout(source)?.starts;
+        // Without a table a file system may begin where the disk does.
+        heads.push(0);
+        for begin in heads.clone() {
+            heads.extend(journal_starts(&source, begin)?);
+        }
+        heads.push(size.saturating_sub(HEAD_BYTES));
+        let heads = heads.into_iter().filter(|start| *start < self.old_size).map(|start| {
             let end = start.saturating_add(HEAD_BYTES).min(self.old_size);
             start - start % grid..end
         });

@@ -7,6 +7,7 @@
 pub mod changes;
 mod extents;
 mod image;
+pub mod journals;
 mod layer;
 pub mod libvirt;
 pub mod machine;
