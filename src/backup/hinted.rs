@@ -94,7 +94,7 @@ enum Refusal {
 }
 
 /// Says that a hint does not count, and why; for the record, too.
-pub(super) fn refuse(
+fn refuse(
     context: &Context<'_>,
     request: &DiskRequest<'_>,
     hint: &Hint,
@@ -103,13 +103,39 @@ pub(super) fn refuse(
     let (name, told_by) = (request.name.escape_debug(), &hint.told_by);
     let text = format!("disk {name} is read in full: {told_by} does not count: {refused}");
     context.monitor.warn(&text);
+    refused_record(request, hint, refused)
+}
+
+/// The record of a hint that does not count.
+fn refused_record(request: &DiskRequest<'_>, hint: &Hint, refused: String) -> Tracking {
     Tracking {
-        hint: told_by.clone(),
+        hint: hint.told_by.clone(),
         refused,
         round_unix_ns: request.time_unix_ns,
         proven_unix_ns: request.time_unix_ns,
         ..Tracking::default()
     }
+}
+
+/// What the point says of the hint about a disk that is cut by its content, and so read in full.
+///
+/// # Errors
+/// What looking for a hint that nobody gave returns.
+pub(super) fn of_content(
+    context: &Context<'_>,
+    request: &DiskRequest<'_>,
+) -> Result<Option<Tracking>> {
+    if request.reading == Reading::Full {
+        return Ok(None);
+    }
+    let refused = "it is cut by its content".to_string();
+    Ok(match &request.hint {
+        Some(hint) => Some(refuse(context, request, hint, refused)),
+        // Nobody asked for it: the point says so, and no warning is made of each backup.
+        None => {
+            automatic::find(context, request)?.map(|hint| refused_record(request, &hint, refused))
+        }
+    })
 }
 
 fn by_hint(
