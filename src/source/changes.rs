@@ -3,7 +3,9 @@
 //! Invariant: what is not understood is an error, never taken for unchanged; memory is bounded by
 //! the length of the file, which is, or by the number of ranges.
 
+mod btrfs;
 mod rbd;
+mod zfs;
 
 use crate::error::{Error, ErrorKind, Result};
 use serde_json::Value;
@@ -30,7 +32,9 @@ const CHANGED: [&str; 8] =
 /// `nbdinfo --map`, `rbd diff` or VMware's `QueryChangedDiskAreas` give it, the XML of `thin_delta`, or
 /// lines of `START LENGTH [KIND]` in bytes, where a kind of `same`, `clean` or `unchanged` has not
 /// changed. Of `qemu-img map` what the top image holds (depth 0) counts. Answers of VMware each tell
-/// of a part of the disk; what no answer tells of may have changed, up to [`OPEN_END`]. A stream of
+/// of a part of the disk; what no answer tells of may have changed, up to [`OPEN_END`]. What `btrfs
+/// receive --dump` and `zstream dump -v` print of a stream between two snapshots is told by how it
+/// begins. A stream of
 /// `rbd export-diff` is told by how it begins, and may be of any length: what it writes and zeroes has
 /// changed.
 ///
@@ -62,6 +66,8 @@ pub fn read_changes(path: &Path, granularity: Option<u64>) -> Result<Vec<Range<u
             Ok(text) => match text.trim_start().as_bytes().first() {
                 Some(b'[' | b'{') => json(text),
                 Some(b'<') => thin_delta(text),
+                _ if btrfs::is_dump(text) => btrfs::read(text),
+                _ if zfs::is_dump(text) => zfs::read(text),
                 _ => lines(text),
             },
         },
@@ -128,6 +134,10 @@ fn is_changed(word: &str) -> std::result::Result<bool, String> {
 
 fn lines(text: &str) -> Parsed {
     let mut ranges = Vec::new();
+    if matches!(text.split_whitespace().next(), Some("inode" | "transid")) {
+        let text = "`btrfs subvolume find-new` does not tell of holes: take `btrfs send --no-data`";
+        return Err(text.into());
+    }
     for (place, line) in text.lines().enumerate() {
         let place = place + 1;
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -332,6 +342,10 @@ mod tests {
             (b"{\"startOffset\":0}", None, "answer 0: it has no length"),
             (b"[{\"startOffset\":0,\"length\":9},{}]", None, "answer 1: it has no startOffset"),
             (b"[1,", None, "EOF while parsing"),
+            (b"inode 257 file offset 0 len 4096", None, "find-new` does not tell of holes"),
+            (b"transid marker was 10", None, "find-new` does not tell of holes"),
+            (b"snapshot ./new\nrename ./new/a dest=./new/b", None, "line 2: a step \"rename\""),
+            (b"BEGIN record", None, "a package of several streams"),
             (b"<html>", None, "it has a tag \"html\""),
             (b"<diff><different begin=\"0\" length=\"1\"/>", None, "it has no block size"),
             (b"\xff\xfe", None, "it is no text; a bitmap needs --granularity"),
