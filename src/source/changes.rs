@@ -105,9 +105,10 @@ fn bitmap(bytes: &[u8], granularity: u64) -> Parsed {
         for bit in (0..8).filter(|bit| byte >> bit & 1 == 1) {
             let granule = number as u64 * 8 + bit;
             let start = granule.checked_mul(granularity).ok_or("it is too long")?;
+            let granule = range(start, granularity)?;
             match ranges.last_mut().filter(|last| last.end == start) {
-                Some(last) => last.end += granularity,
-                None => ranges.push(range(start, granularity)?),
+                Some(last) => last.end = granule.end,
+                None => ranges.push(granule),
             }
         }
     }
@@ -351,6 +352,8 @@ mod tests {
             (b"\xff\xfe", None, "it is no text; a bitmap needs --granularity"),
             (b"\x01", Some(1000), "a granularity of 1000 is no power of two"),
             (b"\x01", Some(256), "a granularity of 256 is no power of two"),
+            (b"\x03", Some(1 << 63), "a range ends beyond 2^64"),
+            (b"\x04", Some(1 << 63), "it is too long"),
         ] {
             let error = read(bytes, granularity).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Usage, "{error:?}");
