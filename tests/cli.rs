@@ -29,6 +29,8 @@ mod durability;
 mod forget;
 #[path = "cli/full.rs"]
 mod full;
+#[path = "cli/hinted_series.rs"]
+mod hinted_series;
 #[path = "cli/hints.rs"]
 mod hints;
 #[path = "cli/init.rs"]

@@ -8,6 +8,8 @@
 mod bitmaps;
 #[path = "hints/images.rs"]
 mod images;
+#[path = "hints/journals.rs"]
+mod journals;
 #[path = "hints/lies.rs"]
 mod lies;
 #[path = "hints/rig.rs"]
@@ -16,6 +18,7 @@ mod support;
 
 use diskvault::backup::{ChunkerChoice, Reading, Reread};
 use diskvault_format::manifest::Chunking;
+use diskvault_format::tracking::Tracking;
 use proptest::prelude::*;
 use rig::{CHUNK, Given, Made, assert_restores, back_up, disk, newest, one, overwrite};
 use support::vault::{CHUNK_BYTES, Vault};
@@ -151,6 +154,37 @@ fn a_file_with_its_old_times_is_not_read_again_unless_it_was_just_written() {
     }
     assert!(!newest(&repository).manifest.disks[0].inherited.is_empty());
     assert_restores(&vault, &repository, "by times");
+}
+
+/// Nobody asked for that hint either, but the point says why the disk was read in full.
+#[test]
+fn a_disk_that_is_cut_by_its_content_is_read_in_full_and_the_point_says_so() {
+    let mut vault = Vault::new(31);
+    let repository = vault.open("host").unwrap();
+    let data = disk(1, 1000);
+    let file = || (vec![7; 56], Some(0));
+    let chunker = ChunkerChoice::Content;
+    let mut tracked = Vec::new();
+    for (file, reading) in [
+        (file(), Reading::default()),
+        (file(), Reading::default()),
+        (file(), Reading::Full),
+        ((vec![8; 56], Some(0)), Reading::default()),
+    ] {
+        let made = back_up(
+            &mut vault,
+            &repository,
+            Given { file, reading, chunker, ..Given::full(&data) },
+        );
+        assert_eq!(made.warnings, Vec::<String>::new());
+        assert!(made.read_bytes >= data.len() as u64);
+        let tracking = Tracking::find(&made.disk().extensions);
+        tracked.push(tracking.map(|tracking| (tracking.hint, tracking.refused)));
+    }
+    let told = ("the file's times".to_string(), "it is cut by its content".to_string());
+    // Of the first and the last point the file says nothing, and the third was asked for.
+    assert_eq!(tracked, [None, Some(told), None, None]);
+    assert_restores(&vault, &repository, "by content");
 }
 
 /// Nobody asked for that hint: where it cannot be used, nothing is said.

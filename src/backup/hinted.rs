@@ -18,7 +18,8 @@ use crate::environment::random_array;
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::complete::find_missing;
 use crate::repository::map_reader::{LeafCursor, MapReader};
-use crate::source::changes::join;
+use crate::source::changes::{OPEN_END, join};
+use crate::source::journals::journal_starts;
 use crate::source::{DiskSource, Extent, ExtentKind, partition_layout};
 use diskvault_format::limits::{BAD_EXTENTS_MAX, LEAF_SLOTS};
 use diskvault_format::manifest::{ByteRange, Chunking, DiskRecord};
@@ -35,8 +36,9 @@ const SAMPLE_MIN: u64 = 300;
 const SAMPLE_MAX: u64 = 3000;
 /// Time that reading at random may take beyond the least number, and reading in turn always may.
 const LOOK_TIME: Duration = Duration::from_secs(1);
-/// Partition tables, superblocks and the heads of file systems change whenever a guest runs: so much
-/// of both ends of a disk and of the beginning of each partition is always read.
+/// Partition tables, superblocks and the heads of file systems and of their journals change whenever a
+/// guest runs: so much of both ends of a disk, of the beginning of each partition and of what
+/// [`journal_starts`] finds there is always read.
 const HEAD_BYTES: u64 = 1 << 20;
 
 /// What came of a hint.
@@ -92,7 +94,7 @@ enum Refusal {
 }
 
 /// Says that a hint does not count, and why; for the record, too.
-pub(super) fn refuse(
+fn refuse(
     context: &Context<'_>,
     request: &DiskRequest<'_>,
     hint: &Hint,
@@ -101,13 +103,39 @@ pub(super) fn refuse(
     let (name, told_by) = (request.name.escape_debug(), &hint.told_by);
     let text = format!("disk {name} is read in full: {told_by} does not count: {refused}");
     context.monitor.warn(&text);
+    refused_record(request, hint, refused)
+}
+
+/// The record of a hint that does not count.
+fn refused_record(request: &DiskRequest<'_>, hint: &Hint, refused: String) -> Tracking {
     Tracking {
-        hint: told_by.clone(),
+        hint: hint.told_by.clone(),
         refused,
         round_unix_ns: request.time_unix_ns,
         proven_unix_ns: request.time_unix_ns,
         ..Tracking::default()
     }
+}
+
+/// What the point says of the hint about a disk that is cut by its content, and so read in full.
+///
+/// # Errors
+/// What looking for a hint that nobody gave returns.
+pub(super) fn of_content(
+    context: &Context<'_>,
+    request: &DiskRequest<'_>,
+) -> Result<Option<Tracking>> {
+    if request.reading == Reading::Full {
+        return Ok(None);
+    }
+    let refused = "it is cut by its content".to_string();
+    Ok(match &request.hint {
+        Some(hint) => Some(refuse(context, request, hint, refused)),
+        // Nobody asked for it: the point says so, and no warning is made of each backup.
+        None => {
+            automatic::find(context, request)?.map(|hint| refused_record(request, &hint, refused))
+        }
+    })
 }
 
 fn by_hint(
@@ -200,7 +228,8 @@ fn base_disk<'h>(
     if !context.digests.is_empty() {
         return Err("digests of the whole disk are asked for".into());
     }
-    if hint.changed.last().is_some_and(|range| range.start >= work.shape.size()) {
+    let is_beyond = |range: &Range<u64>| range.start >= work.shape.size() && range.end < OPEN_END;
+    if hint.changed.last().is_some_and(is_beyond) {
         return Err("it tells of changes beyond the end of the disk".into());
     }
     Ok(disk)
@@ -237,7 +266,7 @@ fn selection(hint: &Hint, disk: &DiskRecord, grid: u64, size: u64, kept: u64) ->
     ranges.extend(beyond);
     for range in &mut ranges {
         range.start -= range.start % grid;
-        range.end = range.end.next_multiple_of(grid).min(size);
+        range.end = range.end.min(size).next_multiple_of(grid).min(size);
     }
     join(ranges)
 }
@@ -417,9 +446,15 @@ impl<'a> Look<'a> {
     fn at_heads(&mut self, context: &Context<'_>) -> Result<Option<Refusal>> {
         let grid = u64::from(self.work.shape.chunk_bytes());
         let size = self.work.shape.size();
-        let starts = partition_layout(self.work.source.as_ref())?.starts;
-        let heads = starts.into_iter().chain([0, size.saturating_sub(HEAD_BYTES)]);
-        let heads = heads.filter(|start| *start < self.old_size).map(|start| {
+        let source: &dyn DiskSource = self.work.source.as_ref();
+        let mut heads = partition_layout(source)?.starts;
+        // Without a table a file system may begin where the disk does.
+        heads.push(0);
+        for begin in heads.clone() {
+            heads.extend(journal_starts(&source, begin)?);
+        }
+        heads.push(size.saturating_sub(HEAD_BYTES));
+        let heads = heads.into_iter().filter(|start| *start < self.old_size).map(|start| {
             let end = start.saturating_add(HEAD_BYTES).min(self.old_size);
             start - start % grid..end
         });

@@ -8,8 +8,7 @@ use super::Context;
 use super::content::{Cut, Cutting, cut};
 use super::digests::Digests;
 use super::disk::{DiskRequest, allocation_of, record};
-use super::hint::Reading;
-use super::hinted::refuse;
+use super::hinted;
 use super::read_ahead::ReadAhead;
 use crate::chunking::ContentParameters;
 use crate::error::{Error, ErrorKind, Result};
@@ -75,6 +74,7 @@ pub fn backup_disk_by_content(
     let source = request.source.clone();
     let monitor = context.monitor;
     let size = source.size();
+    let tracking = hinted::of_content(context, &request)?;
     monitor.start(&format!("disk {}", request.name.escape_debug()), Some(size));
     let digests = Digests::new(true, context.digests);
     let parameters = ContentParameters::default();
@@ -117,9 +117,6 @@ pub fn backup_disk_by_content(
     let allocation = allocation_of(context, source.as_ref(), allocation)?;
     monitor.finish();
     let values = digests.finish();
-    let hint = request.hint.as_deref().filter(|_| request.reading != Reading::Full);
-    let refused = || "it is cut by its content".to_string();
-    let tracking = hint.map(|hint| refuse(context, &request, hint, refused()));
     let mut made = record(request.name, source.as_ref(), content, values, allocation, statistics);
     if let Some(tracking) = tracking {
         let extension = tracking.to_extension().map_err(|cause| cannot_make("a record", cause))?;

@@ -16,6 +16,7 @@ use crate::repository::address::{Address, format_time_utc, parse_time};
 use crate::repository::compression::{Compression, LEVELS};
 use crate::repository::points::PointSet;
 use crate::restore::SparseMode;
+use crate::retention::undo::forgotten;
 use crate::source::changes::read_changes;
 use crate::source::{ImageFormat, InputKind};
 use clap::ValueEnum;
@@ -266,7 +267,9 @@ fn add_hints(
         let text = format!("cannot use {base:?} as base: expected a point without a disk");
         return Err(Error::new(ErrorKind::Usage, text));
     }
-    let base = context.find_point(repository, &address, None)?;
+    let base = context
+        .find_point(repository, &address, None)
+        .map_err(|error| forgotten_base(repository, address.point, error))?;
     let stdin_name = options.stdin_name.clone();
     for text in &lists.changed {
         if !text.contains('=') && options.inputs.len() > 1 {
@@ -288,6 +291,25 @@ fn add_hints(
         for_disk(&mut options.inputs, stdin_name.as_deref(), text, &set)?;
     }
     Ok(())
+}
+
+/// Why a base cannot be found: `error`, unless it lies in the trash.
+fn forgotten_base(repository: &Repository, text: &str, error: Error) -> Error {
+    let prefix = text.strip_prefix("id:").unwrap_or(text).to_ascii_lowercase();
+    if error.kind() != ErrorKind::NotFound || prefix.is_empty() {
+        return error;
+    }
+    // The trash says more than the error does, if it can be read.
+    let Ok((points, _)) = forgotten(repository) else { return error };
+    match points.iter().find(|point| point.id.to_hex().starts_with(&prefix)) {
+        None => error,
+        Some(point) => {
+            let short = point.id.short();
+            let text = format!("cannot use point {short} as base: it was forgotten");
+            Error::new(ErrorKind::NotFound, text)
+                .hint(format!("`diskvault forget --undo {short}` brings it back"))
+        }
+    }
 }
 
 /// What `--base` and its companions say.

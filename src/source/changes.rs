@@ -3,7 +3,9 @@
 //! Invariant: what is not understood is an error, never taken for unchanged; memory is bounded by
 //! the length of the file, which is, or by the number of ranges.
 
+mod btrfs;
 mod rbd;
+mod zfs;
 
 use crate::error::{Error, ErrorKind, Result};
 use serde_json::Value;
@@ -13,6 +15,9 @@ use std::path::Path;
 
 /// Longest list, in bytes: a bitmap of 512 TiB in steps of 64 KiB has a GiB, one of 64 TiB 128 MiB.
 const LIST_BYTES_MAX: u64 = 256 << 20;
+
+/// The end of a range that reaches to the end of the disk, wherever that is.
+pub const OPEN_END: u64 = u64::MAX;
 
 /// Words for what has not changed.
 const SAME: [&str; 3] = ["same", "clean", "unchanged"];
@@ -26,8 +31,12 @@ const CHANGED: [&str; 8] =
 /// first byte first, as QEMU keeps them. Else by its first character: JSON as `qemu-img map`,
 /// `nbdinfo --map`, `rbd diff` or VMware's `QueryChangedDiskAreas` give it, the XML of `thin_delta`, or
 /// lines of `START LENGTH [KIND]` in bytes, where a kind of `same`, `clean` or `unchanged` has not
-/// changed. Of `qemu-img map` what the top image holds (depth 0) counts. A stream of `rbd export-diff`
-/// is told by how it begins, and may be of any length: what it writes and zeroes has changed.
+/// changed. Of `qemu-img map` what the top image holds (depth 0) counts. Answers of VMware each tell
+/// of a part of the disk; what no answer tells of may have changed, up to [`OPEN_END`]. What `btrfs
+/// receive --dump` and `zstream dump -v` print of a stream between two snapshots is told by how it
+/// begins. A stream of
+/// `rbd export-diff` is told by how it begins, and may be of any length: what it writes and zeroes has
+/// changed.
 ///
 /// # Errors
 /// `Source` for a file that cannot be read; `Usage` for one that is longer than 256 MiB or is none of
@@ -57,6 +66,8 @@ pub fn read_changes(path: &Path, granularity: Option<u64>) -> Result<Vec<Range<u
             Ok(text) => match text.trim_start().as_bytes().first() {
                 Some(b'[' | b'{') => json(text),
                 Some(b'<') => thin_delta(text),
+                _ if btrfs::is_dump(text) => btrfs::read(text),
+                _ if zfs::is_dump(text) => zfs::read(text),
                 _ => lines(text),
             },
         },
@@ -94,9 +105,10 @@ fn bitmap(bytes: &[u8], granularity: u64) -> Parsed {
         for bit in (0..8).filter(|bit| byte >> bit & 1 == 1) {
             let granule = number as u64 * 8 + bit;
             let start = granule.checked_mul(granularity).ok_or("it is too long")?;
+            let granule = range(start, granularity)?;
             match ranges.last_mut().filter(|last| last.end == start) {
-                Some(last) => last.end += granularity,
-                None => ranges.push(range(start, granularity)?),
+                Some(last) => last.end = granule.end,
+                None => ranges.push(granule),
             }
         }
     }
@@ -123,6 +135,10 @@ fn is_changed(word: &str) -> std::result::Result<bool, String> {
 
 fn lines(text: &str) -> Parsed {
     let mut ranges = Vec::new();
+    if matches!(text.split_whitespace().next(), Some("inode" | "transid")) {
+        let text = "`btrfs subvolume find-new` does not tell of holes: take `btrfs send --no-data`";
+        return Err(text.into());
+    }
     for (place, line) in text.lines().enumerate() {
         let place = place + 1;
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -148,11 +164,42 @@ fn lines(text: &str) -> Parsed {
 
 fn json(text: &str) -> Parsed {
     let value: Value = serde_json::from_str(text).map_err(|cause| format!("{cause}"))?;
-    let areas = match &value {
-        // Of VMware: one answer, with where it begins.
-        Value::Object(answer) => answer.get("changedArea").or_else(|| answer.get("extents")),
-        other => Some(other),
-    };
+    let is_answer =
+        |value: &Value| value.get("startOffset").is_some() || value.get("changedArea").is_some();
+    match &value {
+        Value::Object(list) if !is_answer(&value) => areas(list.get("extents")),
+        Value::Object(_) => answers(std::slice::from_ref(&value)),
+        Value::Array(list) if list.iter().any(is_answer) => answers(list),
+        other => areas(Some(other)),
+    }
+}
+
+/// Answers of VMware to `QueryChangedDiskAreas`, which is called again from where an answer ends.
+fn answers(answers: &[Value]) -> Parsed {
+    let (mut ranges, mut told) = (Vec::new(), Vec::new());
+    for (place, answer) in answers.iter().enumerate() {
+        let say = |what: String| format!("answer {place}: {what}");
+        let field = |name: &str| {
+            let number = answer.get(name).and_then(Value::as_u64);
+            number.ok_or_else(|| say(format!("it has no {name}")))
+        };
+        told.push(range(field("startOffset")?, field("length")?).map_err(say)?);
+        match answer.get("changedArea") {
+            // Of an answer without changes it may be missing.
+            None | Some(Value::Null) => {}
+            list => ranges.extend(areas(list).map_err(say)?),
+        }
+    }
+    let mut end = 0;
+    for part in join(told) {
+        ranges.push(end..part.start);
+        end = part.end;
+    }
+    ranges.push(end..OPEN_END);
+    Ok(ranges)
+}
+
+fn areas(areas: Option<&Value>) -> Parsed {
     let areas = areas.and_then(Value::as_array).ok_or("it has no list of ranges")?;
     let mut ranges = Vec::with_capacity(areas.len());
     for (place, area) in areas.iter().enumerate() {
@@ -248,8 +295,6 @@ mod tests {
             r#"[{"offset":0,"length":65536,"type":1,"description":"dirty"},
                 {"offset":65536,"length":65536,"type":0,"description":"clean"},
                 {"offset":131072,"length":131072,"type":1,"description":"dirty"}]"#,
-            r#"{"startOffset":0,"length":1048576,
-                "changedArea":[{"start":0,"length":65536},{"start":131072,"length":131072}]}"#,
             thin,
         ] {
             assert_eq!(read(text.as_bytes(), None).unwrap(), expected, "{text}");
@@ -257,6 +302,30 @@ mod tests {
         assert_eq!(read(&[0b1101, 0], Some(65_536)).unwrap(), expected);
         assert_eq!(read(&[0x80, 1], Some(512)).unwrap(), ranges(&[(3584, 4608)]));
         assert_eq!(read(b"", None).unwrap(), []);
+    }
+
+    /// The disk has a MiB, or more than anybody told of.
+    #[test]
+    fn what_no_answer_of_vmware_tells_of_has_changed() {
+        let whole = r#"{"startOffset":0,"length":1048576,
+            "changedArea":[{"start":0,"length":65536},{"start":131072,"length":131072}]}"#;
+        let first =
+            r#"{"startOffset":0,"length":131072,"changedArea":[{"start":0,"length":65536}]}"#;
+        let second = r#"{"startOffset":131072,"length":917504,
+            "changedArea":[{"start":131072,"length":131072}]}"#;
+        let behind = (1 << 20, OPEN_END);
+        let all = [(0, 65_536), (131_072, 262_144), behind];
+        for (text, expected) in [
+            (whole.to_string(), &all[..]),
+            (format!("[{first},{second}]"), &all),
+            (format!("[{second},{first}]"), &all),
+            (first.to_string(), &[(0, 65_536), (131_072, OPEN_END)]),
+            (format!("[{second}]"), &[(0, 262_144), behind]),
+            (r#"{"startOffset":0,"length":1048576}"#.into(), &[behind]),
+            (r#"{"startOffset":0,"length":0,"changedArea":[]}"#.into(), &[(0, OPEN_END)]),
+        ] {
+            assert_eq!(read(text.as_bytes(), None).unwrap(), ranges(expected), "{text}");
+        }
     }
 
     #[test]
@@ -270,12 +339,21 @@ mod tests {
             (b"[{\"start\":1}]", None, "range 0: it has no length"),
             (b"[{\"start\":1,\"length\":2,\"kind\":\"odd\"}]", None, "\"odd\" is no kind"),
             (b"{\"a\":1}", None, "it has no list of ranges"),
+            (b"{\"changedArea\":[]}", None, "answer 0: it has no startOffset"),
+            (b"{\"startOffset\":0}", None, "answer 0: it has no length"),
+            (b"[{\"startOffset\":0,\"length\":9},{}]", None, "answer 1: it has no startOffset"),
             (b"[1,", None, "EOF while parsing"),
+            (b"inode 257 file offset 0 len 4096", None, "find-new` does not tell of holes"),
+            (b"transid marker was 10", None, "find-new` does not tell of holes"),
+            (b"snapshot ./new\nrename ./new/a dest=./new/b", None, "line 2: a step \"rename\""),
+            (b"BEGIN record", None, "a package of several streams"),
             (b"<html>", None, "it has a tag \"html\""),
             (b"<diff><different begin=\"0\" length=\"1\"/>", None, "it has no block size"),
             (b"\xff\xfe", None, "it is no text; a bitmap needs --granularity"),
             (b"\x01", Some(1000), "a granularity of 1000 is no power of two"),
             (b"\x01", Some(256), "a granularity of 256 is no power of two"),
+            (b"\x03", Some(1 << 63), "a range ends beyond 2^64"),
+            (b"\x04", Some(1 << 63), "it is too long"),
         ] {
             let error = read(bytes, granularity).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Usage, "{error:?}");

@@ -8,6 +8,7 @@ pub mod changes;
 mod device;
 mod extents;
 mod image;
+pub mod journals;
 mod layer;
 pub mod libvirt;
 pub mod machine;

@@ -108,3 +108,71 @@ fn what_differs_from_the_last_clone_is_read() {
         assert!(files(Path::new(&other)).is_empty());
     }
 }
+
+/// A disk in a subvolume, by what btrfs says between two snapshots of it: written, punched, cloned onto
+/// itself, cut and grown.
+#[test]
+fn the_steps_between_two_btrfs_snapshots_are_a_change_list() {
+    let vault = Vault::new();
+    let Some(mounted) = mount(&vault, "btrfs") else { return };
+    let run = |line: &str| {
+        let mut command = Command::new("sh");
+        let output = command.args(["-ec", line]).current_dir(&mounted.at).output().unwrap();
+        assert!(output.status.success(), "{line}: {output:?}");
+        output.stdout
+    };
+    run("btrfs subvolume create vms");
+    let disk = mounted.at.join("vms/disk.raw");
+    fs::write(&disk, random(1, 40 * MIB)).unwrap();
+    let resize = |size| fs::File::options().write(true).open(&disk).unwrap().set_len(size).unwrap();
+    resize(64 * MIB);
+    run("sync; btrfs subvolume snapshot -r vms 0");
+    let backup = |number: u64, code: i32, further: &[&str]| {
+        let path = format!("vda={}/{number}/disk.raw", mounted.at.display());
+        let arguments = ["backup", "--name", "m", "--disk", &path];
+        let outcome = vault.run(&[&arguments[..], further].concat());
+        assert_eq!(outcome.code, code, "{}", outcome.stderr);
+    };
+    backup(0, 0, &[]);
+    for number in 1..4_u64 {
+        write(&disk, number * 8 * MIB + 5, &random(number + 2, 4096));
+        write(&disk, (50 + number) * MIB, b"into a hole");
+        let at = (20 + number) * MIB;
+        run(&format!("fallocate --punch-hole --offset {at} --length 65536 vms/disk.raw"));
+        if number == 2 {
+            resize(63 * MIB);
+            resize(64 * MIB + 512);
+            run("cp --reflink=always vms/disk.raw copy");
+        }
+        let old = number - 1;
+        run(&format!("sync; btrfs subvolume snapshot -r vms {number}"));
+        let send = format!("btrfs send -q --no-data -p {old} {number} | btrfs receive --dump");
+        vault.write("steps", &run(&send));
+        backup(number, 0, &["--base", "m", "--changed", "steps", "--reread", "1/1000"]);
+        let hinted = vault.json(&["show", "m"])["disks"][0].clone();
+        assert_eq!(hinted["tracking"]["hint"], "change list steps");
+        // Of a disk that has grown, the leaf of the map at its old end is read; and btrfs may tell more
+        // than has changed.
+        let inherited = if number == 1 { 58 * MIB } else { 30 * MIB };
+        assert!(hinted["tracking"]["inherited_bytes"].as_u64().unwrap() > inherited, "{hinted}");
+        vault.assert_restores("m", &fs::read(&disk).unwrap());
+        backup(number, 0, &["--full"]);
+        assert_eq!(vault.json(&["show", "m"])["disks"][0]["map_root"], hinted["map_root"]);
+    }
+    // What does not tell of the holes, or of one file alone, is no list.
+    for (line, text) in [
+        ("btrfs subvolume find-new vms 1", "does not tell of holes"),
+        ("btrfs send -q --no-data 1 | btrfs receive --dump", "without `-p OLD`"),
+        (
+            "cp vms/disk.raw vms/other; sync; btrfs subvolume snapshot -r vms 9 >&2; \
+             btrfs send -q --no-data -p 3 9 | btrfs receive --dump",
+            "a step \"mkfile\" may do more than change data",
+        ),
+    ] {
+        vault.write("steps", &run(line));
+        let disk = format!("vda={}", disk.display());
+        let hint = ["--base", "m", "--changed", "steps"];
+        vault.fails(2, &[&["backup", "--name", "m", "--disk", &disk], &hint[..]].concat(), text);
+    }
+    vault.assert_intact();
+}

@@ -67,6 +67,40 @@ fn a_list_a_map_and_a_bitmap_are_read_and_the_rest_is_not() {
     vault.assert_intact();
 }
 
+/// An answer of VMware tells of a part of the disk: what lies behind is read, not taken over.
+#[test]
+fn what_lies_behind_an_answer_of_vmware_is_read() {
+    let (vault, mut data) = vault_with_disk();
+    let answer = |start: u64, bytes: u64, areas: &str| {
+        format!(r#"{{"startOffset":{start},"length":{bytes},"changedArea":[{areas}]}}"#)
+    };
+    let half = 32 * MIB;
+    let area = format!(r#"{{"start":{},"length":65536}}"#, 4 * MIB);
+    let first = answer(0, half, &area);
+    // All of it in two calls, and then nobody made the second.
+    let both = format!("[{first},{}]", answer(half, half, ""));
+    for (round, (list, inherited)) in
+        [(both, 64 * MIB - (64 << 10)), (first, half - (64 << 10))].into_iter().enumerate()
+    {
+        overwrite(&vault, &mut data, 4 * MIB + 9, &random(20 + round as u64, 4000));
+        if round == 1 {
+            overwrite(&vault, &mut data, 50 * MIB + 9, &random(30, 4000));
+        }
+        vault.write("answer", list.as_bytes());
+        let hint = ["--base", "web01", "--changed", "answer", "--reread", "1/1000"];
+        back_up(&vault, 0, &hint);
+        let tracking = &vault.json(&["show", "web01"])["disks"][0]["tracking"];
+        assert_eq!(tracking["inherited_bytes"], inherited, "{tracking}");
+        vault.assert_restores("web01", &data);
+    }
+    // A range without an end is one of changes up to the end of the disk.
+    vault.write("all", b"0 18446744073709551615");
+    let changed = ["--base", "web01", "--changed", "all"];
+    let (summary, _) = back_up(&vault, 0, &changed);
+    assert!(summary["read_bytes"].as_u64().unwrap() >= 64 * MIB, "{summary}");
+    vault.assert_intact();
+}
+
 #[test]
 fn a_list_that_lies_or_is_about_something_else_ends_in_a_full_read() {
     let (vault, mut data) = vault_with_disk();

@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -227,30 +228,46 @@ fn all_disks_are_of_one_instant_while_the_guest_writes() {
     let Some(vault) = vault_with_daemon() else { return };
     let machine = Machine::start(&vault);
     machine.write("vda", &["write -P 1 0 48M"]);
-    let before = (machine.read("vda"), machine.read("vdb"));
     // A FIFO in front of the disks: they are frozen by then, and read only after it has ended.
     run("mkfifo", &[&vault.arg("fifo")]);
-    for round in 0..2 {
-        let address = machine.address();
-        let fifo = vault.arg("fifo");
+    let during = AtomicU64::new(0);
+    for round in 0..4_u64 {
+        let before = (machine.read("vda"), machine.read("vdb"));
+        let (address, fifo) = (machine.address(), vault.arg("fifo"));
         let child = vault.command(&["backup", "--name", "m", &fifo, &address]).spawn().unwrap();
         let mut writer = open_for(&fifo);
         machine.write("vda", &[&format!("write -P {} 3M 20M", 50 + round), "discard 30M 5M"]);
         machine.write("vdb", &[&format!("write -P {} 0 2M", 60 + round)]);
-        let after = (machine.read("vda"), machine.read("vdb"));
-        assert!(after != before);
-        writer.write_all(b"go on").unwrap();
-        drop(writer);
-        let outcome = crate::support::wait(child);
+        assert!(machine.read("vda") != before.0 && machine.read("vdb") != before.1);
+        // And on without a pause, while the disks are read.
+        let (is_read, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+        let outcome = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in 0.. {
+                    if is_over.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    let byte = 100 + (number + round) % 100;
+                    let at = number * 7 % 47;
+                    machine.write("vda", &[&format!("write -P {byte} {at}M 700k")]);
+                    machine.write("vdb", &[&format!("write -P {byte} {}k 12k", at * 64)]);
+                    let counts = is_read.load(Ordering::SeqCst) && !is_over.load(Ordering::SeqCst);
+                    during.fetch_add(u64::from(counts), Ordering::SeqCst);
+                }
+            });
+            writer.write_all(b"go on").unwrap();
+            is_read.store(true, Ordering::SeqCst);
+            drop(writer);
+            let outcome = crate::support::wait(child);
+            is_over.store(true, Ordering::SeqCst);
+            outcome
+        });
         assert_eq!(outcome.code, 0, "{outcome:?}");
-        if round == 0 {
-            vault.assert_restores("m/vda", &before.0);
-            vault.assert_restores("m/vdb", &before.1);
-        } else {
-            let point = disk(&vault, "m", "vda");
-            assert!(!point["tracking"].is_null());
-        }
+        assert_eq!(disk(&vault, "m", "vda")["tracking"].is_null(), round == 0);
+        vault.assert_restores("m/vda", &before.0);
+        vault.assert_restores("m/vdb", &before.1);
     }
+    assert!(during.into_inner() > 0, "nothing was written while disks were read");
     let last = machine.read("vda");
     machine.back_up(&[]);
     vault.assert_restores("m/vda", &last);

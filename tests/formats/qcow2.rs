@@ -1,6 +1,8 @@
 //! qcow2: versions, cluster sizes, compression, subclusters, chains, data files, snapshots.
 
 use super::*;
+use flate2::write::DeflateEncoder;
+use std::io::Read;
 
 const SIZE: &str = "24M";
 
@@ -243,6 +245,78 @@ fn hostile_tables_are_refused() {
     for bytes in [0, 3, 4, 71, 104, 4096, good.len() / 2] {
         fs::write(workshop.path("short.qcow2"), &good[..bytes]).unwrap();
         assert_eq!(refused(&workshop, "short.qcow2").kind(), ErrorKind::Source, "{bytes} bytes");
+    }
+}
+
+/// What comes out of a stream of deflate, or a frame of zstd, that is stored as a cluster of 64 KiB.
+fn compressed(kind: &str, bytes: u64, is_whole: bool) -> Vec<u8> {
+    let mut input = std::io::repeat(7).take(bytes);
+    let mut packed = match kind {
+        "zlib" => {
+            let mut deflate = DeflateEncoder::new(Vec::new(), flate2::Compression::best());
+            std::io::copy(&mut input, &mut deflate).unwrap();
+            deflate.finish().unwrap()
+        }
+        _ => {
+            let mut frame = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+            frame.window_log(16).unwrap();
+            frame.include_checksum(true).unwrap();
+            std::io::copy(&mut input, &mut frame).unwrap();
+            frame.finish().unwrap()
+        }
+    };
+    if !is_whole {
+        packed.truncate(packed.len() - 1);
+    }
+    packed
+}
+
+/// Of deflate QEMU takes as much as a cluster has room for, of zstd it takes whole frames that fit. So
+/// it is here; the room of a cluster is all that there is for a bomb to fill.
+#[test]
+fn compressed_clusters_that_are_larger_than_a_cluster() {
+    let Some(workshop) = Workshop::new() else { return };
+    const CLUSTER: u64 = 64 << 10;
+    for (kind, bytes, is_whole, error) in [
+        ("zlib", CLUSTER, true, None),
+        ("zlib", CLUSTER + 1, true, None),
+        ("zlib", 100 << 20, true, None),
+        ("zlib", CLUSTER - 1, true, Some("it is too short")),
+        ("zstd", CLUSTER, true, None),
+        ("zstd", CLUSTER, false, Some("")),
+        ("zstd", CLUSTER + 1, true, Some("it is longer than a cluster")),
+        ("zstd", 1 << 30, true, Some("it is longer than a cluster")),
+        ("zstd", CLUSTER - 1, true, Some("")),
+    ] {
+        let options = format!("compression_type={kind}");
+        create(&workshop, "bomb.qcow2", &options, &["write -c -P 1 0 64k"]);
+        let path = workshop.path("bomb.qcow2");
+        let mut image = fs::read(&path).unwrap();
+        let at = |image: &[u8], at: usize| {
+            u64::from_be_bytes(image[at..at + 8].try_into().unwrap()) & 0x00ff_ffff_ffff_fe00
+        };
+        let table = at(&image, at(&image, 40) as usize) as usize;
+        image.resize(image.len().next_multiple_of(512), 0);
+        let packed = compressed(kind, bytes, is_whole);
+        let sectors = (packed.len() as u64).div_ceil(512) - 1;
+        assert!(sectors < 256, "{kind}, {bytes}: {} bytes", packed.len());
+        let descriptor = 1_u64 << 62 | sectors << 54 | image.len() as u64;
+        image[table..table + 8].copy_from_slice(&descriptor.to_be_bytes());
+        image.extend(packed);
+        fs::write(&path, &image).unwrap();
+        let converted = ["convert", "-O", "raw", "bomb.qcow2", "converted"];
+        let folder = path.parent().unwrap();
+        let by_qemu = Command::new("qemu-img").args(converted).current_dir(folder).output();
+        let by_qemu = by_qemu.unwrap().status.success();
+        assert_eq!(by_qemu, error.is_none(), "qemu-img: {kind}, {bytes}, {is_whole}");
+        match error {
+            None => drop(workshop.assert_same_view("bomb.qcow2")),
+            Some(text) => {
+                let found = refused(&workshop, "bomb.qcow2").full_text();
+                let is_said = found.contains("does not decode: ") && found.contains(text);
+                assert!(is_said, "{kind}, {bytes}: {found}");
+            }
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Compressed clusters.
 //!
 //! Invariant: a cluster gives as many bytes as a cluster has, or an error; it takes no more memory
-//! than that and a window, whatever it says.
+//! than that and a window, whatever it says. What goes on behind a cluster's bytes is what it is to
+//! QEMU: of deflate it is left away, of zstd it is an error.
 
 use super::header::Compression;
 use flate2::{Decompress, FlushDecompress};
@@ -33,7 +34,13 @@ pub(super) fn inflate(
             let failed = |cause: std::io::Error| cause.to_string();
             let mut decoder = zstd::stream::read::Decoder::with_buffer(input).map_err(failed)?;
             decoder.window_log_max(ZSTD_WINDOW_BITS_MAX).map_err(failed)?;
-            decoder.single_frame().read_exact(cluster).map_err(failed)
+            let mut frame = decoder.single_frame();
+            frame.read_exact(cluster).map_err(failed)?;
+            // The frame ends where the cluster does; a checksum behind it is compared here.
+            match frame.read(&mut [0]).map_err(failed)? {
+                0 => Ok(()),
+                _ => Err("it is longer than a cluster".into()),
+            }
         }
     }
 }
