@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Options of `restore`.
-#[derive(clap::Args, Debug)]
+#[derive(clap::Args, Clone, Debug)]
 pub struct Arguments {
     /// The point, and a disk or stream of it: SERIES, SERIES@latest~1/DISK, ID/DISK
     #[arg(value_name = "POINT[/DISK]")]
@@ -80,7 +80,7 @@ impl Sparse {
 /// `Damage`, `Target`, `NoSpace`, or as finding the point.
 pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let began = Instant::now();
-    arguments.format.validate(matches!(arguments.sparse, Sparse::Auto), arguments.in_place)?;
+    let arguments = &settled(arguments.clone())?;
     let repository = context.open()?;
     let address = Address::parse(&arguments.point)?;
     let point = context.find_point(&repository, &address, arguments.at.as_deref())?;
@@ -96,7 +96,6 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     }
     let locator = Locator::open_for_reading(&repository, context.monitor())?;
     let fetcher = context.fetcher(&repository, &locator);
-    let bytes: u64 = plan.iter().map(|(part, _)| part.bytes()).sum();
     if arguments.format.is_archive() {
         restore_archive(context, &fetcher, &point, &plan, arguments.force)?;
     } else {
@@ -120,7 +119,30 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     if arguments.in_place {
         return Ok(());
     }
-    let seconds = began.elapsed().as_secs_f64();
+    tell(context, &point, &plan, began.elapsed().as_secs_f64())
+}
+
+/// What the options say together.
+fn settled(mut arguments: Arguments) -> Result<Arguments> {
+    let is_auto = matches!(arguments.sparse, Sparse::Auto);
+    if arguments.in_place || !is_auto {
+        arguments.format.ignore_names();
+    }
+    arguments.format.validate(&arguments.target, is_auto, arguments.in_place)?;
+    if arguments.target.as_os_str() == "-" {
+        let text = "cannot restore to standard output";
+        return Err(Error::new(ErrorKind::Usage, text).hint("use `diskvault dump`"));
+    }
+    Ok(arguments)
+}
+
+fn tell(
+    context: &Context,
+    point: &Point,
+    plan: &[(Part<'_>, PathBuf)],
+    seconds: f64,
+) -> Result<()> {
+    let bytes: u64 = plan.iter().map(|(part, _)| part.bytes()).sum();
     if context.json() {
         return json_line(&json!({
             "message_type": "summary",
@@ -134,7 +156,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
             "duration_seconds": seconds,
         }));
     }
-    for (part, path) in &plan {
+    for (part, path) in plan {
         line(&format!(
             "restored {} of point {} to {}",
             escape(part.name()),
@@ -245,7 +267,7 @@ fn restore_part(
     let stage = format!("restoring {}", part.name());
     part.warn_of_bad_extents(fetcher.monitor);
     match part {
-        Part::Disk(disk) if !arguments.format.is_raw() => {
+        Part::Disk(disk) if !arguments.format.is_raw(path) => {
             fetcher.monitor.start(&stage, Some(disk.size));
             let target = (path, arguments.force);
             arguments.format.restore_disk(context, fetcher, point, disk, target)?;

@@ -18,11 +18,11 @@ use diskvault_format::manifest::DiskRecord;
 use std::path::{Component, Path, PathBuf};
 
 /// Options of `restore` about formats.
-#[derive(clap::Args, Debug)]
+#[derive(clap::Args, Clone, Debug)]
 pub struct FormatArguments {
-    /// The format of the new image
-    #[arg(long, value_enum, default_value_t = Format::Raw)]
-    format: Format,
+    /// The format of the new image; by its name by default: qcow2, vmdk, vhd, vhdx, else raw
+    #[arg(long, value_enum)]
+    format: Option<Format>,
     /// Compress the clusters of a qcow2 image: deflate, which all programs read, or zstd
     #[arg(
         long,
@@ -93,39 +93,58 @@ impl Format {
 }
 
 impl FormatArguments {
+    /// Does without what a name says: of what is there already, and where zeros are to be as they were,
+    /// a disk is meant as it is.
+    pub fn ignore_names(&mut self) {
+        self.format = self.format.or(Some(Format::Raw));
+    }
+
+    /// The format of the image at a path: the one that was asked for, or what the name says, as
+    /// `mirror` makes it and `backup` reads it.
+    fn of(&self, path: &Path) -> Format {
+        let named = || {
+            let extension = path.extension()?.to_str()?.to_ascii_lowercase();
+            let by_name = [Format::Qcow2, Format::Vmdk, Format::Vhd, Format::Vhdx];
+            by_name.into_iter().find(|format| format.extension() == extension)
+        };
+        let is_device = || path.metadata().is_ok_and(|metadata| !metadata.is_file());
+        self.format.or_else(|| named().filter(|_| !is_device())).unwrap_or(Format::Raw)
+    }
+
     /// True for a disk as it is.
-    pub fn is_raw(&self) -> bool {
-        self.format == Format::Raw
+    pub fn is_raw(&self, path: &Path) -> bool {
+        self.of(path) == Format::Raw
     }
 
     /// True if all disks go into one file.
     pub fn is_archive(&self) -> bool {
-        self.format == Format::Ova
+        self.format == Some(Format::Ova)
     }
 
-    /// Checks what the flags say together; `is_auto` if zeros become what is cheapest, `in_place` if
+    /// Checks what the flags say together of an image at `path`; `is_auto` if zeros become what is cheapest, `in_place` if
     /// only what differs is to be written.
     ///
     /// # Errors
     /// `Usage`.
-    pub fn validate(&self, is_auto: bool, in_place: bool) -> Result<()> {
+    pub fn validate(&self, path: &Path, is_auto: bool, in_place: bool) -> Result<()> {
         let wrong = |text: String| Err(Error::new(ErrorKind::Usage, text));
-        let name = self.format.name();
-        if self.compress.is_some() && self.format != Format::Qcow2 {
+        let format = self.of(path);
+        let name = format.name();
+        if self.compress.is_some() && format != Format::Qcow2 {
             return wrong(format!("cannot compress a {name} image: --compress is of qcow2"));
         }
-        if self.backing.is_some() && self.format != Format::Qcow2 {
+        if self.backing.is_some() && format != Format::Qcow2 {
             return wrong(format!("cannot put a {name} image over a base: --backing is of qcow2"));
         }
         if self.backing.is_some() && self.compress.is_some() {
             return wrong("cannot use --backing and --compress together".into());
         }
-        if !self.is_raw() && in_place {
+        if format != Format::Raw && in_place {
             let text = format!("cannot restore a {name} image in place");
             let hint = "use `diskvault mirror` to keep a raw or qcow2 image at a point";
             return Err(Error::new(ErrorKind::Usage, text).hint(hint));
         }
-        if !self.is_raw() && !is_auto {
+        if format != Format::Raw && !is_auto {
             return wrong(format!("cannot keep zeros in a {name} image: --sparse is of raw"));
         }
         Ok(())
@@ -134,10 +153,10 @@ impl FormatArguments {
     /// The name of a part's file in a folder: a disk's gets the ending of the format.
     pub fn file_name(&self, part: Part<'_>) -> String {
         let name = part.name();
-        let extension = self.format.extension();
-        let ending = format!(".{extension}");
+        let format = self.format.unwrap_or(Format::Raw);
+        let ending = format!(".{}", format.extension());
         let is_disk = matches!(part, Part::Disk(_));
-        if self.is_raw() || !is_disk || name.to_ascii_lowercase().ends_with(&ending) {
+        if format == Format::Raw || !is_disk || name.to_ascii_lowercase().ends_with(&ending) {
             return name.to_owned();
         }
         format!("{name}{ending}")
@@ -157,7 +176,7 @@ impl FormatArguments {
     ) -> Result<Vec<(Part<'a>, PathBuf)>> {
         let series = point.manifest.series.replace('/', "_");
         let path = if target.is_dir() {
-            target.join(format!("{series}.{}", self.format.extension()))
+            target.join(format!("{series}.{}", Format::Ova.extension()))
         } else {
             target.to_owned()
         };
@@ -182,10 +201,10 @@ impl FormatArguments {
     /// `Usage` for a stream that was named; `Target` for a disk that the format cannot hold.
     pub fn check(&self, part: Part<'_>, path: &Path, force: bool) -> Result<()> {
         let Part::Disk(disk) = part else { return Ok(()) };
-        if self.is_raw() {
+        if self.is_raw(path) {
             return Ok(());
         }
-        check_size(path, self.format.name(), disk.size)?;
+        check_size(path, self.of(path).name(), disk.size)?;
         check_target(path, force)
     }
 
@@ -195,10 +214,10 @@ impl FormatArguments {
     /// `Usage`.
     pub fn refuse_stream(&self, part: Part<'_>) -> Result<()> {
         let Part::Stream(stream) = part else { return Ok(()) };
-        if self.is_raw() {
+        let Some(format) = self.format.filter(|format| *format != Format::Raw) else {
             return Ok(());
-        }
-        let (name, format) = (stream.name.escape_debug(), self.format.name());
+        };
+        let (name, format) = (stream.name.escape_debug(), format.name());
         let text = format!("cannot restore {name} as {format}: it is a stream, not a disk");
         Err(Error::new(ErrorKind::Usage, text))
     }
@@ -220,7 +239,7 @@ impl FormatArguments {
         if let Some(base) = &self.backing {
             return self.restore_over(context, fetcher, disk, target, base);
         }
-        let packing = match (self.format, self.compress) {
+        let packing = match (self.of(path), self.compress) {
             (Format::VmdkStream, _) => {
                 let mut image = VmdkStream::create(path, force, disk.size)?;
                 restore_in_order(fetcher, disk, &mut image, context.pool()?.as_ref())?;
@@ -235,7 +254,7 @@ impl FormatArguments {
             restore_in_order(fetcher, disk, &mut image, context.pool()?.as_ref())?;
             return image.finish();
         }
-        let format = match self.format {
+        let format = match self.of(path) {
             Format::Vmdk => PackedFormat::Vmdk,
             Format::Vhd => PackedFormat::Vhd,
             Format::Vhdx => PackedFormat::Vhdx,
@@ -256,7 +275,7 @@ impl FormatArguments {
         number: usize,
         monitor: &dyn Monitor,
     ) -> Result<ImageOptions> {
-        let format = match self.format {
+        let format = match self.of(path) {
             Format::Raw => ImageFormat::Raw,
             Format::Qcow2 => ImageFormat::Qcow2,
             Format::Vmdk | Format::VmdkStream | Format::Ova => ImageFormat::Vmdk,

@@ -29,6 +29,37 @@ fn flags_that_contradict_each_other() {
     }
 }
 
+/// As `mirror` makes and `backup` reads it.
+#[test]
+fn without_a_format_the_name_tells() {
+    let rig = Rig::new();
+    rig.disk("disk", MIB, &[(0, 4 * KIB)]);
+    fs::write(rig.path("nvram"), b"variables").unwrap();
+    let disks = ["--disk", "real.qcow2=disk", "--disk", "sda=disk", "--stream", "a.vmdk=nvram"];
+    rig.shell.backup(&[&["--name", "vm"], &disks[..]].concat());
+    rig.shell.ok(&["restore", "--verify", "vm", "folder/"]);
+    rig.assert_is_disk("folder/real.qcow2", "disk", "qcow2");
+    rig.assert_is_disk("folder/sda", "disk", "raw");
+    assert_eq!(fs::read(rig.path("folder/a.vmdk")).unwrap(), b"variables");
+    for (name, kind) in
+        [("x.QCOW2", "qcow2"), ("x.vmdk", "vmdk"), ("x.vhd", "vpc"), ("x.vhdx", "vhdx")]
+    {
+        rig.shell.ok(&["restore", "vm/sda", name]);
+        rig.assert_is_disk(name, "disk", kind);
+    }
+    for (name, options) in
+        [("a.qcow2", &["--format", "raw"][..]), ("b.qcow2", &["--sparse", "exact"]), ("c.img", &[])]
+    {
+        rig.shell.ok(&[&["restore", "vm/sda", name], options].concat());
+        rig.assert_is_disk(name, "disk", "raw");
+    }
+    rig.shell.ok(&["restore", "vm/sda", "y.qcow2", "--compress"]);
+    rig.assert_is_disk("y.qcow2", "disk", "qcow2");
+    let error = rig.refusal(2, &["vm/sda", "-"]);
+    assert!(error.contains("cannot restore to standard output"), "{error}");
+    assert!(error.contains("use `diskvault dump`"), "{error}");
+}
+
 #[test]
 fn sizes_that_a_format_does_not_have() {
     let rig = Rig::new();

@@ -93,7 +93,7 @@ impl Rig {
 
     /// QEMU finds nothing wrong with an image, and the disk in it.
     pub fn assert_is_disk(&self, image: &str, raw: &str, qemu: &str) {
-        if qemu != "vpc" {
+        if !matches!(qemu, "vpc" | "raw") {
             self.tool("qemu-img", &["check", "-f", qemu, image]);
         }
         self.tool("qemu-img", &["compare", "-f", "raw", "-F", qemu, raw, image]);
