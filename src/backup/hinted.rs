@@ -264,6 +264,8 @@ fn selection(hint: &Hint, disk: &DiskRecord, grid: u64, size: u64, kept: u64) ->
     let beyond = (disk.size != size).then_some(kept..size);
     let mut ranges: Vec<Range<u64>> = hint.changed.iter().cloned().chain(bad).collect();
     ranges.extend(beyond);
+    // Open ends may begin where the disk ends.
+    ranges.retain(|range| range.start < size);
     for range in &mut ranges {
         range.start -= range.start % grid;
         range.end = range.end.min(size).next_multiple_of(grid).min(size);

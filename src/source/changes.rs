@@ -31,8 +31,9 @@ const CHANGED: [&str; 8] =
 /// first byte first, as QEMU keeps them. Else by its first character: JSON as `qemu-img map`,
 /// `nbdinfo --map`, `rbd diff` or VMware's `QueryChangedDiskAreas` give it, the XML of `thin_delta`, or
 /// lines of `START LENGTH [KIND]` in bytes, where a kind of `same`, `clean` or `unchanged` has not
-/// changed. Of `qemu-img map` what the top image holds (depth 0) counts. Answers of VMware each tell
-/// of a part of the disk; what no answer tells of may have changed, up to [`OPEN_END`]. What `btrfs
+/// changed. Of `qemu-img map` what the top image holds (depth 0) counts. Answers of VMware, and the
+/// maps of `qemu-img` and `nbdinfo`, may tell of a part of the disk; what none tells of may have
+/// changed, up to [`OPEN_END`]. What `btrfs
 /// receive --dump` and `zstream dump -v` print of a stream between two snapshots is told by how it
 /// begins. A stream of
 /// `rbd export-diff` is told by how it begins, and may be of any length: what it writes and zeroes has
@@ -170,8 +171,32 @@ fn json(text: &str) -> Parsed {
         Value::Object(list) if !is_answer(&value) => areas(list.get("extents")),
         Value::Object(_) => answers(std::slice::from_ref(&value)),
         Value::Array(list) if list.iter().any(is_answer) => answers(list),
+        Value::Array(list) if list.iter().any(is_of_map) => {
+            let told: std::result::Result<_, String> = list.iter().map(place_of).collect();
+            let mut ranges = areas(Some(&value))?;
+            ranges.extend(not_told(told?));
+            Ok(ranges)
+        }
         other => areas(Some(other)),
     }
+}
+
+/// True for what stands in a map that tells of changed and of unchanged parts, by `qemu-img` or
+/// `nbdinfo`. A part of the disk may be missing in it, as with `--start-offset`.
+fn is_of_map(area: &Value) -> bool {
+    area.get("depth").is_some() || area.get("description").is_some()
+}
+
+/// What no part of a list tells of.
+fn not_told(told: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    let mut end = 0;
+    let mut found = Vec::new();
+    for part in join(told) {
+        found.push(end..part.start);
+        end = part.end;
+    }
+    found.push(end..OPEN_END);
+    found
 }
 
 /// Answers of VMware to `QueryChangedDiskAreas`, which is called again from where an answer ends.
@@ -190,12 +215,7 @@ fn answers(answers: &[Value]) -> Parsed {
             list => ranges.extend(areas(list).map_err(say)?),
         }
     }
-    let mut end = 0;
-    for part in join(told) {
-        ranges.push(end..part.start);
-        end = part.end;
-    }
-    ranges.push(end..OPEN_END);
+    ranges.extend(not_told(told));
     Ok(ranges)
 }
 
@@ -209,12 +229,16 @@ fn areas(areas: Option<&Value>) -> Parsed {
     Ok(ranges)
 }
 
-fn one_area(area: &Value) -> std::result::Result<Option<Range<u64>>, String> {
+fn place_of(area: &Value) -> std::result::Result<Range<u64>, String> {
     let field = |names: [&str; 2]| {
         let found = names.iter().find_map(|name| area.get(name));
         found.and_then(Value::as_u64).ok_or_else(|| format!("it has no {}", names[0]))
     };
-    let range = range(field(["start", "offset"])?, field(["length", "bytes"])?)?;
+    range(field(["start", "offset"])?, field(["length", "bytes"])?)
+}
+
+fn one_area(area: &Value) -> std::result::Result<Option<Range<u64>>, String> {
+    let range = place_of(area)?;
     if let Some(depth) = area.get("depth") {
         let depth = depth.as_u64().ok_or("its depth is no number")?;
         return Ok((depth == 0).then_some(range));
@@ -289,12 +313,6 @@ mod tests {
             "# a list\n131072 131072 zero\n\n0 0x10000\n65536 65536 same\n",
             "Offset   Length  Type\n0 65536 data\n131072 131072 zero\n",
             r#"[{"offset":0,"length":65536,"exists":"true"},{"offset":131072,"length":131072,"exists":"false"}]"#,
-            r#"[{"start":0,"length":65536,"depth":0,"present":true,"zero":false,"data":true},
-                {"start":65536,"length":65536,"depth":1,"present":true,"zero":false,"data":true},
-                {"start":131072,"length":131072,"depth":0,"present":true,"zero":true,"data":false}]"#,
-            r#"[{"offset":0,"length":65536,"type":1,"description":"dirty"},
-                {"offset":65536,"length":65536,"type":0,"description":"clean"},
-                {"offset":131072,"length":131072,"type":1,"description":"dirty"}]"#,
             thin,
         ] {
             assert_eq!(read(text.as_bytes(), None).unwrap(), expected, "{text}");
@@ -302,6 +320,24 @@ mod tests {
         assert_eq!(read(&[0b1101, 0], Some(65_536)).unwrap(), expected);
         assert_eq!(read(&[0x80, 1], Some(512)).unwrap(), ranges(&[(3584, 4608)]));
         assert_eq!(read(b"", None).unwrap(), []);
+    }
+
+    #[test]
+    fn what_is_missing_in_a_map_has_changed() {
+        let map = r#"[{"start":0,"length":65536,"depth":0,"present":true,"zero":false,"data":true},
+            {"start":65536,"length":65536,"depth":1,"present":true,"zero":false,"data":true},
+            {"start":131072,"length":131072,"depth":0,"present":true,"zero":true,"data":false}]"#;
+        let dirty = r#"[{"offset":0,"length":65536,"type":1,"description":"dirty"},
+            {"offset":65536,"length":65536,"type":0,"description":"clean"},
+            {"offset":131072,"length":131072,"type":1,"description":"dirty"}]"#;
+        for text in [map, dirty] {
+            let expected = ranges(&[(0, 65_536), (131_072, OPEN_END)]);
+            assert_eq!(read(text.as_bytes(), None).unwrap(), expected, "{text}");
+        }
+        let part =
+            r#"[{"start":65536,"length":65536,"depth":1},{"start":196608,"length":9,"depth":2}]"#;
+        let expected = ranges(&[(0, 65_536), (131_072, 196_608), (196_617, OPEN_END)]);
+        assert_eq!(read(part.as_bytes(), None).unwrap(), expected);
     }
 
     /// The disk has a MiB, or more than anybody told of.
