@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -186,7 +187,7 @@ struct Domain(&'static str);
 
 impl Drop for Domain {
     fn drop(&mut self) {
-        let undefine = ["undefine", "--checkpoints-metadata", self.0];
+        let undefine = ["undefine", "--nvram", "--checkpoints-metadata", self.0];
         for arguments in [&["destroy", self.0][..], &undefine] {
             let _ = Command::new("virsh").args(["-c", URI]).args(arguments).output();
         }
@@ -194,6 +195,8 @@ impl Drop for Domain {
 }
 
 const URI: &str = "qemu:///system";
+/// Code and variables of a firmware, as Debian has them.
+const OVMF: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
 
 fn virsh(arguments: &[&str]) -> String {
     run("virsh", &[&["-q", "-c", URI], arguments].concat())
@@ -215,9 +218,19 @@ impl Domain {
                  <source file='{file}'/><target dev='{target}' bus='virtio'/></disk>"
             )
         };
+        // Variables of a firmware, where there is one.
+        let has_uefi = OVMF.iter().all(|file| Path::new(file).exists());
+        let nvram = vault.arg("nvram.fd");
+        let firmware = match has_uefi {
+            true => format!(
+                "<loader readonly='yes' type='pflash'>{}</loader><nvram template='{}'>{nvram}</nvram>",
+                OVMF[0], OVMF[1]
+            ),
+            false => String::new(),
+        };
         let xml = format!(
             "<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>\
-             <os><type arch='x86_64' machine='q35'>hvm</type></os><devices>{}{}\
+             <os><type arch='x86_64' machine='q35'>hvm</type>{firmware}</os><features><acpi/></features><devices>{}{}\
              <disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>\
              </devices></domain>",
             disk("root.qcow2", "qcow2", "vda"),
@@ -274,6 +287,10 @@ fn domains_of_libvirt_are_backed_up_by_checkpoints() {
     assert_eq!(shown["streams"][0]["name"], "domain.xml");
     let xml = vault.ok(&["dump", "m/domain.xml"]).text();
     assert!(xml.contains("<name>diskvault-test</name>"), "{xml}");
+    if vault.path("nvram.fd").exists() {
+        let kept = vault.ok(&["dump", "m/nvram.fd"]).stdout;
+        assert!(kept == fs::read(vault.path("nvram.fd")).unwrap());
+    }
     // Killed in the middle: its job is ended by the next one, which reads what has changed since.
     let before = domain.checkpoints();
     run("mkfifo", &[&vault.arg("fifo")]);
