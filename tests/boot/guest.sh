@@ -8,7 +8,7 @@ set -eu
 export PATH="$PATH:/usr/sbin:/sbin"
 cd "$1"
 rm -rf work
-mkdir -p work/root/bin work/root/dev work/root/proc
+mkdir -p work/tree/bin work/tree/dev work/tree/proc
 cd work
 kernel=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/ { print $2; exit }')
 apt-get -qq download "$kernel" busybox-static syslinux-common
@@ -16,13 +16,13 @@ for package in *.deb; do
     dpkg -x "$package" packages
 done
 version=${kernel#linux-image-}
-cp packages/bin/busybox root/bin/busybox
+cp packages/bin/busybox tree/bin/busybox
 modules=
 for module in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk; do
-    cp "$(find "packages/lib/modules/$version" -name "$module.ko")" "root/$module.ko"
+    cp "$(find "packages/lib/modules/$version" -name "$module.ko")" "tree/$module.ko"
     modules="$modules /$module.ko"
 done
-cat >root/init <<END
+cat >tree/init <<END
 #!/bin/busybox sh
 export PATH=/bin
 busybox mount -t proc none /proc
@@ -36,8 +36,8 @@ found=\$(dd if=/dev/vda bs=20 skip=3072000 count=1)
 echo "the disk of \$(uname -s) says: \$found"
 while true; do sleep 100; done
 END
-chmod +x root/init
-(cd root && find . | cpio --quiet -o -H newc) | gzip >initramfs
+chmod +x tree/init
+(cd tree && find . | cpio --quiet -o -H newc) | gzip >initramfs
 cat >syslinux.cfg <<END
 DEFAULT linux
 LABEL linux
