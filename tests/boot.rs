@@ -87,6 +87,17 @@ fn good() -> Vec<u8> {
     disk(&[&BEGIN, &say(256), &HALT], [0x55, 0xaa])
 }
 
+/// False, with a message, where there is no QEMU, or no firmware for UEFI if that is wanted.
+#[allow(clippy::print_stderr, reason = "a test says what it skips")]
+fn has_qemu(wants_uefi: bool) -> bool {
+    let runs = Command::new("qemu-system-x86_64").arg("--version").output().is_ok();
+    let has = runs && (!wants_uefi || Path::new("/usr/share/OVMF").exists());
+    if !has {
+        eprintln!("skipped: there is no QEMU, or no OVMF for it");
+    }
+    has
+}
+
 struct Stage {
     folder: TempDir,
     shell: Shell,
@@ -130,6 +141,9 @@ fn code(output: &Output) -> i32 {
 
 #[test]
 fn a_good_bootloader_is_told_from_a_broken_one() {
+    if !has_qemu(false) {
+        return;
+    }
     let stage = Stage::new(&good());
     let (output, summary) = stage.test(&["--console", GREETING]);
     assert_eq!(code(&output), 0, "{summary}");
@@ -168,6 +182,9 @@ fn a_good_bootloader_is_told_from_a_broken_one() {
 
 #[test]
 fn a_machine_that_goes_on_is_told_from_one_that_resets() {
+    if !has_qemu(false) {
+        return;
+    }
     let stage = Stage::new(&good());
     let (output, summary) = stage.test(&["--for", "5"]);
     assert_eq!(code(&output), 0, "{summary}");
@@ -190,6 +207,9 @@ fn a_machine_that_goes_on_is_told_from_one_that_resets() {
 
 #[test]
 fn what_a_guest_writes_is_kept_only_in_an_overlay() {
+    if !has_qemu(false) {
+        return;
+    }
     let disk = disk(&[&BEGIN, &WRITE, &say(256), &HALT], [0x55, 0xaa]);
     let stage = Stage::new(&disk);
     let digest = stage.digest();
@@ -213,6 +233,9 @@ fn what_a_guest_writes_is_kept_only_in_an_overlay() {
 
 #[test]
 fn disks_hang_on_either_bus() {
+    if !has_qemu(false) {
+        return;
+    }
     let stage = Stage::new(&good());
     for bus in ["virtio", "sata"] {
         let (output, summary) = stage.test(&["--console", GREETING, "--bus", bus]);
@@ -223,6 +246,9 @@ fn disks_hang_on_either_bus() {
 /// A disk that only UEFI boots gets UEFI, which finds no loader on it and says so on the console.
 #[test]
 fn a_disk_for_uefi_is_booted_by_uefi() {
+    if !has_qemu(true) {
+        return;
+    }
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("gpt");
     std::fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
@@ -283,6 +309,9 @@ fn is_gone(id: u32) -> bool {
 
 #[test]
 fn qemu_does_not_stay_behind() {
+    if !has_qemu(false) {
+        return;
+    }
     let stage = Stage::new(&good());
     let folders = stage.path("folders");
     std::fs::create_dir(&folders).unwrap();
@@ -315,6 +344,9 @@ fn qemu_does_not_stay_behind() {
 /// What was ended is no verdict, and what was seen of an overlay is none of the point.
 #[test]
 fn only_whole_tests_of_the_point_itself_are_kept() {
+    if !has_qemu(false) {
+        return;
+    }
     let stage = Stage::new(&good());
     let arguments = [&["boot", "vm", "--test", "--for", "200"][..], &SMALL].concat();
     let mut run = Reaped(stage.shell.command(&arguments).stderr(Stdio::null()).spawn().unwrap());
@@ -358,6 +390,9 @@ while True:
 
 #[test]
 fn the_machine_is_used_on_the_terminal() {
+    if !has_qemu(false) {
+        return;
+    }
     let stage = Stage::new(&disk(&[&BEGIN, &say(256), &HALT], [0x55, 0xaa]));
     let arguments = [&["boot", "vm"][..], &SMALL].concat();
     let mut command = stage.shell.command(&arguments);
