@@ -107,8 +107,8 @@ impl FormatArguments {
             let by_name = [Format::Qcow2, Format::Vmdk, Format::Vhd, Format::Vhdx];
             by_name.into_iter().find(|format| format.extension() == extension)
         };
-        let is_device = || path.metadata().is_ok_and(|metadata| !metadata.is_file());
-        self.format.or_else(|| named().filter(|_| !is_device())).unwrap_or(Format::Raw)
+        let is_no_file = || path.metadata().is_ok_and(|metadata| !metadata.is_file());
+        self.format.or_else(|| named().filter(|_| !is_no_file())).unwrap_or(Format::Raw)
     }
 
     /// True for a disk as it is.
@@ -121,8 +121,8 @@ impl FormatArguments {
         self.format == Some(Format::Ova)
     }
 
-    /// Checks what the flags say together of an image at `path`; `is_auto` if zeros become what is cheapest, `in_place` if
-    /// only what differs is to be written.
+    /// Checks what the flags say together of an image at `path`; `is_auto` if zeros become what is
+    /// cheapest, `in_place` if only what differs is to be written.
     ///
     /// # Errors
     /// `Usage`.

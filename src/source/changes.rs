@@ -33,11 +33,9 @@ const CHANGED: [&str; 8] =
 /// lines of `START LENGTH [KIND]` in bytes, where a kind of `same`, `clean` or `unchanged` has not
 /// changed. Of `qemu-img map` what the top image holds (depth 0) counts. Answers of VMware, and the
 /// maps of `qemu-img` and `nbdinfo`, may tell of a part of the disk; what none tells of may have
-/// changed, up to [`OPEN_END`]. What `btrfs
-/// receive --dump` and `zstream dump -v` print of a stream between two snapshots is told by how it
-/// begins. A stream of
-/// `rbd export-diff` is told by how it begins, and may be of any length: what it writes and zeroes has
-/// changed.
+/// changed, up to [`OPEN_END`]. What `btrfs receive --dump` and `zstream dump -v` print of a stream
+/// between two snapshots is told by how it begins, and so is a stream of `rbd export-diff`, which may
+/// be of any length: what it writes and zeroes has changed.
 ///
 /// # Errors
 /// `Source` for a file that cannot be read; `Usage` for one that is longer than 256 MiB or is none of
