@@ -14,6 +14,7 @@ use crate::benchmark::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::compression::ZSTD_LEVEL;
+use crate::storage::place::Place;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -58,7 +59,10 @@ fn folder(context: &Context, arguments: &Arguments) -> Result<PathBuf> {
     let path = match &arguments.path {
         Some(path) => path.clone(),
         None if context.names_repository() => {
-            let path = context.repository_path()?;
+            let Place::Folder(path) = context.place()? else {
+                let text = "cannot measure a repository on another machine";
+                return Err(Error::new(ErrorKind::Usage, text).hint("name a folder"));
+            };
             if !path.exists() {
                 let text = format!("cannot measure {}: no such folder", path.display());
                 let error = Error::new(ErrorKind::NoRepository, text);

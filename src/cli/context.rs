@@ -3,6 +3,7 @@
 use super::GlobalOptions;
 use super::password;
 use super::progress::Progress;
+use super::remote;
 use crate::environment::SystemEnvironment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
@@ -12,7 +13,8 @@ use crate::repository::locate::Locator;
 use crate::repository::points::{Point, PointSet};
 use crate::repository::secrets::Passphrase;
 use crate::restore::fetch::Fetcher;
-use crate::storage::local::LocalStorage;
+use crate::storage::Storage;
+use crate::storage::place::Place;
 use crate::view::Vault;
 use rayon::ThreadPool;
 use std::ffi::OsString;
@@ -22,9 +24,9 @@ use std::sync::{Arc, OnceLock};
 use tempfile::TempDir;
 
 /// Where a repository is named.
-enum Place {
-    /// By its path.
-    Path(OsString),
+enum Named {
+    /// By its path or address.
+    Place(OsString),
     /// In the first line of a file.
     File(PathBuf),
 }
@@ -77,26 +79,26 @@ impl Context {
 
     /// True if a repository is named, by option or environment.
     pub fn names_repository(&self) -> bool {
-        self.repository_place().is_some()
+        self.repository_name().is_some()
     }
 
     /// Where the repository is named: an option before any variable.
-    fn repository_place(&self) -> Option<Place> {
+    fn repository_name(&self) -> Option<Named> {
         let options = &self.options;
-        place_of(&options.repo, &options.repository_file, "DISKVAULT_REPOSITORY")
+        name_of(&options.repo, &options.repository_file, "DISKVAULT_REPOSITORY")
     }
 
-    /// The folder of the repository.
+    /// Where the repository is.
     ///
     /// # Errors
-    /// `Usage` if none is named, or for a kind of place that this version does not know.
-    pub fn repository_path(&self) -> Result<PathBuf> {
-        self.repository_place().map_or_else(
+    /// `Usage` if none is named, or by an address of an unknown kind.
+    pub fn place(&self) -> Result<Place> {
+        self.repository_name().map_or_else(
             || {
                 let error = Error::new(ErrorKind::Usage, "cannot find out which repository to use");
                 Err(error.hint("use --repo or set DISKVAULT_REPOSITORY"))
             },
-            path_of,
+            read_place,
         )
     }
 
@@ -145,9 +147,14 @@ impl Context {
     /// The storage of the repository, for what needs no key.
     ///
     /// # Errors
-    /// As [`LocalStorage::open`], and `Usage` if no repository is named.
-    pub fn storage(&self) -> Result<Arc<LocalStorage>> {
-        Ok(Arc::new(LocalStorage::open(&self.repository_path()?)?))
+    /// As [`remote::open`], and `Usage` if no repository is named.
+    pub fn storage(&self) -> Result<Arc<dyn Storage>> {
+        remote::open(&self.place()?, self.remote())
+    }
+
+    /// How storages of other machines are reached.
+    pub fn remote(&self) -> &remote::RemoteOptions {
+        &self.options.remote
     }
 
     /// Opens the repository.
@@ -170,8 +177,8 @@ impl Context {
     /// # Errors
     /// As [`Context::open`], saying that it is the source.
     pub fn open_source(&self, from: &FromOptions) -> Result<Repository> {
-        from.path().and_then(|path| {
-            let storage = Arc::new(LocalStorage::open(&path)?);
+        from.place().and_then(|place| {
+            let storage = remote::open(&place, self.remote())?;
             let secret = || {
                 let (file, command) = (&from.from_password_file, &from.from_password_command);
                 let monitor = self.monitor.as_ref();
@@ -183,7 +190,7 @@ impl Context {
 
     fn open_on(
         &self,
-        storage: Arc<LocalStorage>,
+        storage: Arc<dyn Storage>,
         secret: &dyn Fn() -> Result<Passphrase>,
     ) -> Result<Repository> {
         let cache = match self.cache() {
@@ -285,7 +292,7 @@ impl Context {
 #[derive(clap::Args, Debug)]
 pub struct FromOptions {
     /// The repository to copy from; DISKVAULT_FROM_REPOSITORY by default
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PLACE")]
     from_repo: Option<OsString>,
     /// File whose first line names it; DISKVAULT_FROM_REPOSITORY_FILE by default
     #[arg(long, value_name = "FILE", conflicts_with = "from_repo")]
@@ -299,34 +306,34 @@ pub struct FromOptions {
 }
 
 impl FromOptions {
-    /// The folder of the repository.
-    fn path(&self) -> Result<PathBuf> {
+    /// Where the repository is.
+    fn place(&self) -> Result<Place> {
         let (repo, file) = (&self.from_repo, &self.from_repository_file);
-        place_of(repo, file, "DISKVAULT_FROM_REPOSITORY").map_or_else(
+        name_of(repo, file, "DISKVAULT_FROM_REPOSITORY").map_or_else(
             || {
                 let text = "cannot find out which repository to copy from";
                 let error = Error::new(ErrorKind::Usage, text);
                 Err(error.hint("use --from-repo or set DISKVAULT_FROM_REPOSITORY"))
             },
-            path_of,
+            read_place,
         )
     }
 }
 
 /// Where a repository is named: an option before the variable `name`, and that before `name`_FILE.
-fn place_of(repo: &Option<OsString>, file: &Option<PathBuf>, name: &str) -> Option<Place> {
-    let option = repo.clone().map(Place::Path);
-    let file = || file.clone().map(Place::File);
-    let by_variable = || variable(name).map(Place::Path);
-    let by_file = || variable(&format!("{name}_FILE")).map(|file| Place::File(PathBuf::from(file)));
+fn name_of(repo: &Option<OsString>, file: &Option<PathBuf>, name: &str) -> Option<Named> {
+    let option = repo.clone().map(Named::Place);
+    let file = || file.clone().map(Named::File);
+    let by_variable = || variable(name).map(Named::Place);
+    let by_file = || variable(&format!("{name}_FILE")).map(|file| Named::File(PathBuf::from(file)));
     option.or_else(file).or_else(by_variable).or_else(by_file)
 }
 
-/// The folder that a place names.
-fn path_of(place: Place) -> Result<PathBuf> {
-    let named = match place {
-        Place::Path(path) => path,
-        Place::File(file) => {
+/// The place that is named.
+fn read_place(named: Named) -> Result<Place> {
+    let text = match named {
+        Named::Place(text) => text,
+        Named::File(file) => {
             let cannot = |cause| {
                 let text = format!("cannot read repository file {}", file.display());
                 Error::io(ErrorKind::Failed, text, cause)
@@ -337,15 +344,7 @@ fn path_of(place: Place) -> Result<PathBuf> {
             OsString::from(line.trim_end_matches(['\r', '\n']))
         }
     };
-    if named.is_empty() {
-        return Err(Error::new(ErrorKind::Usage, "cannot use an empty repository path"));
-    }
-    if let Some((scheme, _)) = named.to_string_lossy().split_once("://") {
-        let text =
-            format!("cannot use {}:// repositories: expected a folder", scheme.escape_debug());
-        return Err(Error::new(ErrorKind::Usage, text));
-    }
-    Ok(PathBuf::from(named))
+    Place::parse(&text)
 }
 
 /// A variable of the environment, unless it is empty.

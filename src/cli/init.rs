@@ -7,17 +7,18 @@
 use super::context::{Context, host_name};
 use super::output::{json_line, line, remark};
 use super::recovery::{ConfigWatch, HandedOut};
+use super::remote;
 use super::sizes::{format_bytes, parse_bytes};
 use crate::environment::SystemEnvironment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::secrets::{Passphrase, make_recovery_key};
 use crate::repository::{InitOptions, InitReport, initialise};
-use crate::storage::local::LocalStorage;
+use crate::storage::place::Place;
 use diskvault_format::key_slot::KdfCost;
 use diskvault_format::limits::PARITY_PER_MILLE_MAX;
 use serde_json::json;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use zeroize::Zeroizing;
 
 /// Options of `init`.
@@ -60,7 +61,7 @@ fn parse_parity(text: &str) -> Result<u32> {
 /// # Errors
 /// `Usage` without a place for the recovery key, `AlreadyExists`, or what the storage says.
 pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
-    let path = context.repository_path()?;
+    let place = context.place()?;
     let chunk_bytes = u32::try_from(parse_bytes(&arguments.chunk_size)?)
         .map_err(|_| Error::new(ErrorKind::Usage, "cannot cut into chunks of 4 GiB or more"))?;
     if !chunk_bytes.is_power_of_two() || !(4 << 10..=4 << 20).contains(&chunk_bytes) {
@@ -78,7 +79,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
             .hint("use --recovery-key-file FILE or --no-recovery-key"));
     }
     // Before anything is asked or shown: a key for a repository that cannot be made confuses.
-    LocalStorage::may_create(&path)?;
+    remote::may_create(&place, context.remote())?;
     let password = context.first_password()?;
     if password.is_empty() {
         let text = "cannot make a repository: the password is empty";
@@ -93,8 +94,9 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         (Some(file), Some(key)) => Some(HandedOut::to_file(file, "recovery key file ", key)?),
         (None, Some(key)) => Some(HandedOut::to_terminal(key)?),
     };
-    match make(&path, &password, recovery.as_ref(), chunk_bytes, parity_per_mille) {
-        Ok(report) => print_report(context, &path, &report),
+    let new = NewRepository { place: &place, chunk_bytes, parity_per_mille };
+    match make(context, &new, &password, recovery.as_ref()) {
+        Ok(report) => print_report(context, &place, &report),
         Err((error, is_void)) => {
             if let Some(handed_out) = handed_out {
                 handed_out.settle(is_void, context.monitor());
@@ -104,36 +106,42 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     }
 }
 
-/// Makes the repository; beside an error whether surely nothing was made.
-fn make(
-    path: &Path,
-    password: &Passphrase,
-    recovery: Option<&Zeroizing<String>>,
+/// Where and how it is to be made.
+struct NewRepository<'a> {
+    place: &'a Place,
     chunk_bytes: u32,
     parity_per_mille: u32,
+}
+
+/// Makes the repository; beside an error whether surely nothing was made.
+fn make(
+    context: &Context,
+    new: &NewRepository<'_>,
+    password: &Passphrase,
+    recovery: Option<&Zeroizing<String>>,
 ) -> Result<InitReport, (Error, bool)> {
     let recovery = recovery.map(|key| Passphrase::new(key.as_bytes().to_vec()));
-    let storage = LocalStorage::create(path).map_err(|error| (error, true))?;
-    let watch = ConfigWatch::start(&storage);
+    let storage = remote::create(new.place, context.remote()).map_err(|error| (error, true))?;
+    let storage = storage.as_ref();
+    let watch = ConfigWatch::start(storage);
     let options = InitOptions {
         passphrase: password,
         recovery: recovery.as_ref(),
-        chunk_bytes: Some(chunk_bytes),
+        chunk_bytes: Some(new.chunk_bytes),
         pack_bytes: None,
-        parity_per_mille,
+        parity_per_mille: new.parity_per_mille,
         cost: KdfCost::PASSPHRASE,
         host: &host_name(),
     };
-    initialise(&storage, &SystemEnvironment, &options)
-        .map_err(|error| (error, watch.is_unchanged()))
+    initialise(storage, &SystemEnvironment, &options).map_err(|error| (error, watch.is_unchanged()))
 }
 
-fn print_report(context: &Context, path: &Path, report: &InitReport) -> Result<()> {
+fn print_report(context: &Context, place: &Place, report: &InitReport) -> Result<()> {
     if context.json() {
         return json_line(&json!({
             "message_type": "initialized",
             "repository_id": report.repository.to_hex(),
-            "repository": path.display().to_string(),
+            "repository": place.to_string(),
             "chunk_bytes": report.chunk_bytes,
             "parity_per_mille": report.parity_per_mille,
             "key_slots": report.key_slots.iter().map(|id| id.to_hex()).collect::<Vec<_>>(),
@@ -147,7 +155,7 @@ fn print_report(context: &Context, path: &Path, report: &InitReport) -> Result<(
     line(&format!(
         "made repository {} at {}, chunks of {},{parity} {} key slots",
         report.repository.short(),
-        super::output::escape(&path.display().to_string()),
+        super::output::escape(&place.to_string()),
         format_bytes(report.chunk_bytes.into()),
         report.key_slots.len()
     ))?;

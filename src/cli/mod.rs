@@ -35,6 +35,7 @@ mod pin;
 mod progress;
 mod prune;
 mod recovery;
+mod remote;
 mod repair;
 mod restore;
 mod restore_format;
@@ -83,8 +84,8 @@ struct Cli {
 struct GlobalOptions {
     // The environment is read in `context`: clap would take it for an option that was given, and
     // could not tell a contradiction from a default.
-    /// The repository: a folder; DISKVAULT_REPOSITORY by default
-    #[arg(short, long, global = true, value_name = "PATH")]
+    /// The repository: a folder or an address; DISKVAULT_REPOSITORY by default
+    #[arg(short, long, global = true, value_name = "PLACE")]
     repo: Option<OsString>,
     /// File whose first line names the repository; DISKVAULT_REPOSITORY_FILE by default
     #[arg(long, global = true, value_name = "FILE")]
@@ -116,6 +117,8 @@ struct GlobalOptions {
     /// Show no progress
     #[arg(long, global = true, overrides_with = "progress")]
     no_progress: bool,
+    #[command(flatten)]
+    remote: remote::RemoteOptions,
 }
 
 #[derive(Subcommand, Debug)]

@@ -97,6 +97,10 @@ impl Storage for Forgiving {
         self.inner.room()
     }
 
+    fn calls_at_once(&self) -> usize {
+        self.inner.calls_at_once()
+    }
+
     fn location(&self) -> String {
         self.inner.location()
     }

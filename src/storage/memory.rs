@@ -384,7 +384,12 @@ impl Storage for MemoryStorage {
         let entries = from.take_while(|(text, _)| text.starts_with(folder.name())).filter_map(
             |(text, data)| {
                 let name = ObjectName::parse(text).ok()?;
-                (name.folder() == folder).then_some(ObjectEntry { name, bytes: data.len() as u64 })
+                let bytes = data.len() as u64;
+                (name.folder() == folder).then_some(ObjectEntry {
+                    name,
+                    bytes,
+                    stored_unix_ns: None,
+                })
             },
         );
         Ok(entries.collect())

@@ -25,6 +25,8 @@ use std::fmt;
 pub mod forgiving;
 pub mod local;
 pub mod memory;
+pub mod place;
+pub mod throttle;
 
 /// Longest leaf of an object name, in bytes.
 const LEAF_BYTES_MAX: usize = 160;
@@ -235,6 +237,9 @@ pub struct ObjectEntry {
     pub name: ObjectName,
     /// Its size in bytes.
     pub bytes: u64,
+    /// When it was put by the clock of the storage, nanoseconds since 1970; `None` where the
+    /// storage cannot tell. No writer chooses it, and nothing in the protocol depends on it.
+    pub stored_unix_ns: Option<i64>,
 }
 
 /// Where the objects of one repository are kept. The guarantees stand at the top of this file.
@@ -314,6 +319,12 @@ pub trait Storage: Send + Sync {
     /// None so far: a storage that cannot tell says so.
     fn room(&self) -> Result<Option<u64>> {
         Ok(None)
+    }
+
+    /// How many calls at once are of use: more where each waits for a line, few where a disk
+    /// does the work. At least 1.
+    fn calls_at_once(&self) -> usize {
+        2
     }
 
     /// Where this storage is, for messages: a path or an address.

@@ -214,7 +214,11 @@ pub fn classify(
     let name = leaf.to_str().ok().and_then(|leaf| ObjectName::new(folder, leaf).ok());
     Ok(Some(match name {
         Some(name) if is_file(&stat) && name.parent() == path => {
-            Entry::Object(ObjectEntry { name, bytes: file_bytes(&stat) })
+            // A file keeps the time of its last write: under its final name nobody writes to it.
+            let stored_unix_ns = stat.st_mtime.checked_mul(1_000_000_000);
+            let stored_unix_ns =
+                stored_unix_ns.and_then(|ns| ns.checked_add(stat.st_mtime_nsec as i64));
+            Entry::Object(ObjectEntry { name, bytes: file_bytes(&stat), stored_unix_ns })
         }
         _ => Entry::Foreign,
     }))
