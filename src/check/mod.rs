@@ -136,7 +136,7 @@ pub fn run(
         report.remark(format!("{text} does not belong to the repository"));
     }
     // Points before packs: a pack that a point needs was durable before the point was.
-    let points = PointSet::load(repository)?;
+    let points = PointSet::load_fresh(repository)?;
     report.points = points.points.len() as u64;
     let explained = objects::check_small_objects(repository, &mut report)?;
     objects::check_points(repository, &points, &explained, &mut report)?;
@@ -191,7 +191,7 @@ fn check_maps(
             .iter()
             .filter_map(|found| Some(found.affected.as_ref()?.point))
             .collect();
-        let points = PointSet::load(repository)?;
+        let points = PointSet::load_fresh(repository)?;
         let again: Vec<&Point> =
             points.points.iter().filter(|point| touched.contains(&point.id)).collect();
         locator = Locator::open_fresh(repository, monitor)?;

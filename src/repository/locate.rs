@@ -5,6 +5,7 @@
 //! may look again: a prune has copied what is needed out of a pack before it takes that away.
 
 use super::aside::packs_aside;
+use super::at_once::at_once;
 use super::entries::{Place, add_footer_to_index, known_bytes, places_of};
 use super::pack_reader::{OpenPack, PackCache, open_pack};
 use super::splices::SpliceReader;
@@ -324,6 +325,9 @@ impl Locator {
     }
 }
 
+/// Footers that are read before the index is told of them: some 60 KiB each.
+const FOOTERS_AT_ONCE: usize = 64;
+
 /// Lists the packs, forgets those that are gone and reads the footers of new ones.
 fn update(repository: &Repository, index: &ChunkIndex, monitor: &dyn Monitor) -> Result<Listing> {
     let storage = repository.storage();
@@ -365,24 +369,29 @@ fn update(repository: &Repository, index: &ChunkIndex, monitor: &dyn Monitor) ->
     if unknown.len() > 64 {
         monitor.start("reading pack footers", Some(unknown.len() as u64));
     }
-    for id in &unknown {
-        monitor.check_cancelled()?;
-        match open_pack(&forgiving, repository.keys(), *id) {
-            Ok(pack) => {
-                entries_read += pack.footer.entry_count();
-                add_footer_to_index(index, pack.id, pack.kind, &pack.footer, pack.bytes)?;
+    for ids in unknown.chunks(FOOTERS_AT_ONCE) {
+        let look = || monitor.check_cancelled();
+        let opened = at_once(storage.as_ref(), ids, &look, |id| {
+            open_pack(&forgiving, repository.keys(), *id)
+        })?;
+        for (id, opened) in ids.iter().zip(opened) {
+            match opened {
+                Ok(pack) => {
+                    entries_read += pack.footer.entry_count();
+                    add_footer_to_index(index, pack.id, pack.kind, &pack.footer, pack.bytes)?;
+                }
+                // Deleted since the listing: it holds nothing any more.
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    vanished.push(*id);
+                }
+                Err(error) if matches!(error.kind(), ErrorKind::Damage | ErrorKind::Newer) => {
+                    damaged.push((*id, error));
+                }
+                Err(error) => return Err(error),
             }
-            // Deleted since the listing: it holds nothing any more.
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                vanished.push(*id);
+            if unknown.len() > 64 {
+                monitor.advance(1);
             }
-            Err(error) if matches!(error.kind(), ErrorKind::Damage | ErrorKind::Newer) => {
-                damaged.push((*id, error));
-            }
-            Err(error) => return Err(error),
-        }
-        if unknown.len() > 64 {
-            monitor.advance(1);
         }
     }
     if unknown.len() > 64 {

@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod aside;
+pub mod at_once;
 pub mod complete;
 pub mod compression;
 pub mod condemned;
@@ -43,6 +44,7 @@ use crate::environment::{Environment, random_array};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::{Monitor, Silent};
 use crate::storage::forgiving::Forgiving;
+use crate::storage::remembering::Remembering;
 use crate::storage::{Folder, ObjectName, Storage};
 use diskvault_format::config::Config;
 use diskvault_format::crypto::{Keys, Secret};
@@ -158,6 +160,18 @@ impl Repository {
     /// then. Not for a prune, which would have to decide by what it cannot see.
     pub fn forgiving(&self) -> Repository {
         let storage = Arc::new(Forgiving::new(self.storage.clone()));
+        Repository { storage, ..self.clone() }
+    }
+
+    /// The same repository, seen by who reads manifests and notes that were just listed: those of
+    /// a far storage that this host has read before are taken from its cache. Not for a check,
+    /// which looks at what is stored.
+    pub fn remembering(&self) -> Repository {
+        if self.storage.calls_at_once() <= 2 {
+            return self.clone();
+        }
+        let folder = self.cache.join("objects");
+        let storage = Arc::new(Remembering::new(self.storage.clone(), &folder));
         Repository { storage, ..self.clone() }
     }
 

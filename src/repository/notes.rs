@@ -3,6 +3,7 @@
 //! Invariant: a note that cannot be read may be a pin, so nobody is told that its point has none.
 
 use super::Repository;
+use super::at_once::at_once;
 use super::objects::{get_record, refused, seal_record};
 use super::points::Point;
 use crate::environment::random_array;
@@ -78,12 +79,17 @@ impl Notes {
         if ids.is_empty() {
             return Ok(notes);
         }
-        for entry in repository.storage().list(Folder::Notes)? {
+        let repository = &repository.remembering();
+        let mut listed = repository.storage().list(Folder::Notes)?;
+        let point_of = |leaf: &str| names::parse_note(leaf).filter(|id| ids.contains(id));
+        listed.retain(|entry| point_of(entry.name.leaf()).is_some());
+        let found = at_once(repository.storage().as_ref(), &listed, &|| Ok(()), |entry| {
+            read(repository, &entry.name)
+        })?;
+        for (entry, found) in listed.iter().zip(found) {
             let leaf = entry.name.leaf();
-            let Some(point) = names::parse_note(leaf).filter(|id| ids.contains(id)) else {
-                continue;
-            };
-            match read(repository, &entry.name) {
+            let Some(point) = point_of(leaf) else { continue };
+            match found {
                 Ok(note) => {
                     let random = leaf.rsplit('-').next().unwrap_or_default().to_string();
                     notes.by_point.entry(point).or_default().push(StoredNote { random, note });

@@ -34,10 +34,9 @@ use std::thread::JoinHandle;
 /// Uncompressed bytes of a segment of map pages: they hardly compress, and who wants one page
 /// reads its segment.
 const MAP_SEGMENT_BYTES: usize = 256 << 10;
-/// Threads that store packs: one writes while the other waits for its fsync.
-const STORING_THREADS: usize = 2;
-/// Packs that wait to be stored or are being stored: one more than threads, so that none is idle.
-const PACKS_RUNNING_MAX: usize = 3;
+/// Most threads that store packs. On a disk it is two: one writes while the other waits for its
+/// fsync. A far storage that takes more at once gets twice as many.
+const STORING_THREADS_MAX: usize = 4;
 
 /// What the last segment, the footer's rounding and the padding add to a pack's size.
 const PACK_SLACK_BYTES: usize = 6 << 20;
@@ -155,7 +154,8 @@ impl ChunkWriter {
         pool: Arc<ThreadPool>,
         compression: Compression,
     ) -> ChunkWriter {
-        let most = PACKS_RUNNING_MAX;
+        // One more than threads, so that none is idle.
+        let most = storing_threads(repository.storage().as_ref()) + 1;
         ChunkWriter::with_packs_running(repository, lease, presence, pool, compression, most)
     }
 
@@ -189,7 +189,7 @@ impl ChunkWriter {
             spare: Mutex::default(),
         });
         let (sender, receiver) = unbounded();
-        let storing = (0..STORING_THREADS.min(packs_running_max))
+        let storing = (0..storing_threads(shared.storage.as_ref()).min(packs_running_max))
             .map(|_| {
                 let (shared, receiver) = (shared.clone(), receiver.clone());
                 std::thread::spawn(move || store_packs(&shared, &receiver))
@@ -355,6 +355,10 @@ impl Drop for ChunkWriter {
             let _ = thread.join();
         }
     }
+}
+
+fn storing_threads(storage: &dyn Storage) -> usize {
+    storage.calls_at_once().clamp(1, STORING_THREADS_MAX)
 }
 
 type StateGuard<'a> = std::sync::MutexGuard<'a, State>;

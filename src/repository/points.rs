@@ -3,6 +3,7 @@
 //! Invariant: a point is visible only if its manifest and its `ok` both exist.
 
 use super::Repository;
+use super::at_once::at_once;
 use super::host_memory::{Listing, SeriesMemory};
 use super::notes::Notes;
 use super::objects::{get_hashed, open_record};
@@ -76,6 +77,14 @@ impl PointSet {
     /// # Errors
     /// Fails if the storage cannot be listed; an unreadable manifest is in `damaged`.
     pub fn load(repository: &Repository) -> Result<PointSet> {
+        PointSet::load_fresh(&repository.remembering())
+    }
+
+    /// As [`PointSet::load`], with each manifest read from where it is stored.
+    ///
+    /// # Errors
+    /// As [`PointSet::load`].
+    pub fn load_fresh(repository: &Repository) -> Result<PointSet> {
         let repository = &repository.forgiving();
         let before = repository.memory().series;
         let mut manifests = BTreeSet::new();
@@ -107,13 +116,17 @@ impl PointSet {
             before,
             ..PointSet::default()
         };
-        for id in manifests.intersection(&oks) {
-            match read_manifest(repository, Folder::Points, *id) {
-                Ok(manifest) => set.points.push(Point { id: *id, manifest }),
+        let visible: Vec<PointId> = manifests.intersection(&oks).copied().collect();
+        let read = at_once(storage.as_ref(), &visible, &|| Ok(()), |id| {
+            read_manifest(repository, Folder::Points, *id)
+        })?;
+        for (id, read) in visible.into_iter().zip(read) {
+            match read {
+                Ok(manifest) => set.points.push(Point { id, manifest }),
                 // Forgotten since the listing.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) if matches!(error.kind(), ErrorKind::Damage | ErrorKind::Newer) => {
-                    set.damaged.push((*id, error));
+                    set.damaged.push((id, error));
                 }
                 Err(error) => return Err(error),
             }

@@ -22,8 +22,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Threads that read; one waits for the storage while the other copies.
-const READING_THREADS: usize = 2;
+/// Most threads that read. On a disk it is two: one waits for the storage while the other copies.
+const READING_THREADS_MAX: usize = 8;
 /// Threads that decode beyond those the user gives: one of them waits for its turn to write to a
 /// file.
 const WAITING_THREADS: usize = 1;
@@ -137,7 +137,7 @@ impl Fetcher<'_> {
         let (send, receive) = bounded::<(usize, Vec<u8>)>(self.threads + 1);
         let (give_back, spare) = unbounded::<Vec<u8>>();
         std::thread::scope(|scope| {
-            for _ in 0..READING_THREADS {
+            for _ in 0..self.repository.storage().calls_at_once().clamp(1, READING_THREADS_MAX) {
                 let (send, spare) = (send.clone(), spare.clone());
                 let shared = &shared;
                 scope.spawn(move || self.read_runs(shared, &send, &spare));

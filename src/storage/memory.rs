@@ -126,6 +126,8 @@ struct State {
     /// By name: bytes that cannot be read.
     spoilt: BTreeMap<String, Range<u64>>,
     log: Vec<(Operation, String)>,
+    /// What it says of calls at once; `None` for what a storage says by default.
+    calls_at_once: Option<usize>,
 }
 
 impl State {
@@ -226,6 +228,11 @@ impl MemoryStorage {
     /// Drops all faults. The power stays as it is.
     pub fn clear_faults(&self) {
         self.lock().faults.clear();
+    }
+
+    /// Makes it say that so many calls at once are of use, as a far storage does.
+    pub fn set_calls_at_once(&self, calls: usize) {
+        self.lock().calls_at_once = Some(calls);
     }
 
     /// How many operations were begun so far, failed ones included.
@@ -444,6 +451,10 @@ impl Storage for MemoryStorage {
             Some(_) => Err(failed(Operation::Rename, from.as_str(), Errno::IO)),
             None => Ok(()),
         }
+    }
+
+    fn calls_at_once(&self) -> usize {
+        self.lock().calls_at_once.unwrap_or(2)
     }
 
     fn location(&self) -> String {

@@ -26,6 +26,7 @@ pub mod forgiving;
 pub mod local;
 pub mod memory;
 pub mod place;
+pub mod remembering;
 pub mod throttle;
 
 /// Longest leaf of an object name, in bytes.
