@@ -35,6 +35,7 @@ pub mod serve;
 pub mod source;
 pub mod stats;
 pub mod storage;
+pub mod sync;
 pub mod target;
 pub mod view;
 

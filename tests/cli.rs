@@ -69,5 +69,7 @@ mod statistics;
 mod stats;
 #[path = "cli/support.rs"]
 mod support;
+#[path = "cli/sync.rs"]
+mod sync;
 #[path = "cli/terminal.rs"]
 mod terminal;

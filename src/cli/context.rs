@@ -163,13 +163,7 @@ impl Context {
     /// As [`Repository::open`].
     pub fn open(&self) -> Result<Repository> {
         let storage = self.storage()?;
-        self.open_on(storage, &|| {
-            password::existing(
-                self.options.password_file.as_deref(),
-                self.options.password_command.as_deref(),
-                self.monitor.as_ref(),
-            )
-        })
+        self.open_on(storage, &|| self.password())
     }
 
     /// Opens the repository that points are copied from.
@@ -177,7 +171,7 @@ impl Context {
     /// # Errors
     /// As [`Context::open`], saying that it is the source.
     pub fn open_source(&self, from: &FromOptions) -> Result<Repository> {
-        from.place().and_then(|place| {
+        from.place.place().and_then(|place| {
             let storage = remote::open(&place, self.remote())?;
             let secret = || {
                 let (file, command) = (&from.from_password_file, &from.from_password_command);
@@ -186,6 +180,38 @@ impl Context {
             };
             self.open_on(storage, &secret)
         })
+    }
+
+    /// Opens a replica by the keys of its source.
+    ///
+    /// # Errors
+    /// As [`Repository::open_copy`].
+    pub fn open_replica(&self, source: &Repository) -> Result<Repository> {
+        let cache = match self.cache() {
+            Ok(cache) => cache,
+            Err(error) => self.temporary_cache(&error)?,
+        };
+        let replica = source.open_copy(self.storage()?, &cache, self.monitor.clone())?;
+        for warning in replica.warnings().iter().chain(replica.cache_warnings()) {
+            self.monitor.warn(warning);
+        }
+        Ok(replica)
+    }
+
+    /// Opens the repository at a place that an option names, by this run's password.
+    ///
+    /// # Errors
+    /// As [`Context::open`].
+    pub fn open_at(&self, place: &Place) -> Result<Repository> {
+        self.open_on(remote::open(place, self.remote())?, &|| self.password())
+    }
+
+    fn password(&self) -> Result<Passphrase> {
+        password::existing(
+            self.options.password_file.as_deref(),
+            self.options.password_command.as_deref(),
+            self.monitor.as_ref(),
+        )
     }
 
     fn open_on(
@@ -288,15 +314,22 @@ impl Context {
     }
 }
 
-/// Which repository points are copied from.
+/// Which repository points come from.
 #[derive(clap::Args, Debug)]
-pub struct FromOptions {
+pub struct FromPlace {
     /// The repository to copy from; DISKVAULT_FROM_REPOSITORY by default
     #[arg(long, value_name = "PLACE")]
     from_repo: Option<OsString>,
     /// File whose first line names it; DISKVAULT_FROM_REPOSITORY_FILE by default
     #[arg(long, value_name = "FILE", conflicts_with = "from_repo")]
     from_repository_file: Option<PathBuf>,
+}
+
+/// Which repository points are copied from, and what opens it.
+#[derive(clap::Args, Debug)]
+pub struct FromOptions {
+    #[command(flatten)]
+    place: FromPlace,
     /// File whose first line is its password
     #[arg(long, value_name = "FILE")]
     from_password_file: Option<PathBuf>,
@@ -305,9 +338,12 @@ pub struct FromOptions {
     from_password_command: Option<String>,
 }
 
-impl FromOptions {
+impl FromPlace {
     /// Where the repository is.
-    fn place(&self) -> Result<Place> {
+    ///
+    /// # Errors
+    /// As [`Context::place`].
+    pub fn place(&self) -> Result<Place> {
         let (repo, file) = (&self.from_repo, &self.from_repository_file);
         name_of(repo, file, "DISKVAULT_FROM_REPOSITORY").map_or_else(
             || {

@@ -43,6 +43,7 @@ mod serve_nbd;
 mod show;
 mod sizes;
 mod stats;
+mod sync;
 mod terminal;
 mod version;
 mod write_behind;
@@ -158,6 +159,8 @@ enum Command {
     Prune(prune::Arguments),
     /// Copy points from another repository into this one, only what it lacks
     Copy(copy::Arguments),
+    /// Bring a replica of a repository up to it: another copy with the same keys
+    Sync(sync::Arguments),
     /// Keep points from being forgotten
     Pin(pin::PinArguments),
     /// End the pins of points
@@ -251,6 +254,7 @@ fn run(cli: Cli) -> Result<usize> {
         Command::Forget(arguments) => forget::run(&context, &arguments),
         Command::Prune(arguments) => prune::run(&context, &arguments),
         Command::Copy(arguments) => copy::run(&context, &arguments),
+        Command::Sync(arguments) => sync::run(&context, &arguments),
         Command::Pin(arguments) => pin::pin(&context, &arguments),
         Command::Unpin(arguments) => pin::unpin(&context, &arguments),
         Command::Tag(arguments) => pin::tag(&context, &arguments),

@@ -51,6 +51,9 @@ pub struct HostMemory {
     /// Instance id of the copy used last, in hexadecimal.
     #[serde(default)]
     pub instance: String,
+    /// Where that copy was.
+    #[serde(default)]
+    pub place: String,
     /// What it saw of each series.
     #[serde(default)]
     pub series: BTreeMap<String, SeriesMemory>,

@@ -27,6 +27,7 @@ pub mod packer;
 pub mod parity;
 pub mod points;
 pub mod reach;
+pub mod replica;
 pub mod salvage;
 pub mod secrets;
 mod sectors;
@@ -110,12 +111,52 @@ impl Repository {
         secret: &Passphrase,
         monitor: Arc<dyn Monitor>,
     ) -> Result<Repository> {
+        Repository::open_by(storage, environment, cache, &Opening::Secret(secret), monitor)
+    }
+
+    /// Opens another copy of this repository by the keys of this one, so that nobody is asked for
+    /// them again.
+    ///
+    /// # Errors
+    /// As [`Repository::open_with`]; `Usage` if what is there is another repository.
+    pub fn open_copy(
+        &self,
+        storage: Arc<dyn Storage>,
+        cache: &Path,
+        monitor: Arc<dyn Monitor>,
+    ) -> Result<Repository> {
+        let (candidates, _) = read_configs(storage.as_ref())?;
+        if let Some(other) = candidates.iter().find(|found| found.config.repository != self.id()) {
+            let (own, other) = (self.id().short(), other.config.repository.short());
+            let text = format!(
+                "cannot use {} as a copy of repository {own}: it is repository {other}",
+                storage.location()
+            );
+            return Err(Error::new(ErrorKind::Usage, text)
+                .hint("`diskvault copy` takes points into another repository"));
+        }
+        let opening = Opening::Keys(&self.master, self.opened_by);
+        Repository::open_by(storage, self.environment.clone(), cache, &opening, monitor)
+    }
+
+    fn open_by(
+        storage: Arc<dyn Storage>,
+        environment: Arc<dyn Environment>,
+        cache: &Path,
+        opening: &Opening<'_>,
+        monitor: Arc<dyn Monitor>,
+    ) -> Result<Repository> {
         let (candidates, mut warnings) = read_configs(storage.as_ref())?;
         let mut last_error = None;
         for candidate in candidates {
-            let slots = secrets::read_slots(storage.as_ref(), &candidate.config)?;
-            let (master, opened_by) = secrets::open_any(&slots, secret)
-                .map_err(|error| name_config(error, &candidate.leaf))?;
+            let (master, opened_by) = match opening {
+                Opening::Keys(master, opened_by) => ((*master).clone(), *opened_by),
+                Opening::Secret(secret) => {
+                    let slots = secrets::read_slots(storage.as_ref(), &candidate.config)?;
+                    secrets::open_any(&slots, secret)
+                        .map_err(|error| name_config(error, &candidate.leaf))?
+                }
+            };
             let keys = Keys::derive(&master, candidate.config.repository);
             let verified = candidate.config.verify(&keys, &candidate.leaf, &candidate.bytes);
             if let Err(cause) = verified {
@@ -124,7 +165,7 @@ impl Repository {
                 last_error = Some(error);
                 continue;
             }
-            let folder = cache.join(candidate.config.repository.to_hex());
+            let folder = cache_folder(cache, candidate.config.repository, storage.as_ref());
             let loaded = make_private_folder(&folder).and_then(|()| HostMemory::load(&folder));
             let is_forgetful = loaded.is_err();
             let (memory, problem) =
@@ -273,9 +314,7 @@ impl Repository {
     /// # Errors
     /// `NotFound` or `Damage`; either is damage for `check`.
     pub fn instance(&self) -> Result<InstanceId> {
-        let name = ObjectName::new(Folder::Instance, names::INSTANCE)?;
-        let bytes = self.storage.get(&name, instance::INSTANCE_BYTES)?;
-        instance::decode(&bytes).map_err(|cause| refused(&name, cause))
+        read_instance(self.storage.as_ref())
     }
 
     /// Refuses to write if the config names features this program does not know.
@@ -321,10 +360,44 @@ impl Repository {
                  this host ({remembered})"
             ));
         }
-        let problems = self.change_memory(|memory| memory.instance.clone_from(&instance))?;
+        let place = self.storage.identity();
+        let problems = self.change_memory(|memory| {
+            memory.instance.clone_from(&instance);
+            memory.place.clone_from(&place);
+        })?;
         self.cache_warnings.extend(problems);
         Ok(())
     }
+}
+
+/// By what a repository is opened.
+enum Opening<'a> {
+    /// A passphrase or recovery key.
+    Secret(&'a Passphrase),
+    /// The keys of another copy, and the slot that they came from.
+    Keys(&'a Secret, KeySlotId),
+}
+
+fn read_instance(storage: &dyn Storage) -> Result<InstanceId> {
+    let name = ObjectName::new(Folder::Instance, names::INSTANCE)?;
+    let bytes = storage.get(&name, instance::INSTANCE_BYTES)?;
+    instance::decode(&bytes).map_err(|cause| refused(&name, cause))
+}
+
+/// The folder of a repository's cache. The first copy that a host sees has that of the repository's
+/// id. Another copy, at another place and with an instance of its own, is a replica, and has one of
+/// its own: its packs are not those of the first. Another copy at the *same* place is not: that is
+/// how an older copy looks which was put in place of the one used last, and the memory tells it.
+fn cache_folder(cache: &Path, repository: RepositoryId, storage: &dyn Storage) -> PathBuf {
+    let first = cache.join(repository.to_hex());
+    let (Ok(instance), Ok((memory, _))) = (read_instance(storage), HostMemory::load(&first)) else {
+        return first;
+    };
+    let is_known = memory.instance.is_empty() || memory.instance == instance.to_hex();
+    if is_known || memory.place.is_empty() || memory.place == storage.identity() {
+        return first;
+    }
+    cache.join(format!("{}-{}", repository.to_hex(), instance.to_hex()))
 }
 
 /// The warning for a memory that cannot be kept.

@@ -21,6 +21,14 @@ pub trait Visitor {
     /// Ends the walk.
     fn page(&mut self, id: PageId) -> Result<bool>;
 
+    /// A page of a disk's map on the grid, at its level: 0 is a leaf.
+    ///
+    /// # Errors
+    /// Ends the walk.
+    fn page_of_grid(&mut self, id: PageId, _level: u32) -> Result<bool> {
+        self.page(id)
+    }
+
     /// A page of which all below has been told, or was not to be.
     ///
     /// # Errors
@@ -81,7 +89,7 @@ impl Walk<'_, '_> {
 
     /// Depth is at most 7, so recursion is bounded.
     fn disk_page(&mut self, shape: MapShape, id: PageId, level: u32, number: u64) -> Result<()> {
-        if !self.visitor.page(id)? {
+        if !self.visitor.page_of_grid(id, level)? {
             return Ok(());
         }
         if level == 0 {

@@ -13,7 +13,7 @@ use super::locate::{Locator, loss_epoch, note_loss};
 use super::lost::{LostList, put_lists, read_lists};
 use super::notes::put_note;
 use super::objects::{get_record, seal_record};
-use super::points::{Point, PointSet, manifest_name};
+use super::points::{Point, PointSet, manifest_name, ok_name};
 use super::splices::SpliceReader;
 use crate::environment::{Bell, Environment, random_array};
 use crate::error::{Error, ErrorKind, Result};
@@ -218,7 +218,7 @@ impl<'a> Session<'a> {
             storage.delete(&name)?;
             return Err(Error::new(ErrorKind::Fenced, "the lease of this backup was removed"));
         }
-        match storage.put_new(&ObjectName::new(Folder::Points, &names::point_ok(id))?, &[]) {
+        match storage.put_new(&ok_name(id)?, &[]) {
             // Taken for dead since the look, and completed by a resolver: it is as done.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             other => other?,
@@ -229,6 +229,47 @@ impl<'a> Session<'a> {
         let _ = self.take_off_what_is_there_again();
         let _ = self.close();
         Ok(id)
+    }
+
+    /// Puts a sealed manifest as another copy of the repository has it, and makes it visible. The
+    /// session goes on, for more of them.
+    ///
+    /// # Errors
+    /// `Fenced` if somebody deleted the lease: the manifest stays without its `ok`, for a resolver
+    /// or the next sync to decide about. `AlreadyExists` if another object has the manifest's name.
+    /// Otherwise what the storage says.
+    pub fn publish_as_it_is(&self, id: PointId, series: &str, object: &[u8]) -> Result<()> {
+        let storage = self.repository.storage();
+        let name = manifest_name(id)?;
+        match storage.put_new(&name, object) {
+            // Left by a sync that did not come to its end.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                if storage.get(&name, object.len() as u64)? != object {
+                    return Err(error);
+                }
+            }
+            other => other?,
+        }
+        // Only now: a pruner that deleted the lease before has marked without this manifest.
+        if !self.is_registered()? {
+            return Err(Error::new(ErrorKind::Fenced, "the lease of this sync was removed"));
+        }
+        match storage.put_new(&ok_name(id)?, &[]) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            other => other?,
+        }
+        // The point is done: an index that forgets costs time in the next run.
+        let _ = self.remember_complete(series, id);
+        Ok(())
+    }
+
+    /// Ends a session that published as many points as it wanted to.
+    ///
+    /// # Errors
+    /// What the storage says; a lease that stays is fenced by a prune.
+    pub fn end(mut self) -> Result<()> {
+        let _ = self.take_off_what_is_there_again();
+        self.close()
     }
 
     fn remember_complete(&self, series: &str, id: PointId) -> Result<()> {

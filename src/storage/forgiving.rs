@@ -104,6 +104,10 @@ impl Storage for Forgiving {
     fn location(&self) -> String {
         self.inner.location()
     }
+
+    fn identity(&self) -> String {
+        self.inner.identity()
+    }
 }
 
 #[cfg(test)]

@@ -404,6 +404,11 @@ impl Storage for LocalStorage {
     fn location(&self) -> String {
         self.root.display().to_string()
     }
+
+    fn identity(&self) -> String {
+        let path = self.root.canonicalize().unwrap_or_else(|_| self.root.clone());
+        path.display().to_string()
+    }
 }
 
 /// Receives the path of a folder, a leaf in it, and what that is.

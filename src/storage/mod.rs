@@ -330,6 +330,11 @@ pub trait Storage: Send + Sync {
 
     /// Where this storage is, for messages: a path or an address.
     fn location(&self) -> String;
+
+    /// Where it is, the same for all ways of naming it as far as that can be told.
+    fn identity(&self) -> String {
+        self.location()
+    }
 }
 
 /// The error for an object that does not exist.

@@ -138,6 +138,10 @@ impl Storage for Remembering {
     fn location(&self) -> String {
         self.inner.location()
     }
+
+    fn identity(&self) -> String {
+        self.inner.identity()
+    }
 }
 
 #[cfg(test)]
