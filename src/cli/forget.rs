@@ -11,12 +11,13 @@ use crate::repository::notes::Notes;
 use crate::repository::points::{Point, PointSet, delete_lonely_oks};
 use crate::retention::forget::{ForgetOptions, forget, refuse_pinned};
 use crate::retention::policy::{Period, Policy, Reach, Reasons, Rule};
-use crate::retention::{candidate, undo::undo};
+use crate::retention::trust::is_unusual;
+use crate::retention::{candidate, doubted, undo::undo};
 use diskvault_format::id::PointId;
 use jiff::Span;
 use jiff::tz::TimeZone;
 use serde_json::json;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Options of `forget`.
 #[derive(clap::Args, Debug)]
@@ -36,6 +37,12 @@ pub struct Arguments {
     /// that of this host
     #[arg(long, value_name = "ZONE", default_value = "UTC", conflicts_with = "points")]
     timezone: String,
+    /// Count also points whose dates do not fit when they were received
+    #[arg(long, conflicts_with = "points")]
+    trust_times: bool,
+    /// Forget also if more than half of a series would go at once
+    #[arg(long, conflicts_with = "points")]
+    allow_many: bool,
     /// Show what would be forgotten and kept, and do nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
@@ -204,11 +211,15 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     for doubt in points.doubts(&repository)? {
         context.monitor().warn(&doubt);
     }
-    let decided = if has_policy {
+    let mut decided = if has_policy {
         let policy = Policy { rules, tags, zone };
         by_policy(&repository, &points, arguments, &policy, &group_of)?
     } else {
         by_name(&repository, &points, &named, arguments.force)?
+    };
+    let held = match has_policy && !arguments.allow_many {
+        true => hold_unusual(context, &mut decided, arguments.dry_run),
+        false => None,
     };
     let going: Vec<&Point> =
         decided.iter().filter(|one| one.kept.is_empty()).map(|one| one.point).collect();
@@ -230,7 +241,42 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     if arguments.prune {
         prune(context, &repository, &super::prune::Arguments::standard(), None)?;
     }
-    Ok(())
+    held.map_or(Ok(()), Err)
+}
+
+/// Holds back series of which an unusual share would go at once, as it does when somebody floods
+/// one with points; what to say of the first. A dry run only warns.
+fn hold_unusual(context: &Context, decided: &mut [Decided<'_>], is_dry_run: bool) -> Option<Error> {
+    let mut counts: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for one in decided.iter() {
+        let (going, all) = counts.entry(&one.point.manifest.series).or_default();
+        *going += usize::from(one.kept.is_empty());
+        *all += 1;
+    }
+    counts.retain(|_, (going, all)| is_unusual(*going, *all));
+    let mut error = None;
+    for (series, (going, all)) in &counts {
+        let text = format!(
+            "cannot forget {going} of {all} points of {} at once: more than half of the series \
+             would go",
+            series.escape_debug()
+        );
+        if is_dry_run {
+            context.monitor().warn(&text);
+            continue;
+        }
+        let held = Error::new(ErrorKind::Failed, text)
+            .hint("look at it with --dry-run; if it is right, add --allow-many");
+        error.get_or_insert(held);
+    }
+    if !is_dry_run {
+        for one in decided.iter_mut() {
+            if one.kept.is_empty() && counts.contains_key(one.point.manifest.series.as_str()) {
+                one.kept.push("held: more than half of its series would go".into());
+            }
+        }
+    }
+    error
 }
 
 /// Forgets these. Where notes and trash have no room, a prune that was asked for frees what is
@@ -317,8 +363,10 @@ fn by_policy<'a>(
     };
     let wanted: Vec<&Point> = points.points.iter().filter(is_wanted).collect();
     let notes = Notes::of_points(repository, wanted.iter().copied())?;
-    let candidates: Vec<_> =
-        wanted.iter().map(|point| candidate(point, &notes, group_of(point))).collect();
+    let doubted = if arguments.trust_times { BTreeMap::new() } else { doubted(points) };
+    let candidate =
+        |point: &&Point| candidate(point, &notes, group_of(point), doubted.get(&point.id).copied());
+    let candidates: Vec<_> = wanted.iter().map(candidate).collect();
     let reasons = policy.decide(&candidates, repository.environment().now_unix_ns())?;
     let decided = wanted.into_iter().zip(reasons);
     let dropped = "no rule keeps it";

@@ -36,6 +36,8 @@ pub struct PointSet {
     pub lonely_oks: Vec<PointId>,
     /// Visible points whose manifest cannot be read.
     pub damaged: Vec<(PointId, Error)>,
+    /// When the storage took what made a point visible, where it can tell.
+    received: BTreeMap<PointId, i64>,
     /// What this host remembered before the listing: all of it has to be there, or be explained.
     before: BTreeMap<String, SeriesMemory>,
 }
@@ -89,10 +91,14 @@ impl PointSet {
         let before = repository.memory().series;
         let mut manifests = BTreeSet::new();
         let mut oks = BTreeSet::new();
+        let mut received = BTreeMap::new();
         for entry in repository.storage().list(Folder::Points)? {
             match names::parse_point(entry.name.leaf()) {
                 Some(PointName::Manifest(id)) => manifests.insert(id),
-                Some(PointName::Ok(id)) => oks.insert(id),
+                Some(PointName::Ok(id)) => {
+                    received.extend(entry.stored_unix_ns.map(|time| (id, time)));
+                    oks.insert(id)
+                }
                 None => continue,
             };
         }
@@ -114,6 +120,7 @@ impl PointSet {
             unfinished: manifests.difference(&oks).copied().collect(),
             lonely_oks: oks.difference(&manifests).copied().collect(),
             before,
+            received,
             ..PointSet::default()
         };
         let visible: Vec<PointId> = manifests.intersection(&oks).copied().collect();
@@ -133,6 +140,11 @@ impl PointSet {
         }
         set.points.sort_by(|a, b| order_key(a).cmp(&order_key(b)));
         Ok(set)
+    }
+
+    /// When the storage took what made a point visible, by its own clock, in nanoseconds since 1970.
+    pub fn received_unix_ns(&self, id: PointId) -> Option<i64> {
+        self.received.get(&id).copied()
     }
 
     /// The points of one series, oldest first.

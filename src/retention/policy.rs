@@ -1,9 +1,11 @@
 //! Which points a policy keeps: a pure function of points, rules, zone and time.
 //!
 //! Invariants: the newest point of every series, pinned points and points dated in the future are
-//! kept whatever the rules say; a point dated in the future takes no other point's place, so a
-//! host whose clock is years ahead costs nobody a point.
+//! kept whatever the rules say, and so are those whose date is not believed (`trust`); a point dated
+//! in the future, or not believed, takes no other point's place, so a host whose clock is years
+//! ahead, or that lies, costs nobody a point.
 
+use super::trust::Doubt;
 use crate::error::{Error, ErrorKind, Result};
 use diskvault_format::id::PointId;
 use jiff::tz::TimeZone;
@@ -69,10 +71,19 @@ pub struct Candidate {
     pub sequence: u64,
     /// The instant it shows.
     pub time_unix_ns: i64,
+    /// Why that is not believed, if it is not.
+    pub doubt: Option<Doubt>,
     /// Why it is pinned, if it is.
     pub pin: Option<String>,
     /// Its tags.
     pub tags: BTreeMap<String, String>,
+}
+
+impl Candidate {
+    /// True if it may take a place that a rule gives.
+    fn counts(&self, now: i64) -> bool {
+        self.time_unix_ns <= now && self.doubt.is_none()
+    }
 }
 
 /// Why a point is kept, in words; empty for one that is dropped.
@@ -98,6 +109,8 @@ impl Policy {
             }
             if candidate.time_unix_ns > now {
                 reasons.push("dated in the future".into());
+            } else if let Some(doubt) = candidate.doubt {
+                reasons.push(doubt.text().into());
             }
             reasons.extend(self.kept_tag(candidate));
         }
@@ -217,7 +230,7 @@ impl Period {
 }
 
 /// The point of each series with the greatest sequence number, as `latest` takes it; and if that is
-/// dated in the future, also the one that would be it otherwise.
+/// dated in the future or not believed, also the one that would be it otherwise.
 fn newest_of_each_series(candidates: &[Candidate], now: i64) -> BTreeSet<usize> {
     let key = |number: usize| {
         let candidate = &candidates[number];
@@ -225,9 +238,9 @@ fn newest_of_each_series(candidates: &[Candidate], now: i64) -> BTreeSet<usize> 
     };
     let mut newest: BTreeMap<(&str, bool), usize> = BTreeMap::new();
     for (number, candidate) in candidates.iter().enumerate() {
-        for counts_future in [true, false] {
-            if counts_future || candidate.time_unix_ns <= now {
-                let newest = newest.entry((&candidate.series, counts_future)).or_insert(number);
+        for counts_all in [true, false] {
+            if counts_all || candidate.counts(now) {
+                let newest = newest.entry((&candidate.series, counts_all)).or_insert(number);
                 if key(number) > key(*newest) {
                     *newest = number;
                 }
@@ -237,11 +250,11 @@ fn newest_of_each_series(candidates: &[Candidate], now: i64) -> BTreeSet<usize> 
     newest.into_values().collect()
 }
 
-/// The members of each group that are not dated in the future, newest first.
+/// The members of each group that count, newest first.
 fn groups(candidates: &[Candidate], now: i64) -> BTreeMap<&str, Vec<usize>> {
     let mut groups: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (number, candidate) in candidates.iter().enumerate() {
-        if candidate.time_unix_ns <= now {
+        if candidate.counts(now) {
             groups.entry(&candidate.group).or_default().push(number);
         }
     }

@@ -159,3 +159,40 @@ fn policies_that_make_no_sense_are_refused() {
     vault.fails(2, &["pin", "web01/image"], "expected a point, not a part of it");
     assert_eq!(vault.point_count(), 2);
 }
+
+/// What a host that was taken over could do to push good points out, by dates or by many points.
+#[test]
+fn dates_of_choice_and_floods_push_no_good_point_out() {
+    let vault = Vault::new();
+    let image = vault.write("vda", b"image");
+    let back_up = |time: &str| vault.backup("web01", &["--time", time, &image]);
+    let good: Vec<String> =
+        (1..=5).map(|day| back_up(&format!("2026-11-0{day}T03:00:00Z"))).collect();
+    for day in 1..=5 {
+        back_up(&format!("2026-11-0{day}T22:00:00Z"));
+    }
+    back_up("2199-01-01");
+    let table = vault.ok(&["forget", "--keep-daily", "5", "--dry-run"]);
+    // The one at 22:00 of the last day is in order: it is later, and was received later.
+    for id in &good[..4] {
+        let row = table.text().lines().find(|row| row.contains(&id[..8])).unwrap().to_string();
+        assert!(row.starts_with("keep") && row.contains(" day 2026-11-0"), "{row}");
+    }
+    assert_eq!(table.text().matches("dated before points that were received earlier").count(), 4);
+    assert_eq!(table.text().matches("dated in the future").count(), 1);
+    let trusting = vault.ok(&["forget", "--keep-daily", "5", "--dry-run", "--trust-times"]);
+    assert_eq!(trusting.text().lines().filter(|row| row.starts_with("forget")).count(), 5);
+    // A flood: good points are more than half gone, so somebody has to look.
+    for _ in 0..12 {
+        vault.backup("flooded", &[&image]);
+    }
+    let dry = vault.run(&["forget", "--series", "flooded", "--keep-last", "1", "--dry-run"]);
+    assert_eq!(dry.code, 4, "{dry:?}");
+    dry.says("cannot forget 11 of 12 points of flooded at once");
+    let outcome = vault.run(&["forget", "--keep-last", "2"]);
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    outcome.says("cannot forget 10 of 12 points of flooded at once").hints("--allow-many");
+    assert_eq!(vault.ok(&["list", "--json", "flooded"]).text().matches("\"point_id\"").count(), 12);
+    vault.ok(&["forget", "--keep-last", "2", "--allow-many"]);
+    assert_eq!(vault.ok(&["list", "--json", "flooded"]).text().matches("\"point_id\"").count(), 2);
+}

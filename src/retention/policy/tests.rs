@@ -25,6 +25,7 @@ fn candidate(number: usize, time_unix_ns: i64) -> Candidate {
         series: "web".into(),
         sequence: number as u64 + 1,
         time_unix_ns,
+        doubt: None,
         pin: None,
         tags: BTreeMap::new(),
     }
@@ -223,5 +224,26 @@ proptest! {
         found.push(candidate(found.len(), at("2029-01-01T00:00:00Z")));
         let with_future = kept(&few, &found);
         prop_assert!(by_few.iter().all(|number| with_future.contains(number)));
+    }
+}
+
+#[test]
+fn a_point_whose_date_is_not_believed_takes_no_place_and_stays() {
+    let mut points: Vec<Candidate> =
+        (1..=4).map(|day| candidate(day, at(&format!("2026-11-0{day}T03:00:00Z")))).collect();
+    // Added later, for the evenings of days that have a good one each.
+    for day in 1..=3 {
+        let mut late = candidate(4 + day, at(&format!("2026-11-0{day}T23:00:00Z")));
+        late.doubt = Some(Doubt::OutOfOrder);
+        points.push(late);
+    }
+    let policy = policy(&[(Period::Day, 3)]);
+    let kept = policy.decide(&points, at(NOW)).unwrap();
+    assert_eq!(kept[0], [""; 0]);
+    for good in &kept[1..4] {
+        assert!(good[0].starts_with("day ") || good[0] == "newest of its series", "{good:?}");
+    }
+    for late in &kept[4..] {
+        assert!(late.contains(&"dated before points that were received earlier".to_string()));
     }
 }
