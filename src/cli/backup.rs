@@ -101,6 +101,43 @@ pub struct Arguments {
     digest: Vec<Digest>,
 }
 
+impl Arguments {
+    /// A plain backup of images, with a time and a tag.
+    pub fn of_images(
+        name: String,
+        disk: Vec<String>,
+        paths: Vec<PathBuf>,
+        format: Vec<String>,
+        time: String,
+        tag: String,
+    ) -> Arguments {
+        Arguments {
+            name,
+            disk,
+            paths,
+            format,
+            time: Some(time),
+            tag: vec![tag],
+            stream: Vec::new(),
+            snapshot: Vec::new(),
+            allow_backing: false,
+            freeze: false,
+            clones: None,
+            scratch: None,
+            base: None,
+            changed: Vec::new(),
+            granularity: None,
+            reread: None,
+            full: true,
+            chunker: Chunker::Auto,
+            compression: Compression::default(),
+            stdin_name: None,
+            then_mirror: None,
+            digest: Vec::new(),
+        }
+    }
+}
+
 /// `--chunker`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Chunker {

@@ -4,6 +4,7 @@
 //! `output` prints, `progress` is the monitor. The exit codes are those of
 //! [`crate::error::ErrorKind`].
 
+mod adopt;
 mod backup;
 mod benchmark;
 mod boot;
@@ -128,6 +129,8 @@ enum Command {
     Init(init::Arguments),
     /// Make a restore point of disks, files and pipes
     Backup(backup::Arguments),
+    /// Take an old image or dump as the first point of a series, so that its first backup sends little
+    Adopt(adopt::Arguments),
     /// List restore points
     #[command(visible_alias = "snapshots")]
     List(list::Arguments),
@@ -253,6 +256,7 @@ fn run(cli: Cli) -> Result<usize> {
         Command::Boot(arguments) => boot::run(&context, &arguments),
         Command::Forget(arguments) => forget::run(&context, &arguments),
         Command::Prune(arguments) => prune::run(&context, &arguments),
+        Command::Adopt(arguments) => adopt::run(&context, arguments),
         Command::Copy(arguments) => copy::run(&context, &arguments),
         Command::Sync(arguments) => sync::run(&context, &arguments),
         Command::Pin(arguments) => pin::pin(&context, &arguments),

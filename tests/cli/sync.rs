@@ -102,3 +102,24 @@ fn what_is_no_replica_is_not_written_to() {
     assert_eq!(outcome.code, 2, "{outcome:?}");
     outcome.says("it is repository ").hints("`diskvault copy`");
 }
+
+/// An image of some years ago, the name of the disk that it was, and the first backup of that.
+#[test]
+fn an_adopted_image_is_what_the_first_backup_is_compared_with() {
+    let vault = Vault::new();
+    let mut disk = random(4, 8 * MIB);
+    let old = vault.write("old.img", &disk);
+    let written = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_600_000_000);
+    std::fs::File::options().write(true).open(&old).unwrap().set_modified(written).unwrap();
+    vault.ok(&["adopt", "--name", "mail", "--disk", &format!("vda={old}")]);
+    vault.ok(&["list"]).prints("2020-09-13");
+    disk[..100_000].copy_from_slice(&random(5, 100_000));
+    let image = vault.write("vda", &disk);
+    let outcome = vault.ok(&["backup", "--json", "--name", "mail", &image]);
+    let summary: Value = serde_json::from_str(outcome.text().lines().last().unwrap()).unwrap();
+    let new = summary["new_bytes"].as_u64().unwrap();
+    assert!((100_000..=4 * 32768).contains(&new), "{summary}");
+    assert!(vault.ok(&["dump", "mail/vda"]).stdout == disk);
+    assert!(vault.ok(&["dump", "mail@latest~1/vda"]).stdout == std::fs::read(&old).unwrap());
+    vault.fails(1, &["adopt", "--name", "mail", "missing.img"], "cannot adopt missing.img: ");
+}
