@@ -5,12 +5,19 @@
 #![allow(clippy::print_stdout, reason = "a test says which case ran, and what it skipped")]
 
 use diskvault::error::ErrorKind;
+use diskvault::storage::far::permissions::Access;
+use diskvault::storage::far::process::{Remote, SshDialer};
+use diskvault::storage::far::{FarStorage, Purpose};
 use diskvault::storage::local::LocalStorage;
 use diskvault::storage::memory::MemoryStorage;
+use diskvault::storage::place::Place;
 use diskvault::storage::{Folder, ObjectName, Storage};
-use std::sync::Barrier;
+use std::path::Path;
+use std::sync::{Arc, Barrier};
 use std::thread;
 
+#[path = "support/far.rs"]
+mod far;
 #[path = "support/storage_local.rs"]
 mod local_rules;
 #[path = "support/storage_memory.rs"]
@@ -61,13 +68,50 @@ fn local_storage_conforms() {
         let storage = LocalStorage::create(root.path()).unwrap();
         std::fs::create_dir(root.path().join("config")).unwrap();
         let other = LocalStorage::open(root.path()).unwrap();
-        let junk = |name: &str| {
-            let path = root.path().join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, "junk").unwrap();
-        };
+        let junk = |name: &str| put_junk(root.path(), name);
         case(&Rig { storage: &storage, other: &other, junk: &junk });
         assert_eq!(local_rules::unfinished(root.path()), 0, "{title}");
+    }
+}
+
+/// Puts a file where no object is.
+fn put_junk(root: &Path, name: &str) {
+    let path = root.join(name);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, "junk").unwrap();
+}
+
+#[test]
+fn far_storage_conforms() {
+    for (title, case) in CASES {
+        println!("far: {title}");
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("config")).unwrap();
+        let dialer = Arc::new(far::Inside::new(Access::Full));
+        let open = || far::open(&dialer, root.path(), far::quick()).unwrap();
+        let (storage, other) = (open(), open());
+        let junk = |name: &str| put_junk(root.path(), name);
+        case(&Rig { storage: &storage, other: &other, junk: &junk });
+        assert_eq!(*dialer.dialed.lock().unwrap(), 2, "{title}: a line was cut");
+    }
+}
+
+#[test]
+fn far_storage_conforms_over_ssh() {
+    let Some(sshd) = far::Sshd::start(&[]) else { return };
+    for (title, case) in CASES {
+        println!("ssh: {title}");
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("config")).unwrap();
+        let open = || {
+            let Ok(Place::Ssh(to)) = sshd.address("ssh", root.path()).parse() else { panic!() };
+            let remote = Remote::Program(env!("CARGO_BIN_EXE_diskvault").into());
+            let dialer = SshDialer::new(&sshd.words("full"), &to, "ssh", &remote);
+            FarStorage::open(Arc::new(dialer), &to.path, Purpose::Open, far::quick()).unwrap()
+        };
+        let (storage, other) = (open(), open());
+        let junk = |name: &str| put_junk(root.path(), name);
+        case(&Rig { storage: &storage, other: &other, junk: &junk });
     }
 }
 

@@ -149,7 +149,7 @@ impl Context {
     /// # Errors
     /// As [`remote::open`], and `Usage` if no repository is named.
     pub fn storage(&self) -> Result<Arc<dyn Storage>> {
-        remote::open(&self.place()?, self.remote())
+        remote::open(&self.place()?, self.remote(), self.shared_monitor())
     }
 
     /// How storages of other machines are reached.
@@ -172,7 +172,7 @@ impl Context {
     /// As [`Context::open`], saying that it is the source.
     pub fn open_source(&self, from: &FromOptions) -> Result<Repository> {
         from.place.place().and_then(|place| {
-            let storage = remote::open(&place, self.remote())?;
+            let storage = remote::open(&place, self.remote(), self.shared_monitor())?;
             let secret = || {
                 let (file, command) = (&from.from_password_file, &from.from_password_command);
                 let monitor = self.monitor.as_ref();
@@ -203,7 +203,9 @@ impl Context {
     /// # Errors
     /// As [`Context::open`].
     pub fn open_at(&self, place: &Place) -> Result<Repository> {
-        self.open_on(remote::open(place, self.remote())?, &|| self.password())
+        self.open_on(remote::open(place, self.remote(), self.shared_monitor())?, &|| {
+            self.password()
+        })
     }
 
     fn password(&self) -> Result<Passphrase> {
@@ -384,7 +386,7 @@ fn read_place(named: Named) -> Result<Place> {
 }
 
 /// A variable of the environment, unless it is empty.
-fn variable(name: &str) -> Option<OsString> {
+pub fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|text| !text.is_empty())
 }
 

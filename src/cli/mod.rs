@@ -40,6 +40,7 @@ mod remote;
 mod repair;
 mod restore;
 mod restore_format;
+mod serve;
 mod serve_nbd;
 mod show;
 mod sizes;
@@ -152,6 +153,8 @@ enum Command {
     Find(find::Arguments),
     /// Show the disks of all points as files, through FUSE
     Mount(mount::Arguments),
+    /// Serve repositories of this machine to another one, over ssh
+    Serve(serve::Arguments),
     /// Serve the disks of a point over NBD, read-only or with an overlay that takes writes
     ServeNbd(serve_nbd::Arguments),
     /// Start a machine on the disks of a point, or see whether it boots
@@ -252,6 +255,7 @@ fn run(cli: Cli) -> Result<usize> {
         Command::Cp(arguments) => cp::run(&context, &arguments),
         Command::Find(arguments) => find::run(&context, &arguments),
         Command::Mount(arguments) => mount::run(&context, &arguments),
+        Command::Serve(arguments) => serve::run(&context, &arguments),
         Command::ServeNbd(arguments) => serve_nbd::run(&context, &arguments),
         Command::Boot(arguments) => boot::run(&context, &arguments),
         Command::Forget(arguments) => forget::run(&context, &arguments),

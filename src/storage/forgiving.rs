@@ -5,10 +5,8 @@
 //! permission that is missing: nothing is wrong with the bytes. Listing and writing are passed on as
 //! they are.
 
-use super::{Folder, ObjectEntry, ObjectName, Storage};
+use super::{Folder, ObjectEntry, ObjectName, Storage, is_refused};
 use crate::error::{Error, ErrorKind, Result};
-use std::error::Error as _;
-use std::io;
 use std::sync::Arc;
 
 /// Most bytes of a config that are read to find out whether the storage answers.
@@ -48,12 +46,6 @@ impl Forgiving {
         let mut others = configs.iter().filter(|entry| entry.name != *name);
         others.any(|entry| self.inner.get_tail(&entry.name, PROBE_BYTES).is_ok())
     }
-}
-
-/// True for what this user may not read.
-fn is_refused(error: &Error) -> bool {
-    let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
-    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied)
 }
 
 impl Storage for Forgiving {
@@ -114,6 +106,7 @@ impl Storage for Forgiving {
 mod tests {
     use super::super::memory::{Fault, FaultKind, MemoryStorage};
     use super::*;
+    use std::io;
 
     fn name(text: &str) -> ObjectName {
         ObjectName::parse(text).unwrap()

@@ -13,6 +13,7 @@
 
 mod folders;
 
+pub(super) use self::folders::LOGIN_PREFIX;
 use self::folders::{
     Entry, OpenFolder, Temporary, classify, file_bytes, is_file, make_directories, read_folder,
     rename_new, subfolder, sweep_temporaries,
@@ -111,6 +112,18 @@ impl LocalStorage {
         }
     }
 
+    /// A storage for nothing: the folder that holds the one at `root`, or any above it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Storage`] if no folder is there at all.
+    pub(super) fn above(root: &Path) -> Result<LocalStorage> {
+        let found = root.ancestors().skip(1).find_map(|above| LocalStorage::at(above).ok());
+        found.ok_or_else(|| {
+            let message = format!("cannot create repository {}", root.display());
+            Error::new(ErrorKind::Storage, message)
+        })
+    }
+
     fn refuse_entries(&self, root: &Path) -> Result<()> {
         let message = format!("cannot create repository {}", root.display());
         let mut entries = 0;
@@ -157,6 +170,38 @@ impl LocalStorage {
             sweep_temporaries(&folder, SystemTime::now());
         }
         Ok(storage)
+    }
+
+    /// Begins a put of which the bytes come in pieces. The name is taken by
+    /// [`Unfinished::finish`]; until then nothing is there.
+    ///
+    /// # Errors
+    /// As [`Storage::put_new`], except that a name that is taken is found later.
+    pub fn begin(&self, name: &ObjectName) -> Result<Unfinished> {
+        let failed = |errno| cannot_write(name, errno);
+        let folder = self.folder(name.parent(), true).map_err(failed)?;
+        folder.make_durable().map_err(failed)?;
+        let unfinished = self.folder(TEMPORARY, true).map_err(failed)?;
+        let random = u64::from_le_bytes(random_array(&SystemEnvironment)?);
+        let file = Temporary::new(unfinished, random).map_err(failed)?;
+        Ok(Unfinished { name: name.clone(), folder, file })
+    }
+
+    /// Makes a name durable that another process may have put and not come to its end with.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Storage`] if that fails.
+    pub fn settle(&self, name: &ObjectName) -> Result<()> {
+        let settled = self.folder(name.parent(), false).and_then(|folder| {
+            folder.make_durable()?;
+            folder.sync()
+        });
+        settled.map_err(|errno| cannot_write(name, errno))
+    }
+
+    /// The folder of unfinished files, and of other things that are no part of the repository.
+    pub(super) fn temporary_folder(&self) -> PathBuf {
+        self.root.join(TEMPORARY)
     }
 
     fn at(root: &Path) -> Result<LocalStorage, Errno> {
@@ -264,21 +309,43 @@ impl LocalStorage {
     }
 }
 
-impl Storage for LocalStorage {
-    fn put_new(&self, name: &ObjectName, data: &[u8]) -> Result<()> {
-        let failed = |errno| cannot_write(name, errno);
-        let folder = self.folder(name.parent(), true).map_err(failed)?;
-        folder.make_durable().map_err(failed)?;
-        let unfinished = self.folder(TEMPORARY, true).map_err(failed)?;
-        let random = u64::from_le_bytes(random_array(&SystemEnvironment)?);
-        let mut temporary = Temporary::write(&unfinished, random, data)
-            .map_err(|cause| cannot_write(name, cause))?;
-        match temporary.publish(&folder, name.leaf()) {
+/// An object that is being put in pieces. Dropped before it is finished, it leaves nothing.
+pub struct Unfinished {
+    name: ObjectName,
+    folder: Arc<OpenFolder>,
+    file: Temporary,
+}
+
+impl Unfinished {
+    /// Adds bytes.
+    ///
+    /// # Errors
+    /// As [`Storage::put_new`].
+    pub fn write(&mut self, piece: &[u8]) -> Result<()> {
+        self.file.write(piece).map_err(|cause| cannot_write(&self.name, cause))
+    }
+
+    /// Gives the object its name; durable when it returns.
+    ///
+    /// # Errors
+    /// As [`Storage::put_new`].
+    pub fn finish(mut self) -> Result<()> {
+        let failed = |errno: Errno| cannot_write(&self.name, errno);
+        self.file.sync().map_err(failed)?;
+        match self.file.publish(&self.folder, self.name.leaf()) {
             Ok(()) => {}
-            Err(Errno::EXIST) => return Err(taken(name)),
+            Err(Errno::EXIST) => return Err(taken(&self.name)),
             Err(errno) => return Err(failed(errno)),
         }
-        folder.sync().map_err(failed)
+        self.folder.sync().map_err(failed)
+    }
+}
+
+impl Storage for LocalStorage {
+    fn put_new(&self, name: &ObjectName, data: &[u8]) -> Result<()> {
+        let mut unfinished = self.begin(name)?;
+        unfinished.write(data)?;
+        unfinished.finish()
     }
 
     fn get(&self, name: &ObjectName, bytes_max: u64) -> Result<Vec<u8>> {

@@ -20,8 +20,11 @@
 //! and the slashes this file puts in itself.
 
 use crate::error::{Error, ErrorKind, Result};
+use std::error::Error as _;
 use std::fmt;
+use std::io;
 
+pub mod far;
 pub mod forgiving;
 pub mod local;
 pub mod memory;
@@ -358,6 +361,12 @@ fn too_long(name: &ObjectName, bytes: u64, bytes_max: u64) -> Error {
 fn too_short(name: &ObjectName, offset: u64, bytes: usize) -> Error {
     let end = u128::from(offset) + bytes as u128;
     Error::new(ErrorKind::Damage, format!("cannot read {name}: it is shorter than {end} bytes"))
+}
+
+/// True for what this user may not do.
+fn is_refused(error: &Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied)
 }
 
 #[cfg(test)]

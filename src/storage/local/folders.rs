@@ -21,6 +21,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// An unfinished file older than this, whose process is gone, is swept away.
 const TEMPORARY_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 
+/// A list of what a login has put, to which nothing was added for so long, is swept away.
+const LOGIN_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// What the names of these lists begin with; 32 hex digits follow.
+pub const LOGIN_PREFIX: &str = "login-";
+
 const FOLDER_FLAGS: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
@@ -99,25 +105,31 @@ impl OpenFolder {
 }
 
 /// An unfinished file; it is removed when this is dropped, unless it was renamed.
-pub struct Temporary<'a> {
-    folder: &'a OpenFolder,
+pub struct Temporary {
+    folder: Arc<OpenFolder>,
     leaf: String,
+    file: File,
     renamed: bool,
 }
 
-impl<'a> Temporary<'a> {
-    /// Writes `data` into a new file in `folder` and makes its bytes durable. `random` must be
-    /// different for each file of a process.
-    pub fn write(folder: &'a OpenFolder, random: u64, data: &[u8]) -> io::Result<Temporary<'a>> {
+impl Temporary {
+    /// Makes a new, empty file in `folder`. `random` must be different for each file of a process.
+    pub fn new(folder: Arc<OpenFolder>, random: u64) -> Result<Temporary, Errno> {
         let leaf = format!("{}-{random:016x}", std::process::id());
         let fd = openat(&folder.fd, &*leaf, CREATE_FLAGS, Mode::RUSR | Mode::WUSR)?;
         // From here on it is removed if anything fails.
-        let temporary = Temporary { folder, leaf, renamed: false };
-        let mut file = File::from(fd);
-        file.write_all(data)?;
+        Ok(Temporary { folder, leaf, file: File::from(fd), renamed: false })
+    }
+
+    /// Adds bytes.
+    pub fn write(&mut self, data: &[u8]) -> io::Result<()> {
+        self.file.write_all(data)
+    }
+
+    /// Makes the bytes durable.
+    pub fn sync(&self) -> Result<(), Errno> {
         // Once only, and so not by File::sync_all, which repeats an interrupted call.
-        fsync(&file)?;
-        Ok(temporary)
+        fsync(&self.file)
     }
 
     /// Gives the file its final name, if that is free; `EXIST` if it is taken.
@@ -166,7 +178,7 @@ pub fn rename_new(
     }
 }
 
-impl Drop for Temporary<'_> {
+impl Drop for Temporary {
     fn drop(&mut self) {
         if !self.renamed {
             // What cannot be removed now is swept by a later open.
@@ -178,10 +190,16 @@ impl Drop for Temporary<'_> {
 /// Removes unfinished files of processes that are gone, as far as it is possible.
 pub fn sweep_temporaries(folder: &OpenFolder, now: SystemTime) {
     let _ = read_folder(folder, |leaf| {
-        let Some(pid) = temporary_pid(leaf) else { return Ok(()) };
+        let pid = temporary_pid(leaf);
+        let age_max = match pid {
+            Some(_) => TEMPORARY_AGE_MAX,
+            None if is_login(leaf) => LOGIN_AGE_MAX,
+            None => return Ok(()),
+        };
         let stat = statat(&folder.fd, leaf, AtFlags::SYMLINK_NOFOLLOW)?;
         // A writer on another host has no entry here; for it, only the age speaks.
-        if is_file(&stat) && is_old(&stat, now) && !Path::new("/proc").join(pid).exists() {
+        let is_alive = pid.is_some_and(|pid| Path::new("/proc").join(pid).exists());
+        if is_file(&stat) && is_older(&stat, age_max, now) && !is_alive {
             unlinkat(&folder.fd, leaf, AtFlags::empty())?;
         }
         Ok(())
@@ -276,12 +294,18 @@ fn temporary_pid(leaf: &CStr) -> Option<&str> {
     fits.then_some(pid)
 }
 
-fn is_old(stat: &Stat, now: SystemTime) -> bool {
+/// True for the name of a list of what a login has put; see `far/login.rs`.
+fn is_login(leaf: &CStr) -> bool {
+    let digits = leaf.to_str().ok().and_then(|leaf| leaf.strip_prefix(LOGIN_PREFIX));
+    digits.is_some_and(|digits| digits.len() == 32 && digits.bytes().all(is_hex))
+}
+
+fn is_older(stat: &Stat, age_max: Duration, now: SystemTime) -> bool {
     // A time before 1970 or after all times is nonsense, and no reason to delete.
     let seconds = u64::try_from(stat.st_mtime).ok();
     let written = seconds.and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
     let age = written.and_then(|written| now.duration_since(written).ok());
-    age.is_some_and(|age| age > TEMPORARY_AGE_MAX)
+    age.is_some_and(|age| age > age_max)
 }
 
 /// True for a regular file.
@@ -307,10 +331,11 @@ mod tests {
     #[test]
     fn a_link_serves_where_rename_cannot_refuse_to_replace() {
         let (root, top) = root();
-        let tmp = OpenFolder::open(top.clone(), "tmp", true).unwrap();
+        let tmp = Arc::new(OpenFolder::open(top.clone(), "tmp", true).unwrap());
         let keys = OpenFolder::open(top, "keys", true).unwrap();
-        let first = Temporary::write(&tmp, 1, b"first").unwrap();
-        let second = Temporary::write(&tmp, 2, b"second").unwrap();
+        let mut first = Temporary::new(tmp.clone(), 1).unwrap();
+        first.write(b"first").unwrap();
+        let second = Temporary::new(tmp, 2).unwrap();
         first.publish_by_link(&keys, "aa").unwrap();
         first.publish_by_link(&keys, "aa").unwrap(); // as a repeated NFS call
         assert_eq!(second.publish_by_link(&keys, "aa"), Err(Errno::EXIST));
@@ -332,6 +357,12 @@ mod tests {
         assert!(dead.exists());
         sweep_temporaries(&top, SystemTime::now() + Duration::from_secs(25 * 3600));
         assert!(!dead.exists() && alive.exists() && foreign.exists());
+        let login = root.path().join(format!("login-{}", "0f".repeat(16)));
+        std::fs::write(&login, "x").unwrap();
+        sweep_temporaries(&top, SystemTime::now() + Duration::from_secs(6 * 24 * 3600));
+        assert!(login.exists());
+        sweep_temporaries(&top, SystemTime::now() + Duration::from_secs(8 * 24 * 3600));
+        assert!(!login.exists() && foreign.exists());
     }
 
     #[test]
