@@ -137,6 +137,7 @@ pub fn run_with(
     let options = &BackupOptions { inputs, ..options.clone() };
     plan::validate_request(options)?;
     let backup_id = BackupId(crate::environment::random_array(repository.environment().as_ref())?);
+    let repository = &repository.remembering();
     let mut held = machines::freeze(repository, options, backup_id, monitor)?;
     let made = run_tries(repository, &mut held, open, backup_id, pool, monitor);
     match &made {

@@ -51,6 +51,7 @@ use diskvault_format::config::Config;
 use diskvault_format::crypto::{Keys, Secret};
 use diskvault_format::id::{InstanceId, KeySlotId, RepositoryId, WriterId};
 use diskvault_format::limits::CONFIG_BYTES_MAX;
+use diskvault_format::pack::{PackKind, decode_header};
 use diskvault_format::{instance, names};
 use host_memory::HostMemory;
 use objects::refused;
@@ -204,15 +205,15 @@ impl Repository {
         Repository { storage, ..self.clone() }
     }
 
-    /// The same repository, seen by who reads manifests and notes that were just listed: those of
-    /// a far storage that this host has read before are taken from its cache. Not for a check,
-    /// which looks at what is stored.
+    /// The same repository, seen by who reads what was just listed: manifests and notes of a far
+    /// storage that this host has read before, and maps that it has written, are taken from its
+    /// cache. Not for a check, which looks at what is stored.
     pub fn remembering(&self) -> Repository {
         if self.storage.calls_at_once() <= 2 {
             return self.clone();
         }
         let folder = self.cache.join("objects");
-        let storage = Arc::new(Remembering::new(self.storage.clone(), &folder));
+        let storage = Arc::new(Remembering::new(self.storage.clone(), &folder, is_map_pack));
         Repository { storage, ..self.clone() }
     }
 
@@ -398,6 +399,11 @@ fn cache_folder(cache: &Path, repository: RepositoryId, storage: &dyn Storage) -
         return first;
     }
     cache.join(format!("{}-{}", repository.to_hex(), instance.to_hex()))
+}
+
+/// True for a pack of map pages, by its header: the next backup compares with them.
+fn is_map_pack(pack: &[u8]) -> bool {
+    decode_header(pack).is_ok_and(|header| header.identity.kind == PackKind::Map)
 }
 
 /// The warning for a memory that cannot be kept.

@@ -1,30 +1,88 @@
-//! A storage whose small objects of a far place are kept in a folder of this host once they were
-//! read: manifests and notes, of which a run reads all and which never change.
+//! A storage at a far place of which some objects are kept in a folder of this host: manifests and
+//! notes once they were read, of which a run reads all; and of the packs that go over those that
+//! will be read again, such as map packs, to which the next backup compares. None ever changes.
 //!
-//! Invariants: what is kept is what was read, byte for byte, or it is read again; whether an object
+//! Invariants: what is kept is what was read or put, byte for byte, or it is read again; whether an object
 //! exists is asked of the storage alone, by its listing. So who reads what was listed a moment ago
 //! gets it from here; a check, which has to see what is stored, does not look through this.
 
 use super::{Folder, ObjectEntry, ObjectName, Storage};
 use crate::error::Result;
-use std::collections::HashSet;
-use std::fs;
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes of the BLAKE3 of the rest that a file starts with.
 const CHECK_BYTES: usize = 32;
 
-/// A storage with a memory for small objects.
+/// Bytes of packs that are kept at most: the maps of some terabytes.
+const PACK_BYTES_KEPT: u64 = 4 << 30;
+
+/// Says of a pack that is put whether it will be read again.
+pub type IsKept = fn(&[u8]) -> bool;
+
+/// A storage with a memory.
 pub struct Remembering {
     inner: Arc<dyn Storage>,
     folder: PathBuf,
+    is_kept: IsKept,
+    /// Packs that were looked for here: those that are kept and whole, open, with their size.
+    packs: Mutex<HashMap<ObjectName, Option<(Arc<File>, u64)>>>,
 }
 
 impl Remembering {
-    /// Keeps what is read in `folder`, which is made when it is needed.
-    pub fn new(inner: Arc<dyn Storage>, folder: &Path) -> Remembering {
-        Remembering { inner, folder: folder.to_owned() }
+    /// Keeps what is read in `folder`, which is made when it is needed; and of the packs that are put
+    /// those of which `is_kept` says so.
+    pub fn new(inner: Arc<dyn Storage>, folder: &Path, is_kept: IsKept) -> Remembering {
+        Remembering { inner, folder: folder.to_owned(), is_kept, packs: Mutex::default() }
+    }
+
+    /// The kept copy of a pack, if there is one whose bytes hash to its name.
+    fn pack(&self, name: &ObjectName) -> Option<(Arc<File>, u64)> {
+        if name.folder() != Folder::Packs {
+            return None;
+        }
+        let mut packs = self.packs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = packs.get(name) {
+            return known.clone();
+        }
+        let path = self.folder.join(Folder::Packs.name()).join(name.leaf());
+        // At most a pack's bytes, once for each run.
+        let is_whole = |data: &[u8]| blake3::hash(data).to_hex().as_str() == name.leaf();
+        let bytes =
+            fs::read(&path).ok().filter(|data| is_whole(data)).map(|data| data.len() as u64);
+        let found = bytes.and_then(|bytes| Some((Arc::new(File::open(&path).ok()?), bytes)));
+        packs.insert(name.clone(), found.clone());
+        found
+    }
+
+    /// Keeps a pack that was put, and lets go of the oldest ones if they become too many.
+    fn keep_pack(&self, name: &ObjectName, data: &[u8]) {
+        let folder = self.folder.join(Folder::Packs.name());
+        if write_whole(&folder, name.leaf(), &[data]).is_err() {
+            return;
+        }
+        self.packs.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        let Ok(kept) = fs::read_dir(&folder) else { return };
+        let mut kept: Vec<_> = kept
+            .flatten()
+            .filter_map(|entry| {
+                let found = entry.metadata().ok()?;
+                Some((found.modified().ok()?, found.len(), entry.path()))
+            })
+            .collect();
+        let mut bytes: u64 = kept.iter().map(|(_, bytes, _)| bytes).sum();
+        kept.sort();
+        for (_, freed, path) in kept {
+            if bytes <= PACK_BYTES_KEPT {
+                return;
+            }
+            let _ = fs::remove_file(path);
+            bytes = bytes.saturating_sub(freed);
+        }
     }
 
     /// Where an object is kept, if objects like it are.
@@ -67,22 +125,27 @@ fn read_kept(file: &Path, bytes_max: u64) -> Option<Vec<u8>> {
 
 /// Keeps an object. A cache that cannot be written costs time and nothing else.
 fn keep(file: &Path, data: &[u8]) {
-    let Some(folder) = file.parent() else { return };
-    let write = || -> std::io::Result<()> {
-        fs::create_dir_all(folder)?;
-        let mut kept = blake3::hash(data).as_bytes().to_vec();
-        kept.extend_from_slice(data);
-        let temporary = tempfile::NamedTempFile::new_in(folder)?;
-        fs::write(temporary.path(), kept)?;
-        temporary.persist(file)?;
-        Ok(())
-    };
-    let _ = write();
+    let (Some(folder), Some(leaf)) = (file.parent(), file.file_name()) else { return };
+    let leaf = leaf.to_string_lossy();
+    let _ = write_whole(folder, &leaf, &[blake3::hash(data).as_bytes(), data]);
+}
+
+/// Writes a file that has its name only when it is whole.
+fn write_whole(folder: &Path, leaf: &str, parts: &[&[u8]]) -> std::io::Result<()> {
+    fs::create_dir_all(folder)?;
+    let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+    parts.iter().try_for_each(|part| temporary.write_all(part))?;
+    temporary.persist(folder.join(leaf))?;
+    Ok(())
 }
 
 impl Storage for Remembering {
     fn put_new(&self, name: &ObjectName, data: &[u8]) -> Result<()> {
-        self.inner.put_new(name, data)
+        self.inner.put_new(name, data)?;
+        if name.folder() == Folder::Packs && (self.is_kept)(data) {
+            self.keep_pack(name, data);
+        }
+        Ok(())
     }
 
     fn get(&self, name: &ObjectName, bytes_max: u64) -> Result<Vec<u8>> {
@@ -96,10 +159,23 @@ impl Storage for Remembering {
     }
 
     fn get_range(&self, name: &ObjectName, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let end = offset.checked_add(buffer.len() as u64);
+        if let Some((file, bytes)) = self.pack(name)
+            && end.is_some_and(|end| end <= bytes)
+            && file.read_exact_at(buffer, offset).is_ok()
+        {
+            return Ok(());
+        }
         self.inner.get_range(name, offset, buffer)
     }
 
     fn get_tail(&self, name: &ObjectName, bytes: usize) -> Result<(Vec<u8>, u64)> {
+        if let Some((file, whole)) = self.pack(name) {
+            let mut tail = vec![0; bytes.min(usize::try_from(whole).unwrap_or(usize::MAX))];
+            if file.read_exact_at(&mut tail, whole - tail.len() as u64).is_ok() {
+                return Ok((tail, whole));
+            }
+        }
         self.inner.get_tail(name, bytes)
     }
 
@@ -109,7 +185,7 @@ impl Storage for Remembering {
 
     fn list(&self, folder: Folder) -> Result<Vec<ObjectEntry>> {
         let listed = self.inner.list(folder)?;
-        if matches!(folder, Folder::Points | Folder::Notes) {
+        if matches!(folder, Folder::Points | Folder::Notes | Folder::Packs) {
             self.forget(folder, &listed);
         }
         Ok(listed)
@@ -156,7 +232,7 @@ mod tests {
         let note = "notes/11-22";
         storage.insert(note, "a note");
         storage.insert("leases/33", "a lease");
-        let remembering = Remembering::new(Arc::new(storage.clone()), folder.path());
+        let remembering = Remembering::new(Arc::new(storage.clone()), folder.path(), |_| false);
         let read = |text: &str| {
             let before = storage.operations();
             let data = remembering.get(&ObjectName::parse(text).unwrap(), 100).unwrap();
@@ -174,6 +250,38 @@ mod tests {
         // One that is gone is forgotten by the next listing.
         storage.delete(&ObjectName::parse(note).unwrap()).unwrap();
         assert!(remembering.list(Folder::Notes).unwrap().is_empty());
+        assert!(!kept.exists());
+    }
+
+    #[test]
+    fn a_pack_that_will_be_read_again_is_kept_and_believed_by_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = MemoryStorage::new();
+        let inner = Arc::new(storage.clone());
+        let remembering = || Remembering::new(inner.clone(), folder.path(), |data| data[0] == b'm');
+        let first = remembering();
+        let mut names = Vec::new();
+        for data in [b"map pack", b"packs..."] {
+            let id = blake3::hash(data).to_hex().to_string();
+            names.push(ObjectName::new(Folder::Packs, &id).unwrap());
+            first.put_new(names.last().unwrap(), data).unwrap();
+        }
+        let read = |remembering: &Remembering, name: &ObjectName| {
+            let before = storage.operations();
+            let mut buffer = [0; 4];
+            remembering.get_range(name, 4, &mut buffer).unwrap();
+            let (tail, whole) = remembering.get_tail(name, 4).unwrap();
+            assert_eq!((&tail[..], whole), (&buffer[..], 8));
+            storage.operations() - before
+        };
+        assert_eq!([read(&first, &names[0]), read(&first, &names[1])], [0, 2]);
+        // What was spoilt here is read there.
+        let kept = folder.path().join("packs").join(names[0].leaf());
+        fs::write(&kept, b"bad pack").unwrap();
+        assert_eq!(read(&remembering(), &names[0]), 2);
+        // A pack that a prune has taken away is forgotten by the next listing.
+        storage.delete(&names[0]).unwrap();
+        remembering().list(Folder::Packs).unwrap();
         assert!(!kept.exists());
     }
 }
