@@ -25,6 +25,10 @@ mod diff;
 mod domains;
 #[path = "cli/durability.rs"]
 mod durability;
+#[path = "cli/far.rs"]
+mod far;
+#[path = "support/far.rs"]
+mod far_support;
 #[path = "cli/forget.rs"]
 mod forget;
 #[path = "cli/full.rs"]

@@ -172,7 +172,8 @@ impl Storage for Remembering {
     fn get_tail(&self, name: &ObjectName, bytes: usize) -> Result<(Vec<u8>, u64)> {
         if let Some((file, whole)) = self.pack(name) {
             let mut tail = vec![0; bytes.min(usize::try_from(whole).unwrap_or(usize::MAX))];
-            if file.read_exact_at(&mut tail, whole - tail.len() as u64).is_ok() {
+            let from = whole - tail.len() as u64;
+            if file.read_exact_at(&mut tail, from).is_ok() {
                 return Ok((tail, whole));
             }
         }

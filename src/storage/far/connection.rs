@@ -139,9 +139,11 @@ impl Connection {
                 Ok(connection)
             }
             Err(why) => {
+                // Before it is cut, for that is no reason.
+                let unreached = unreached(why, &connection, &location);
                 connection.control.cut();
                 connection.end("it was given up");
-                Err(unreached(why, &connection, &location))
+                Err(unreached)
             }
         }
     }

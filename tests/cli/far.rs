@@ -1,0 +1,158 @@
+//! `ssh://`: the program at both ends, with a real sshd between them and keys bound to what they may.
+
+use super::far_support::Sshd;
+use super::support::{MIB, Outcome, Tmpfs, Vault, finish, random};
+use diskvault::storage::local::LocalStorage;
+use std::path::Path;
+use std::process::Command;
+
+/// A vault and an sshd with keys: `full`, which may run anything, `append` and `read`.
+struct Far {
+    vault: Vault,
+    sshd: Sshd,
+}
+
+impl Far {
+    /// `None`, with a message, where there is no sshd.
+    fn new() -> Option<Far> {
+        let vault = Vault::new();
+        let serve = |flag: &str| {
+            let program = env!("CARGO_BIN_EXE_diskvault");
+            let (repo, log) = (vault.arg("repo"), vault.arg("log"));
+            format!("{program} serve --stdio {flag} --restrict-to {repo} --log {log}")
+        };
+        let forced = [("append", serve("--append-only")), ("read", serve("--read-only"))];
+        let sshd = Sshd::start(&forced)?;
+        Some(Far { vault, sshd })
+    }
+
+    fn command(&self, key: &str, folder: &Path, arguments: &[&str]) -> Command {
+        let mut command = self.vault.command(arguments);
+        command
+            .env("DISKVAULT_REPOSITORY", self.sshd.address("ssh", folder))
+            .env("DISKVAULT_SSH_COMMAND", self.sshd.words(key).join(" "))
+            .env("DISKVAULT_REMOTE_PROGRAM", env!("CARGO_BIN_EXE_diskvault"));
+        command
+    }
+
+    fn run(&self, key: &str, arguments: &[&str]) -> Outcome {
+        finish(&mut self.command(key, &self.vault.repo(), arguments))
+    }
+
+    fn ok(&self, key: &str, arguments: &[&str]) -> Outcome {
+        let outcome = self.run(key, arguments);
+        assert_eq!(outcome.code, 0, "{key} {arguments:?}: {outcome:?}");
+        outcome
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.vault.path("log")).unwrap_or_default()
+    }
+}
+
+#[test]
+fn a_repository_over_there_is_used_as_one_here() {
+    let Some(far) = Far::new() else { return };
+    let disk = far.vault.write("disk.raw", &random(1, 8 * MIB));
+    let folder = far.vault.path("over/there");
+    let run = |arguments: &[&str]| finish(&mut far.command("full", &folder, arguments));
+    let ok = |arguments: &[&str]| {
+        let outcome = run(arguments);
+        assert_eq!(outcome.code, 0, "{arguments:?}: {outcome:?}");
+        outcome
+    };
+    let outcome = run(&["list"]);
+    assert_eq!(outcome.code, 10, "{outcome:?}");
+    ok(&["init", "--no-recovery-key"]);
+    assert_eq!(run(&["init", "--no-recovery-key"]).code, 1);
+    ok(&["backup", "--name", "web", &disk]);
+    ok(&["backup", "--name", "web", &disk]);
+    ok(&["restore", "web@latest~1/disk.raw", &far.vault.arg("back.raw")]);
+    assert!(std::fs::read(far.vault.path("back.raw")).unwrap() == random(1, 8 * MIB));
+    ok(&["forget", "web@latest~1"]);
+    ok(&["prune"]);
+    ok(&["check", "--read-data"]).prints("no damage found");
+    assert!(LocalStorage::open(&folder).is_ok());
+}
+
+#[test]
+fn a_key_that_may_only_add_points_adds_and_nothing_else() {
+    let Some(far) = Far::new() else { return };
+    let disk = far.vault.write("disk.raw", &random(1, 4 * MIB));
+    far.ok("append", &["backup", "--name", "web", &disk]);
+    far.ok("append", &["backup", "--name", "web", "--tag", "a=b", &disk]);
+    far.ok("append", &["restore", "web@latest~1/disk.raw", &far.vault.arg("back.raw")]);
+    assert!(std::fs::read(far.vault.path("back.raw")).unwrap() == random(1, 4 * MIB));
+    assert!(far.log().is_empty(), "{}", far.log());
+    for arguments in [
+        &["forget", "web@latest"][..],
+        &["prune"],
+        &["pin", "web@latest"],
+        &["init", "--no-recovery-key"],
+    ] {
+        let before = far.log().lines().count();
+        let outcome = far.run("append", arguments);
+        assert_eq!(outcome.code, 1, "{arguments:?}: {outcome:?}");
+        let is_told = far.log().lines().count() > before;
+        // A folder that is not empty is no new repository, whoever asks.
+        assert!(is_told || arguments[0] == "init", "{arguments:?}");
+    }
+    assert!(far.log().contains("this login may only add points"), "{}", far.log());
+    far.run("append", &["forget", "web@latest"]).says("this login may only add points");
+    far.ok("read", &["check", "--read-data"]).prints("no damage found");
+    let outcome = far.run("read", &["backup", "--name", "web", &disk]);
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    outcome.says("this login may only read");
+    let elsewhere = finish(&mut far.command("append", &far.vault.path("elsewhere"), &["list"]));
+    assert_eq!(elsewhere.code, 1, "{elsewhere:?}");
+    elsewhere.says("this login may not use that folder");
+    assert_eq!(far.vault.point_count(), 2);
+    far.vault.assert_intact();
+    // Nothing of the finished runs stands in the way of others.
+    far.vault.ok(&["prune"]);
+}
+
+#[test]
+fn what_is_wrong_over_there_is_said() {
+    let Some(far) = Far::new() else { return };
+    let missing = finish(
+        far.command("full", &far.vault.repo(), &["list"])
+            .env("DISKVAULT_REMOTE_PROGRAM", "/nowhere/diskvault"),
+    );
+    assert_eq!(missing.code, 1, "{missing:?}");
+    missing.says("/nowhere/diskvault").hints("has to be installed there");
+    let mut words = far.sshd.words("full");
+    words.retain(|word| word != "-i");
+    let denied = finish(
+        far.command("full", &far.vault.repo(), &["list"])
+            .env("DISKVAULT_SSH_COMMAND", "ssh -F /dev/null -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o IdentityFile=/nowhere"),
+    );
+    assert_eq!(denied.code, 1, "{denied:?}");
+    denied.says("Permission denied");
+    let away = finish(
+        far.command("full", &far.vault.repo(), &["list"])
+            .env("DISKVAULT_REPOSITORY", "ssh://127.0.0.1:1/srv"),
+    );
+    assert_eq!(away.code, 1, "{away:?}");
+    away.says("cannot reach ssh://127.0.0.1:1/srv: ");
+    let usage = far.vault.run(&["serve"]);
+    assert_eq!(usage.code, 2);
+}
+
+#[test]
+fn a_full_disk_over_there_is_no_space_and_loses_nothing() {
+    let Some(far) = Far::new() else { return };
+    let folder = far.vault.path("small");
+    let Some(_small) = Tmpfs::new(&folder, "size=12m") else { return };
+    let run =
+        |arguments: &[&str]| finish(&mut far.command("full", &folder.join("repo"), arguments));
+    assert_eq!(run(&["init", "--no-recovery-key"]).code, 0);
+    let little = far.vault.write("little.raw", &random(1, 2 * MIB));
+    let much = far.vault.write("much.raw", &random(2, 32 * MIB));
+    assert_eq!(run(&["backup", "--name", "web", &little]).code, 0);
+    let outcome = run(&["backup", "--name", "big", &much]);
+    assert_eq!(outcome.code, 6, "{outcome:?}");
+    let checked = run(&["check", "--read-data"]);
+    assert!(checked.code == 0 || checked.code == 4, "{checked:?}");
+    assert_eq!(run(&["backup", "--name", "web", &little]).code, 0);
+}
