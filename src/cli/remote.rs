@@ -1,6 +1,8 @@
 //! Storages by the places that people name: which one it is, and how those of other machines are
 //! reached.
 
+use super::context::Context;
+use super::remote_s3::{self, S3Arguments};
 use super::sizes::parse_bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
@@ -8,6 +10,9 @@ use crate::storage::local::LocalStorage;
 use crate::storage::place::Place;
 use crate::storage::throttle::Limits;
 use std::sync::Arc;
+
+/// Most requests at once.
+const CONNECTIONS_MAX: usize = 256;
 
 /// How storages of other machines are reached.
 #[derive(clap::Args, Clone, Debug)]
@@ -18,9 +23,30 @@ pub struct RemoteOptions {
     /// Receive at most so much from it
     #[arg(long, global = true, value_name = "RATE", help_heading = "Options for other machines")]
     limit_download: Option<String>,
+    /// Requests at once to a storage elsewhere; 8 by default
+    #[arg(long, global = true, value_name = "N", help_heading = "Options for other machines")]
+    connections: Option<usize>,
+    /// What is for S3 alone.
+    #[command(flatten)]
+    pub(super) s3: S3Arguments,
 }
 
 impl RemoteOptions {
+    /// Requests at once, if the user has chosen.
+    ///
+    /// # Errors
+    /// `Usage` for none, or more than a server should be asked for.
+    pub fn connections(&self) -> Result<Option<usize>> {
+        match self.connections {
+            Some(count) if !(1..=CONNECTIONS_MAX).contains(&count) => {
+                let text =
+                    format!("cannot use {count} connections: expected 1 to {CONNECTIONS_MAX}");
+                Err(Error::new(ErrorKind::Usage, text))
+            }
+            count => Ok(count),
+        }
+    }
+
     /// Limits of the line.
     ///
     /// # Errors
@@ -41,10 +67,11 @@ impl RemoteOptions {
 ///
 /// # Errors
 /// `NoRepository` if there is none, or what the storage says.
-pub fn open(place: &Place, options: &RemoteOptions) -> Result<Arc<dyn Storage>> {
-    options.limits()?;
+pub fn open(place: &Place, context: &Context) -> Result<Arc<dyn Storage>> {
+    context.remote().limits()?;
     match place {
         Place::Folder(path) => Ok(Arc::new(LocalStorage::open(path)?)),
+        Place::S3(bucket) => remote_s3::open(bucket, context),
         _ => Err(unknown(place)),
     }
 }
@@ -53,10 +80,11 @@ pub fn open(place: &Place, options: &RemoteOptions) -> Result<Arc<dyn Storage>> 
 ///
 /// # Errors
 /// `AlreadyExists` if something is there, or what the storage says.
-pub fn create(place: &Place, options: &RemoteOptions) -> Result<Arc<dyn Storage>> {
-    options.limits()?;
+pub fn create(place: &Place, context: &Context) -> Result<Arc<dyn Storage>> {
+    context.remote().limits()?;
     match place {
         Place::Folder(path) => Ok(Arc::new(LocalStorage::create(path)?)),
+        Place::S3(bucket) => remote_s3::create(bucket, context),
         _ => Err(unknown(place)),
     }
 }
@@ -65,14 +93,15 @@ pub fn create(place: &Place, options: &RemoteOptions) -> Result<Arc<dyn Storage>
 ///
 /// # Errors
 /// As [`create`], as far as it can be told without writing.
-pub fn may_create(place: &Place, options: &RemoteOptions) -> Result<()> {
-    options.limits()?;
+pub fn may_create(place: &Place, context: &Context) -> Result<()> {
+    context.remote().limits()?;
     match place {
         Place::Folder(path) => LocalStorage::may_create(path),
+        Place::S3(bucket) => remote_s3::may_create(bucket, context),
         _ => Err(unknown(place)),
     }
 }
 
 fn unknown(place: &Place) -> Error {
-    Error::new(ErrorKind::Usage, format!("cannot use {place}: expected a folder"))
+    Error::new(ErrorKind::Usage, format!("cannot use {place}: expected a folder or s3://"))
 }
