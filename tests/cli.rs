@@ -65,6 +65,10 @@ mod prune;
 mod repair;
 #[path = "cli/restore.rs"]
 mod restore;
+#[path = "cli/s3.rs"]
+mod s3;
+#[path = "support/s3.rs"]
+mod s3_server;
 #[path = "cli/sources.rs"]
 mod sources;
 #[path = "cli/statistics.rs"]

@@ -11,6 +11,7 @@ use diskvault::storage::far::{FarStorage, Purpose};
 use diskvault::storage::local::LocalStorage;
 use diskvault::storage::memory::MemoryStorage;
 use diskvault::storage::place::Place;
+use diskvault::storage::s3::S3Storage;
 use diskvault::storage::{Folder, ObjectName, Storage};
 use std::path::Path;
 use std::sync::{Arc, Barrier};
@@ -22,6 +23,10 @@ mod far;
 mod local_rules;
 #[path = "support/storage_memory.rs"]
 mod memory_faults;
+#[path = "support/storage_s3.rs"]
+mod s3_rules;
+#[path = "support/s3.rs"]
+mod s3_server;
 
 /// A fresh storage, and a way to put foreign things into it.
 struct Rig<'a> {
@@ -29,7 +34,11 @@ struct Rig<'a> {
     /// A second handle to the same storage, as another process has it.
     other: &'a dyn Storage,
     junk: &'a dyn Fn(&str),
+    /// The oddest name that can be had there.
+    odd: &'a str,
 }
+
+const ODD: &str = "keys/new\nline \u{e9}";
 
 type Case = (&'static str, fn(&Rig<'_>));
 
@@ -56,7 +65,12 @@ fn memory_storage_conforms() {
         println!("memory: {title}");
         let storage = MemoryStorage::new();
         let other = storage.clone();
-        case(&Rig { storage: &storage, other: &other, junk: &|name| storage.insert(name, "junk") });
+        case(&Rig {
+            storage: &storage,
+            other: &other,
+            junk: &|name| storage.insert(name, "junk"),
+            odd: ODD,
+        });
     }
 }
 
@@ -69,7 +83,7 @@ fn local_storage_conforms() {
         std::fs::create_dir(root.path().join("config")).unwrap();
         let other = LocalStorage::open(root.path()).unwrap();
         let junk = |name: &str| put_junk(root.path(), name);
-        case(&Rig { storage: &storage, other: &other, junk: &junk });
+        case(&Rig { storage: &storage, other: &other, junk: &junk, odd: ODD });
         assert_eq!(local_rules::unfinished(root.path()), 0, "{title}");
     }
 }
@@ -91,7 +105,7 @@ fn far_storage_conforms() {
         let open = || far::open(&dialer, root.path(), far::quick()).unwrap();
         let (storage, other) = (open(), open());
         let junk = |name: &str| put_junk(root.path(), name);
-        case(&Rig { storage: &storage, other: &other, junk: &junk });
+        case(&Rig { storage: &storage, other: &other, junk: &junk, odd: ODD });
         assert_eq!(*dialer.dialed.lock().unwrap(), 2, "{title}: a line was cut");
     }
 }
@@ -111,7 +125,33 @@ fn far_storage_conforms_over_ssh() {
         };
         let (storage, other) = (open(), open());
         let junk = |name: &str| put_junk(root.path(), name);
-        case(&Rig { storage: &storage, other: &other, junk: &junk });
+        case(&Rig { storage: &storage, other: &other, junk: &junk, odd: ODD });
+    }
+}
+
+#[test]
+fn s3_storage_conforms() {
+    let Some(server) = s3_server::Server::start() else { return };
+    server.make_bucket("diskvault-test", false);
+    // Some servers take no name with an end of line in it.
+    let taken = server.request("PUT", "diskvault-test", ODD, &[], b"junk").0;
+    let odd = if taken == 200 { ODD } else { "keys/new line+ \u{e9}" };
+    for (title, case) in CASES {
+        let options = server.options("diskvault-test", &s3_rules::fresh_prefix(title));
+        let storage = S3Storage::create(options.clone()).unwrap();
+        let findings = storage.probe().unwrap();
+        if *title == "racing puts" && !findings.refuses_taken_names {
+            println!("s3: skipped: {title}: this server ignores If-None-Match");
+            continue;
+        }
+        println!("s3: {title}");
+        let other = S3Storage::create(options.clone()).unwrap();
+        other.know(findings);
+        let junk = |name: &str| {
+            let key = format!("{}/{name}", options.bucket.prefix);
+            assert_eq!(server.request("PUT", &options.bucket.name, &key, &[], b"junk").0, 200);
+        };
+        case(&Rig { storage: &storage, other: &other, junk: &junk, odd });
     }
 }
 
@@ -240,12 +280,12 @@ fn foreign_names(rig: &Rig<'_>) {
     for junk in foreign {
         (rig.junk)(junk);
     }
-    (rig.junk)("keys/new\nline \u{e9}");
+    (rig.junk)(rig.odd);
     (rig.junk)("elsewhere/unknown");
     assert_eq!(rig.storage.list(Folder::Packs).unwrap().len(), 1);
     assert_eq!(rig.storage.list(Folder::Keys).unwrap().len(), 1);
     let mut expected: Vec<_> = foreign.map(str::to_owned).to_vec();
-    expected.push("keys/new\\nline \\xc3\\xa9".to_owned());
+    expected.push(rig.odd.as_bytes().escape_ascii().to_string());
     expected.sort();
     assert_eq!(rig.storage.foreign().unwrap(), expected);
 }

@@ -11,12 +11,14 @@
 mod data;
 mod keyless;
 mod ledger;
+mod locks;
 mod maps;
 mod objects;
 mod splices;
 
 pub use data::{Coverage, DataSubset};
 pub use keyless::check_names;
+pub use locks::{Renewal, renew_locks};
 
 use crate::error::Result;
 use crate::monitor::Monitor;

@@ -5,13 +5,15 @@ use super::output::{escape, json_line, line};
 use super::prune::parse_duration;
 use super::sizes::format_bytes;
 use crate::check::{
-    CheckOptions, CheckReport, Coverage, DataSubset, Finding, check_names, run as run_check,
+    CheckOptions, CheckReport, Coverage, DataSubset, Finding, Renewal, check_names, renew_locks,
+    run as run_check,
 };
 use crate::environment::SystemEnvironment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repair::heal_damaged;
 use crate::repository::Repository;
+use crate::storage::Storage;
 use diskvault_format::id::PointId;
 use serde_json::json;
 
@@ -52,12 +54,14 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         return Err(Error::new(ErrorKind::Usage, text).hint("add --read-data"));
     }
     let pool = context.pool()?;
+    let storage;
     let report = if arguments.no_key {
-        let storage = context.storage()?;
+        storage = context.storage()?;
         let subset = data.unwrap_or(DataSubset::All);
         check_names(storage.as_ref(), &SystemEnvironment, &subset, &pool, context.monitor())?
     } else {
         let repository = context.open()?;
+        storage = repository.storage().clone();
         if arguments.repair {
             // Not only when all is read.
             repository.check_may_write()?;
@@ -68,7 +72,20 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
             false => report,
         }
     };
+    renew(context, storage.as_ref())?;
     finish(context, &report, arguments.no_key)
+}
+
+/// Prolongs locks, damage or not: what is whole needs them all the more.
+fn renew(context: &Context, storage: &dyn Storage) -> Result<()> {
+    let Some(renewal) = renew_locks(storage, context.monitor())? else { return Ok(()) };
+    let Renewal { locked, renewed } = renewal;
+    if context.json() {
+        return json_line(&json!({
+            "message_type": "locks", "locked_objects": locked, "renewed_objects": renewed,
+        }));
+    }
+    line(&format!("renewed the locks of {renewed} of {locked} objects"))
 }
 
 /// Prints a report; `Damage` if there is any.

@@ -72,6 +72,11 @@ impl Context {
         &self.monitor
     }
 
+    /// True if more is to be said.
+    pub fn verbose(&self) -> bool {
+        self.options.verbose > 0
+    }
+
     /// The same, for threads that outlast a call.
     pub fn shared_monitor(&self) -> Arc<Progress> {
         self.monitor.clone()
@@ -149,7 +154,7 @@ impl Context {
     /// # Errors
     /// As [`remote::open`], and `Usage` if no repository is named.
     pub fn storage(&self) -> Result<Arc<dyn Storage>> {
-        remote::open(&self.place()?, self.remote(), self.shared_monitor())
+        remote::open(&self.place()?, self)
     }
 
     /// How storages of other machines are reached.
@@ -172,7 +177,7 @@ impl Context {
     /// As [`Context::open`], saying that it is the source.
     pub fn open_source(&self, from: &FromOptions) -> Result<Repository> {
         from.place.place().and_then(|place| {
-            let storage = remote::open(&place, self.remote(), self.shared_monitor())?;
+            let storage = remote::open(&place, self)?;
             let secret = || {
                 let (file, command) = (&from.from_password_file, &from.from_password_command);
                 let monitor = self.monitor.as_ref();
@@ -203,9 +208,7 @@ impl Context {
     /// # Errors
     /// As [`Context::open`].
     pub fn open_at(&self, place: &Place) -> Result<Repository> {
-        self.open_on(remote::open(place, self.remote(), self.shared_monitor())?, &|| {
-            self.password()
-        })
+        self.open_on(remote::open(place, self)?, &|| self.password())
     }
 
     fn password(&self) -> Result<Passphrase> {
@@ -386,7 +389,7 @@ fn read_place(named: Named) -> Result<Place> {
 }
 
 /// A variable of the environment, unless it is empty.
-pub fn variable(name: &str) -> Option<OsString> {
+pub(super) fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|text| !text.is_empty())
 }
 

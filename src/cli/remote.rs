@@ -1,10 +1,10 @@
 //! Storages by the places that people name: which one it is, and how those of other machines are
 //! reached.
 
-use super::context::variable;
+use super::context::{Context, variable};
+use super::remote_s3::{self, S3Arguments};
 use super::sizes::parse_bytes;
 use crate::error::{Error, ErrorKind, Result};
-use crate::monitor::Monitor;
 use crate::storage::Storage;
 use crate::storage::far::process::{Remote, SshDialer};
 use crate::storage::far::{FarOptions, FarStorage, Purpose};
@@ -12,6 +12,9 @@ use crate::storage::local::LocalStorage;
 use crate::storage::place::{FarFolder, Place};
 use crate::storage::throttle::Limits;
 use std::sync::Arc;
+
+/// Most requests at once.
+const CONNECTIONS_MAX: usize = 256;
 
 /// How storages of other machines are reached.
 #[derive(clap::Args, Clone, Debug)]
@@ -35,9 +38,30 @@ pub struct RemoteOptions {
     /// diskvault
     #[arg(long, global = true, value_name = "PATH", help_heading = "Options for other machines")]
     remote_program: Option<String>,
+    /// Requests at once to a storage elsewhere; 8 by default
+    #[arg(long, global = true, value_name = "N", help_heading = "Options for other machines")]
+    connections: Option<usize>,
+    /// What is for S3 alone.
+    #[command(flatten)]
+    pub(super) s3: S3Arguments,
 }
 
 impl RemoteOptions {
+    /// Requests at once, if the user has chosen.
+    ///
+    /// # Errors
+    /// `Usage` for none, or more than a server should be asked for.
+    pub fn connections(&self) -> Result<Option<usize>> {
+        match self.connections {
+            Some(count) if !(1..=CONNECTIONS_MAX).contains(&count) => {
+                let text =
+                    format!("cannot use {count} connections: expected 1 to {CONNECTIONS_MAX}");
+                Err(Error::new(ErrorKind::Usage, text))
+            }
+            count => Ok(count),
+        }
+    }
+
     /// Limits of the line.
     ///
     /// # Errors
@@ -65,15 +89,11 @@ impl RemoteOptions {
     }
 
     /// A repository that this program serves at the far end.
-    fn far(
-        &self,
-        to: &FarFolder,
-        purpose: Purpose,
-        monitor: Arc<dyn Monitor>,
-    ) -> Result<FarStorage> {
+    fn far(&self, to: &FarFolder, purpose: Purpose, context: &Context) -> Result<FarStorage> {
         let program = text(&self.remote_program, "DISKVAULT_REMOTE_PROGRAM");
         let remote = Remote::Program(program.unwrap_or_else(|| "diskvault".into()));
         let dialer = SshDialer::new(&self.ssh()?, to, "ssh", &remote);
+        let monitor = context.shared_monitor();
         let mut options = FarOptions { limits: self.limits()?, monitor, ..FarOptions::default() };
         let seconds = variable("DISKVAULT_LINE_PATIENCE").and_then(|it| it.to_str()?.parse().ok());
         if let Some(seconds) = seconds {
@@ -87,15 +107,12 @@ impl RemoteOptions {
 ///
 /// # Errors
 /// `NoRepository` if there is none, or what the storage says.
-pub fn open(
-    place: &Place,
-    options: &RemoteOptions,
-    monitor: Arc<dyn Monitor>,
-) -> Result<Arc<dyn Storage>> {
-    options.limits()?;
+pub fn open(place: &Place, context: &Context) -> Result<Arc<dyn Storage>> {
+    context.remote().limits()?;
     match place {
         Place::Folder(path) => Ok(Arc::new(LocalStorage::open(path)?)),
-        Place::Ssh(to) => Ok(Arc::new(options.far(to, Purpose::Open, monitor)?)),
+        Place::S3(bucket) => remote_s3::open(bucket, context),
+        Place::Ssh(to) => Ok(Arc::new(context.remote().far(to, Purpose::Open, context)?)),
         _ => Err(unknown(place)),
     }
 }
@@ -104,15 +121,12 @@ pub fn open(
 ///
 /// # Errors
 /// `AlreadyExists` if something is there, or what the storage says.
-pub fn create(
-    place: &Place,
-    options: &RemoteOptions,
-    monitor: Arc<dyn Monitor>,
-) -> Result<Arc<dyn Storage>> {
-    options.limits()?;
+pub fn create(place: &Place, context: &Context) -> Result<Arc<dyn Storage>> {
+    context.remote().limits()?;
     match place {
         Place::Folder(path) => Ok(Arc::new(LocalStorage::create(path)?)),
-        Place::Ssh(to) => Ok(Arc::new(options.far(to, Purpose::Create, monitor)?)),
+        Place::S3(bucket) => remote_s3::create(bucket, context),
+        Place::Ssh(to) => Ok(Arc::new(context.remote().far(to, Purpose::Create, context)?)),
         _ => Err(unknown(place)),
     }
 }
@@ -121,11 +135,12 @@ pub fn create(
 ///
 /// # Errors
 /// As [`create`], as far as it can be told without writing.
-pub fn may_create(place: &Place, options: &RemoteOptions, monitor: Arc<dyn Monitor>) -> Result<()> {
-    options.limits()?;
+pub fn may_create(place: &Place, context: &Context) -> Result<()> {
+    context.remote().limits()?;
     match place {
         Place::Folder(path) => LocalStorage::may_create(path),
-        Place::Ssh(to) => options.far(to, Purpose::MayCreate, monitor).map(drop),
+        Place::S3(bucket) => remote_s3::may_create(bucket, context),
+        Place::Ssh(to) => context.remote().far(to, Purpose::MayCreate, context).map(drop),
         _ => Err(unknown(place)),
     }
 }
@@ -137,5 +152,5 @@ fn text(option: &Option<String>, name: &str) -> Option<String> {
 }
 
 fn unknown(place: &Place) -> Error {
-    Error::new(ErrorKind::Usage, format!("cannot use {place}: expected a folder"))
+    Error::new(ErrorKind::Usage, format!("cannot use {place}: expected a folder, ssh:// or s3://"))
 }

@@ -52,8 +52,8 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let place = context.place()?;
     let source = context.open_at(&arguments.from.place()?)?;
     if arguments.init {
-        remote::may_create(&place, context.remote(), context.shared_monitor())?;
-        let storage = remote::create(&place, context.remote(), context.shared_monitor())?;
+        remote::may_create(&place, context)?;
+        let storage = remote::create(&place, context)?;
         initialise_replica(&source, storage.as_ref())?;
     }
     let mut target = context.open_replica(&source)?;

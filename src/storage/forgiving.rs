@@ -85,6 +85,10 @@ impl Storage for Forgiving {
         self.inner.rename(from, to)
     }
 
+    fn renew(&self, name: &ObjectName) -> Result<Option<bool>> {
+        self.inner.renew(name)
+    }
+
     fn room(&self) -> Result<Option<u64>> {
         self.inner.room()
     }

@@ -30,6 +30,7 @@ pub mod local;
 pub mod memory;
 pub mod place;
 pub mod remembering;
+pub mod s3;
 pub mod throttle;
 
 /// Longest leaf of an object name, in bytes.
@@ -316,6 +317,15 @@ pub trait Storage: Send + Sync {
     /// new name is taken; both are untouched then. After any other error the object has the old
     /// name, the new one, or both.
     fn rename(&self, from: &ObjectName, to: &ObjectName) -> Result<()>;
+
+    /// Prolongs the lock that keeps an object from being deleted. True if it was prolonged, false if
+    /// that was done of late; `None` where such objects are not locked.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if there is no such object.
+    fn renew(&self, _name: &ObjectName) -> Result<Option<bool>> {
+        Ok(None)
+    }
 
     /// Free bytes, if the storage can tell; an estimate, because others write as well.
     ///

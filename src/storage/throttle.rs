@@ -38,6 +38,11 @@ impl Throttle {
         Throttle { rate: bytes_per_second.max(1), paid: Mutex::new(Instant::now()) }
     }
 
+    /// Bytes a second.
+    pub fn rate(&self) -> u64 {
+        self.rate
+    }
+
     /// The largest piece that should be asked for at once, so that the line is used evenly: a
     /// twentieth of a second, from 1 KiB to 64 KiB.
     pub fn piece_bytes(&self) -> usize {
