@@ -11,6 +11,7 @@ use diskvault::storage::far::{FarStorage, Purpose};
 use diskvault::storage::local::LocalStorage;
 use diskvault::storage::memory::MemoryStorage;
 use diskvault::storage::place::Place;
+use diskvault::storage::sftp::SftpStorage;
 use diskvault::storage::{Folder, ObjectName, Storage};
 use std::path::Path;
 use std::sync::{Arc, Barrier};
@@ -112,6 +113,27 @@ fn far_storage_conforms_over_ssh() {
         let (storage, other) = (open(), open());
         let junk = |name: &str| put_junk(root.path(), name);
         case(&Rig { storage: &storage, other: &other, junk: &junk });
+    }
+}
+
+/// What cannot be promised over SFTP is no case here: that a name survives a power cut.
+#[test]
+fn sftp_storage_conforms() {
+    let Some(sshd) = far::Sshd::start(&[]) else { return };
+    for (title, case) in CASES {
+        println!("sftp: {title}");
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("config")).unwrap();
+        let open = || {
+            let Ok(Place::Sftp(to)) = sshd.address("sftp", root.path()).parse() else { panic!() };
+            let remote = Remote::Subsystem("sftp");
+            let dialer = SshDialer::new(&sshd.words("full"), &to, "sftp", &remote);
+            SftpStorage::open(Arc::new(dialer), &to.path, Purpose::Open, far::quick()).unwrap()
+        };
+        let (storage, other) = (open(), open());
+        let junk = |name: &str| put_junk(root.path(), name);
+        case(&Rig { storage: &storage, other: &other, junk: &junk });
+        assert_eq!(local_rules::unfinished(root.path()), 0, "{title}");
     }
 }
 

@@ -149,7 +149,7 @@ impl Context {
     /// # Errors
     /// As [`remote::open`], and `Usage` if no repository is named.
     pub fn storage(&self) -> Result<Arc<dyn Storage>> {
-        remote::open(&self.place()?, self.remote(), self.shared_monitor())
+        remote::open(&self.place()?, self)
     }
 
     /// How storages of other machines are reached.
@@ -178,7 +178,7 @@ impl Context {
     /// As [`Context::open`], saying that it is the source.
     pub fn open_source(&self, from: &FromOptions) -> Result<Repository> {
         from.place().and_then(|place| {
-            let storage = remote::open(&place, self.remote(), self.shared_monitor())?;
+            let storage = remote::open(&place, self)?;
             let secret = || {
                 let (file, command) = (&from.from_password_file, &from.from_password_command);
                 let monitor = self.monitor.as_ref();

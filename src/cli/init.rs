@@ -79,7 +79,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
             .hint("use --recovery-key-file FILE or --no-recovery-key"));
     }
     // Before anything is asked or shown: a key for a repository that cannot be made confuses.
-    remote::may_create(&place, context.remote(), context.shared_monitor())?;
+    remote::may_create(&place, context)?;
     let password = context.first_password()?;
     if password.is_empty() {
         let text = "cannot make a repository: the password is empty";
@@ -121,8 +121,7 @@ fn make(
     recovery: Option<&Zeroizing<String>>,
 ) -> Result<InitReport, (Error, bool)> {
     let recovery = recovery.map(|key| Passphrase::new(key.as_bytes().to_vec()));
-    let storage = remote::create(new.place, context.remote(), context.shared_monitor())
-        .map_err(|error| (error, true))?;
+    let storage = remote::create(new.place, context).map_err(|error| (error, true))?;
     let storage = storage.as_ref();
     let watch = ConfigWatch::start(storage);
     let options = InitOptions {

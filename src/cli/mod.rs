@@ -36,6 +36,7 @@ mod progress;
 mod prune;
 mod recovery;
 mod remote;
+mod remote_ssh;
 mod repair;
 mod restore;
 mod restore_format;

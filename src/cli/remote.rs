@@ -1,15 +1,14 @@
 //! Storages by the places that people name: which one it is, and how those of other machines are
 //! reached.
 
-use super::context::variable;
+use super::context::Context;
+use super::remote_ssh::{self, SshArguments};
 use super::sizes::parse_bytes;
 use crate::error::{Error, ErrorKind, Result};
-use crate::monitor::Monitor;
 use crate::storage::Storage;
-use crate::storage::far::process::{Remote, SshDialer};
-use crate::storage::far::{FarOptions, FarStorage, Purpose};
+use crate::storage::far::Purpose;
 use crate::storage::local::LocalStorage;
-use crate::storage::place::{FarFolder, Place};
+use crate::storage::place::Place;
 use crate::storage::throttle::Limits;
 use std::sync::Arc;
 
@@ -22,19 +21,9 @@ pub struct RemoteOptions {
     /// Receive at most so much from it
     #[arg(long, global = true, value_name = "RATE", help_heading = "Options for other machines")]
     limit_download: Option<String>,
-    /// Reach ssh:// and sftp:// by this command, such as "ssh -J JUMP"; DISKVAULT_SSH_COMMAND by
-    /// default, and else ssh
-    #[arg(
-        long,
-        global = true,
-        value_name = "COMMAND",
-        help_heading = "Options for other machines"
-    )]
-    ssh_command: Option<String>,
-    /// This program at the far end of ssh://; DISKVAULT_REMOTE_PROGRAM by default, and else
-    /// diskvault
-    #[arg(long, global = true, value_name = "PATH", help_heading = "Options for other machines")]
-    remote_program: Option<String>,
+    /// What is for SSH alone.
+    #[command(flatten)]
+    pub(super) ssh: SshArguments,
 }
 
 impl RemoteOptions {
@@ -52,50 +41,17 @@ impl RemoteOptions {
         };
         Ok(Limits::new(rate(&self.limit_upload)?, rate(&self.limit_download)?))
     }
-
-    /// The words of the command that reaches other machines; none for the usual one.
-    fn ssh(&self) -> Result<Vec<String>> {
-        let Some(command) = text(&self.ssh_command, "DISKVAULT_SSH_COMMAND") else {
-            return Ok(Vec::new());
-        };
-        shlex::split(&command).filter(|words| !words.is_empty()).ok_or_else(|| {
-            let text = format!("cannot read the command for ssh: {command:?}");
-            Error::new(ErrorKind::Usage, text)
-        })
-    }
-
-    /// A repository that this program serves at the far end.
-    fn far(
-        &self,
-        to: &FarFolder,
-        purpose: Purpose,
-        monitor: Arc<dyn Monitor>,
-    ) -> Result<FarStorage> {
-        let program = text(&self.remote_program, "DISKVAULT_REMOTE_PROGRAM");
-        let remote = Remote::Program(program.unwrap_or_else(|| "diskvault".into()));
-        let dialer = SshDialer::new(&self.ssh()?, to, "ssh", &remote);
-        let mut options = FarOptions { limits: self.limits()?, monitor, ..FarOptions::default() };
-        let seconds = variable("DISKVAULT_LINE_PATIENCE").and_then(|it| it.to_str()?.parse().ok());
-        if let Some(seconds) = seconds {
-            options.patience = std::time::Duration::from_secs(seconds);
-        }
-        FarStorage::open(Arc::new(dialer), &to.path, purpose, options)
-    }
 }
 
 /// Opens the storage of an existing repository.
 ///
 /// # Errors
 /// `NoRepository` if there is none, or what the storage says.
-pub fn open(
-    place: &Place,
-    options: &RemoteOptions,
-    monitor: Arc<dyn Monitor>,
-) -> Result<Arc<dyn Storage>> {
-    options.limits()?;
+pub fn open(place: &Place, context: &Context) -> Result<Arc<dyn Storage>> {
+    context.remote().limits()?;
     match place {
         Place::Folder(path) => Ok(Arc::new(LocalStorage::open(path)?)),
-        Place::Ssh(to) => Ok(Arc::new(options.far(to, Purpose::Open, monitor)?)),
+        Place::Ssh(_) | Place::Sftp(_) => remote_ssh::open(place, Purpose::Open, context),
         _ => Err(unknown(place)),
     }
 }
@@ -104,15 +60,11 @@ pub fn open(
 ///
 /// # Errors
 /// `AlreadyExists` if something is there, or what the storage says.
-pub fn create(
-    place: &Place,
-    options: &RemoteOptions,
-    monitor: Arc<dyn Monitor>,
-) -> Result<Arc<dyn Storage>> {
-    options.limits()?;
+pub fn create(place: &Place, context: &Context) -> Result<Arc<dyn Storage>> {
+    context.remote().limits()?;
     match place {
         Place::Folder(path) => Ok(Arc::new(LocalStorage::create(path)?)),
-        Place::Ssh(to) => Ok(Arc::new(options.far(to, Purpose::Create, monitor)?)),
+        Place::Ssh(_) | Place::Sftp(_) => remote_ssh::open(place, Purpose::Create, context),
         _ => Err(unknown(place)),
     }
 }
@@ -121,21 +73,20 @@ pub fn create(
 ///
 /// # Errors
 /// As [`create`], as far as it can be told without writing.
-pub fn may_create(place: &Place, options: &RemoteOptions, monitor: Arc<dyn Monitor>) -> Result<()> {
-    options.limits()?;
+pub fn may_create(place: &Place, context: &Context) -> Result<()> {
+    context.remote().limits()?;
     match place {
         Place::Folder(path) => LocalStorage::may_create(path),
-        Place::Ssh(to) => options.far(to, Purpose::MayCreate, monitor).map(drop),
+        Place::Ssh(_) | Place::Sftp(_) => {
+            remote_ssh::open(place, Purpose::MayCreate, context).map(drop)
+        }
         _ => Err(unknown(place)),
     }
 }
 
-/// An option, or a variable in its place.
-fn text(option: &Option<String>, name: &str) -> Option<String> {
-    let by_variable = || variable(name).map(|text| text.to_string_lossy().into_owned());
-    option.clone().or_else(by_variable)
-}
-
 fn unknown(place: &Place) -> Error {
-    Error::new(ErrorKind::Usage, format!("cannot use {place}: expected a folder"))
+    Error::new(
+        ErrorKind::Usage,
+        format!("cannot use {place}: expected a folder, ssh:// or sftp://"),
+    )
 }

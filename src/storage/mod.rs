@@ -29,6 +29,7 @@ pub mod forgiving;
 pub mod local;
 pub mod memory;
 pub mod place;
+pub mod sftp;
 pub mod throttle;
 
 /// Longest leaf of an object name, in bytes.
