@@ -12,6 +12,7 @@ use diskvault::storage::local::LocalStorage;
 use diskvault::storage::memory::MemoryStorage;
 use diskvault::storage::place::Place;
 use diskvault::storage::s3::S3Storage;
+use diskvault::storage::sftp::SftpStorage;
 use diskvault::storage::{Folder, ObjectName, Storage};
 use std::path::Path;
 use std::sync::{Arc, Barrier};
@@ -152,6 +153,27 @@ fn s3_storage_conforms() {
             assert_eq!(server.request("PUT", &options.bucket.name, &key, &[], b"junk").0, 200);
         };
         case(&Rig { storage: &storage, other: &other, junk: &junk, odd });
+    }
+}
+
+/// What cannot be promised over SFTP is no case here: that a name survives a power cut.
+#[test]
+fn sftp_storage_conforms() {
+    let Some(sshd) = far::Sshd::start(&[]) else { return };
+    for (title, case) in CASES {
+        println!("sftp: {title}");
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("config")).unwrap();
+        let open = || {
+            let Ok(Place::Sftp(to)) = sshd.address("sftp", root.path()).parse() else { panic!() };
+            let remote = Remote::Subsystem("sftp");
+            let dialer = SshDialer::new(&sshd.words("full"), &to, "sftp", &remote);
+            SftpStorage::open(Arc::new(dialer), &to.path, Purpose::Open, far::quick()).unwrap()
+        };
+        let (storage, other) = (open(), open());
+        let junk = |name: &str| put_junk(root.path(), name);
+        case(&Rig { storage: &storage, other: &other, junk: &junk, odd: ODD });
+        assert_eq!(local_rules::unfinished(root.path()), 0, "{title}");
     }
 }
 

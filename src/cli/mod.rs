@@ -39,6 +39,7 @@ mod prune;
 mod recovery;
 mod remote;
 mod remote_s3;
+mod remote_ssh;
 mod repair;
 mod restore;
 mod restore_format;

@@ -1,15 +1,15 @@
 //! Storages by the places that people name: which one it is, and how those of other machines are
 //! reached.
 
-use super::context::{Context, variable};
+use super::context::Context;
 use super::remote_s3::{self, S3Arguments};
+use super::remote_ssh::{self, SshArguments};
 use super::sizes::parse_bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
-use crate::storage::far::process::{Remote, SshDialer};
-use crate::storage::far::{FarOptions, FarStorage, Purpose};
+use crate::storage::far::Purpose;
 use crate::storage::local::LocalStorage;
-use crate::storage::place::{FarFolder, Place};
+use crate::storage::place::Place;
 use crate::storage::throttle::Limits;
 use std::sync::Arc;
 
@@ -25,25 +25,15 @@ pub struct RemoteOptions {
     /// Receive at most so much from it
     #[arg(long, global = true, value_name = "RATE", help_heading = "Options for other machines")]
     limit_download: Option<String>,
-    /// Reach ssh:// and sftp:// by this command, such as "ssh -J JUMP"; DISKVAULT_SSH_COMMAND by
-    /// default, and else ssh
-    #[arg(
-        long,
-        global = true,
-        value_name = "COMMAND",
-        help_heading = "Options for other machines"
-    )]
-    ssh_command: Option<String>,
-    /// This program at the far end of ssh://; DISKVAULT_REMOTE_PROGRAM by default, and else
-    /// diskvault
-    #[arg(long, global = true, value_name = "PATH", help_heading = "Options for other machines")]
-    remote_program: Option<String>,
-    /// Requests at once to a storage elsewhere; 8 by default
+    /// Requests at once to a bucket, 8 by default; lines at once to a machine, 1 by default
     #[arg(long, global = true, value_name = "N", help_heading = "Options for other machines")]
     connections: Option<usize>,
     /// What is for S3 alone.
     #[command(flatten)]
     pub(super) s3: S3Arguments,
+    /// What is for SSH alone.
+    #[command(flatten)]
+    pub(super) ssh: SshArguments,
 }
 
 impl RemoteOptions {
@@ -76,31 +66,6 @@ impl RemoteOptions {
         };
         Ok(Limits::new(rate(&self.limit_upload)?, rate(&self.limit_download)?))
     }
-
-    /// The words of the command that reaches other machines; none for the usual one.
-    fn ssh(&self) -> Result<Vec<String>> {
-        let Some(command) = text(&self.ssh_command, "DISKVAULT_SSH_COMMAND") else {
-            return Ok(Vec::new());
-        };
-        shlex::split(&command).filter(|words| !words.is_empty()).ok_or_else(|| {
-            let text = format!("cannot read the command for ssh: {command:?}");
-            Error::new(ErrorKind::Usage, text)
-        })
-    }
-
-    /// A repository that this program serves at the far end.
-    fn far(&self, to: &FarFolder, purpose: Purpose, context: &Context) -> Result<FarStorage> {
-        let program = text(&self.remote_program, "DISKVAULT_REMOTE_PROGRAM");
-        let remote = Remote::Program(program.unwrap_or_else(|| "diskvault".into()));
-        let dialer = SshDialer::new(&self.ssh()?, to, "ssh", &remote);
-        let monitor = context.shared_monitor();
-        let mut options = FarOptions { limits: self.limits()?, monitor, ..FarOptions::default() };
-        let seconds = variable("DISKVAULT_LINE_PATIENCE").and_then(|it| it.to_str()?.parse().ok());
-        if let Some(seconds) = seconds {
-            options.patience = std::time::Duration::from_secs(seconds);
-        }
-        FarStorage::open(Arc::new(dialer), &to.path, purpose, options)
-    }
 }
 
 /// Opens the storage of an existing repository.
@@ -112,8 +77,7 @@ pub fn open(place: &Place, context: &Context) -> Result<Arc<dyn Storage>> {
     match place {
         Place::Folder(path) => Ok(Arc::new(LocalStorage::open(path)?)),
         Place::S3(bucket) => remote_s3::open(bucket, context),
-        Place::Ssh(to) => Ok(Arc::new(context.remote().far(to, Purpose::Open, context)?)),
-        _ => Err(unknown(place)),
+        Place::Ssh(_) | Place::Sftp(_) => remote_ssh::open(place, Purpose::Open, context),
     }
 }
 
@@ -126,8 +90,7 @@ pub fn create(place: &Place, context: &Context) -> Result<Arc<dyn Storage>> {
     match place {
         Place::Folder(path) => Ok(Arc::new(LocalStorage::create(path)?)),
         Place::S3(bucket) => remote_s3::create(bucket, context),
-        Place::Ssh(to) => Ok(Arc::new(context.remote().far(to, Purpose::Create, context)?)),
-        _ => Err(unknown(place)),
+        Place::Ssh(_) | Place::Sftp(_) => remote_ssh::open(place, Purpose::Create, context),
     }
 }
 
@@ -140,17 +103,8 @@ pub fn may_create(place: &Place, context: &Context) -> Result<()> {
     match place {
         Place::Folder(path) => LocalStorage::may_create(path),
         Place::S3(bucket) => remote_s3::may_create(bucket, context),
-        Place::Ssh(to) => context.remote().far(to, Purpose::MayCreate, context).map(drop),
-        _ => Err(unknown(place)),
+        Place::Ssh(_) | Place::Sftp(_) => {
+            remote_ssh::open(place, Purpose::MayCreate, context).map(drop)
+        }
     }
-}
-
-/// An option, or a variable in its place.
-fn text(option: &Option<String>, name: &str) -> Option<String> {
-    let by_variable = || variable(name).map(|text| text.to_string_lossy().into_owned());
-    option.clone().or_else(by_variable)
-}
-
-fn unknown(place: &Place) -> Error {
-    Error::new(ErrorKind::Usage, format!("cannot use {place}: expected a folder, ssh:// or s3://"))
 }

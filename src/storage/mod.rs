@@ -31,6 +31,7 @@ pub mod memory;
 pub mod place;
 pub mod remembering;
 pub mod s3;
+pub mod sftp;
 pub mod throttle;
 
 /// Longest leaf of an object name, in bytes.

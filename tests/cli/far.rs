@@ -79,17 +79,15 @@ fn a_repository_over_there_is_used_as_one_here() {
 fn a_key_that_may_only_add_points_adds_and_nothing_else() {
     let Some(far) = Far::new() else { return };
     let disk = far.vault.write("disk.raw", &random(1, 4 * MIB));
-    far.ok("append", &["backup", "--name", "web", &disk]);
+    let old = far.vault.write("old.raw", &random(9, 4 * MIB));
+    far.ok("append", &["backup", "--name", "web", &old]);
     far.ok("append", &["backup", "--name", "web", "--tag", "a=b", &disk]);
-    far.ok("append", &["restore", "web@latest~1/disk.raw", &far.vault.arg("back.raw")]);
+    far.ok("append", &["restore", "web@latest/disk.raw", &far.vault.arg("back.raw")]);
     assert!(std::fs::read(far.vault.path("back.raw")).unwrap() == random(1, 4 * MIB));
     assert!(far.log().is_empty(), "{}", far.log());
-    for arguments in [
-        &["forget", "web@latest"][..],
-        &["prune"],
-        &["pin", "web@latest"],
-        &["init", "--no-recovery-key"],
-    ] {
+    for arguments in
+        [&["forget", "web@latest~1"][..], &["pin", "web@latest"], &["init", "--no-recovery-key"]]
+    {
         let before = far.log().lines().count();
         let outcome = far.run("append", arguments);
         assert_eq!(outcome.code, 1, "{arguments:?}: {outcome:?}");
@@ -98,7 +96,7 @@ fn a_key_that_may_only_add_points_adds_and_nothing_else() {
         assert!(is_told || arguments[0] == "init", "{arguments:?}");
     }
     assert!(far.log().contains("this login may only add points"), "{}", far.log());
-    far.run("append", &["forget", "web@latest"]).says("this login may only add points");
+    far.run("append", &["forget", "web@latest~1"]).says("this login may only add points");
     far.ok("read", &["check", "--read-data"]).prints("no damage found");
     let outcome = far.run("read", &["backup", "--name", "web", &disk]);
     assert_eq!(outcome.code, 1, "{outcome:?}");
@@ -108,8 +106,42 @@ fn a_key_that_may_only_add_points_adds_and_nothing_else() {
     elsewhere.says("this login may not use that folder");
     assert_eq!(far.vault.point_count(), 2);
     far.vault.assert_intact();
+    far.vault.ok(&["forget", "web@latest~1"]);
+    let outcome = far.run("append", &["prune"]);
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    outcome.says("this login may only add points");
+    far.vault.assert_intact();
     // Nothing of the finished runs stands in the way of others.
-    far.vault.ok(&["prune"]);
+    far.vault.ok(&["prune"]).prints("1 packs deleted");
+}
+
+#[test]
+fn sftp_serves_where_nothing_can_be_run() {
+    let Some(far) = Far::new() else { return };
+    let disk = far.vault.write("disk.raw", &random(1, 4 * MIB));
+    let folder = far.vault.path("over/there");
+    let run = |arguments: &[&str]| {
+        let address = far.sshd.address("sftp", &folder);
+        finish(far.command("full", &folder, arguments).env("DISKVAULT_REPOSITORY", address))
+    };
+    let ok = |arguments: &[&str]| {
+        let outcome = run(arguments);
+        assert_eq!(outcome.code, 0, "{arguments:?}: {outcome:?}");
+        outcome
+    };
+    assert_eq!(run(&["list"]).code, 10);
+    ok(&["init", "--no-recovery-key"]);
+    assert_eq!(run(&["init", "--no-recovery-key"]).code, 1);
+    let outcome = ok(&["backup", "--name", "web", &disk]);
+    assert!(outcome.stderr.contains("SFTP can make no folder durable"), "{outcome:?}");
+    ok(&["backup", "--name", "web", "--full", &disk]);
+    ok(&["forget", "web@latest~1"]);
+    ok(&["prune"]);
+    ok(&["restore", "web@latest/disk.raw", &far.vault.arg("back.raw")]);
+    assert!(std::fs::read(far.vault.path("back.raw")).unwrap() == random(1, 4 * MIB));
+    ok(&["check", "--read-data"]).prints("no damage found");
+    let unfinished = std::fs::read_dir(folder.join("tmp")).unwrap().count();
+    assert_eq!(unfinished, 0);
 }
 
 #[test]
@@ -121,16 +153,16 @@ fn what_is_wrong_over_there_is_said() {
     );
     assert_eq!(missing.code, 1, "{missing:?}");
     missing.says("/nowhere/diskvault").hints("has to be installed there");
-    let mut words = far.sshd.words("full");
-    words.retain(|word| word != "-i");
+    let keyless = "ssh -F /dev/null -o BatchMode=yes -o StrictHostKeyChecking=no \
+                   -o UserKnownHostsFile=/dev/null -o IdentityFile=/nowhere";
     let denied = finish(
-        far.command("full", &far.vault.repo(), &["list"])
-            .env("DISKVAULT_SSH_COMMAND", "ssh -F /dev/null -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o IdentityFile=/nowhere"),
+        far.command("full", &far.vault.repo(), &["list"]).env("DISKVAULT_SSH_COMMAND", keyless),
     );
     assert_eq!(denied.code, 1, "{denied:?}");
     denied.says("Permission denied");
     let away = finish(
         far.command("full", &far.vault.repo(), &["list"])
+            .env("DISKVAULT_SSH_COMMAND", keyless)
             .env("DISKVAULT_REPOSITORY", "ssh://127.0.0.1:1/srv"),
     );
     assert_eq!(away.code, 1, "{away:?}");

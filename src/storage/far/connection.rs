@@ -395,9 +395,11 @@ impl Drop for Call<'_> {
 }
 
 /// Reads no faster than it may.
-struct Paced<R> {
-    inner: R,
-    throttle: Option<Arc<Throttle>>,
+pub struct Paced<R> {
+    /// What it reads.
+    pub inner: R,
+    /// How fast.
+    pub throttle: Option<Arc<Throttle>>,
 }
 
 impl<R: Read> Read for Paced<R> {

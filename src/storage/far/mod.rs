@@ -17,8 +17,11 @@ pub mod process;
 mod server;
 
 pub use client::{FarOptions, FarStorage};
+pub(super) use connection::{Cut, Paced};
 pub use connection::{Dialer, Line, LineControl};
 pub use hello::Purpose;
+pub(super) use message::printable;
+pub(super) use outbox::{Outbox, Pushed};
 pub use server::{Notice, ServerOptions, serve};
 
 /// Bytes of a piece of an object on the line.
@@ -28,6 +31,6 @@ const PIECE_BYTES: usize = 64 << 10;
 const REQUESTS_MAX: usize = 64;
 
 /// The locked value, also after a panic elsewhere: each change under these locks is one step.
-fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
