@@ -3,7 +3,7 @@
 //! Invariant: a request gets its reply or learns that the line was cut, in bounded time.
 
 use super::packets::{
-    INIT, LSTAT, Packet, Reply, VERSION, parse_reply, parse_version, read_packet,
+    Extensions, INIT, LSTAT, Packet, Reply, VERSION, parse_reply, parse_version, read_packet,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::far::{Cut, Dialer, LineControl, Outbox, Paced, Pushed, lock};
