@@ -204,12 +204,7 @@ fn read_head(input: &mut dyn BufRead) -> Result<((u16, u16), Vec<u8>), HelloErro
         let waiting = input.fill_buf().map_err(HelloError::Line)?;
         match waiting.first() {
             Some(byte) if *byte == expected => input.consume(1),
-            Some(_) => {
-                let began = [&MAGIC[..at], waiting].concat();
-                let began = String::from_utf8_lossy(&began);
-                let line = began.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
-                return Err(HelloError::Junk(printable(line).chars().take(JUNK_SHOWN).collect()));
-            }
+            Some(_) => return Err(junk(&MAGIC[..at], input)),
             None => return Err(HelloError::Line(io::ErrorKind::UnexpectedEof.into())),
         }
     }
@@ -224,6 +219,28 @@ fn read_head(input: &mut dyn BufRead) -> Result<((u16, u16), Vec<u8>), HelloErro
     let mut body = vec![0; bytes];
     input.read_exact(&mut body).map_err(HelloError::Line)?;
     Ok((versions, body))
+}
+
+/// What is heard instead of a greeting: its first line with something in it.
+fn junk(begun: &[u8], input: &mut dyn BufRead) -> HelloError {
+    let mut heard = begun.to_vec();
+    loop {
+        match input.fill_buf() {
+            Ok(waiting) if !waiting.is_empty() => {
+                let count = waiting.len();
+                heard.extend(waiting);
+                input.consume(count);
+            }
+            _ => break,
+        }
+        // An empty line is no reason yet, but nor is it to be heard for ever.
+        if !heard.trim_ascii().is_empty() || heard.len() > BODY_BYTES_MAX {
+            break;
+        }
+    }
+    let heard = String::from_utf8_lossy(&heard);
+    let line = heard.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    HelloError::Junk(printable(line).chars().take(JUNK_SHOWN).collect())
 }
 
 #[cfg(test)]
