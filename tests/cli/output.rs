@@ -123,7 +123,7 @@ fn json_errors_are_the_last_line_of_standard_error() {
         (1, vec!["show", "nobody"]),
         (1, vec!["backup", "--name", "a", "missing"]),
         (2, vec!["backup", "--name", "a/b", &file]),
-        (2, vec!["list", "--repo", "ssh://host/x"]),
+        (2, vec!["list", "--repo", "ftp://host/x"]),
         (10, vec!["list", "--repo", "nowhere"]),
         (12, vec!["list", "--password-file", &file]),
         (2, vec!["list", "--frobnicate"]),
