@@ -331,7 +331,9 @@ fn repositories_are_made_where_there_is_none() {
         |access, purpose| FarStorage::open(Arc::new(Inside::new(access)), text, purpose, quick());
     let kind = |result: Result<FarStorage>| result.err().map(|error| error.kind());
     assert_eq!(kind(at(Access::Full, Purpose::Open)), Some(ErrorKind::NoRepository));
-    assert_eq!(kind(at(Access::Full, Purpose::MayCreate)), None);
+    // Whoever asks whether it could be made gets at nothing by that.
+    let asked = at(Access::ReadOnly, Purpose::MayCreate).unwrap();
+    assert!(asked.list(Folder::Config).is_err());
     assert!(!path.exists());
     assert_eq!(kind(at(Access::AppendOnly, Purpose::Create)), Some(ErrorKind::Storage));
     assert!(!path.exists());

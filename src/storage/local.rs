@@ -112,18 +112,6 @@ impl LocalStorage {
         }
     }
 
-    /// A storage for nothing: the folder that holds the one at `root`, or any above it.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Storage`] if no folder is there at all.
-    pub(super) fn above(root: &Path) -> Result<LocalStorage> {
-        let found = root.ancestors().skip(1).find_map(|above| LocalStorage::at(above).ok());
-        found.ok_or_else(|| {
-            let message = format!("cannot create repository {}", root.display());
-            Error::new(ErrorKind::Storage, message)
-        })
-    }
-
     fn refuse_entries(&self, root: &Path) -> Result<()> {
         let message = format!("cannot create repository {}", root.display());
         let mut entries = 0;

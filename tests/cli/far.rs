@@ -1,7 +1,7 @@
 //! `ssh://`: the program at both ends, with a real sshd between them and keys bound to what they may.
 
 use super::far_support::Sshd;
-use super::support::{MIB, Outcome, Tmpfs, Vault, finish, random};
+use super::support::{MIB, Outcome, Tmpfs, Vault, finish, poll, random, wait};
 use diskvault::storage::local::LocalStorage;
 use std::path::Path;
 use std::process::Command;
@@ -142,6 +142,59 @@ fn sftp_serves_where_nothing_can_be_run() {
     ok(&["check", "--read-data"]).prints("no damage found");
     let unfinished = std::fs::read_dir(folder.join("tmp")).unwrap().count();
     assert_eq!(unfinished, 0);
+}
+
+/// A command in the place of ssh whose first line ends after so many writes to it, or fewer.
+fn cutting(far: &Far, writes: u32) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    let (once, words) = (far.vault.arg("once"), far.sshd.words("full").join(" "));
+    let script = format!(
+        "#!/bin/sh\nif mkdir {once} 2>/dev/null; then dd bs=64k count={writes} 2>/dev/null | {words} \"$@\"; \
+         else exec {words} \"$@\"; fi\n"
+    );
+    let path = far.vault.write("cutting", script.as_bytes());
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+    path
+}
+
+#[test]
+fn a_backup_goes_on_when_its_line_is_cut() {
+    let Some(far) = Far::new() else { return };
+    let disk = far.vault.write("disk.raw", &random(1, 8 * MIB));
+    for scheme in ["ssh", "sftp"] {
+        let _ = std::fs::remove_dir(far.vault.path("once"));
+        let outcome = finish(
+            far.command("full", &far.vault.repo(), &["backup", "--full", "--name", scheme, &disk])
+                .env("DISKVAULT_REPOSITORY", far.sshd.address(scheme, &far.vault.repo()))
+                .env("DISKVAULT_SSH_COMMAND", cutting(&far, 80)),
+        );
+        assert_eq!(outcome.code, 0, "{scheme}: {outcome:?}");
+        assert!(far.vault.path("once").exists());
+        far.vault.ok(&["forget", "--force", scheme]);
+        far.vault.ok(&["prune"]);
+        far.vault.assert_intact();
+    }
+}
+
+#[test]
+fn an_interrupted_backup_takes_its_lease_back() {
+    use std::os::unix::process::CommandExt;
+    let Some(far) = Far::new() else { return };
+    let disk = far.vault.write("disk.raw", &random(1, 16 * MIB));
+    let repo = far.vault.repo();
+    let mut command =
+        far.command("full", &repo, &["backup", "--limit-upload", "4MiB", "--name", "web", &disk]);
+    // As a terminal does it: the signal goes to ssh as well.
+    let mut child = command.process_group(0).spawn().unwrap();
+    let leases = || std::fs::read_dir(repo.join("leases")).map_or(0, Iterator::count);
+    assert!(poll(&mut child, || leases() > 0));
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let group = format!("-{}", child.id());
+    assert!(Command::new("kill").args(["-INT", "--", &group]).status().unwrap().success());
+    let outcome = wait(child);
+    assert_eq!(outcome.code, 130, "{outcome:?}");
+    assert_eq!(leases(), 0);
+    far.vault.assert_intact();
 }
 
 #[test]

@@ -567,7 +567,7 @@ mod tests {
         let entry = |number: u32| ObjectEntry {
             name: name(&format!("notes/{number:064x}")),
             bytes: u64::from(number),
-            stored_unix_ns: (number % 2 == 0).then_some(-1),
+            stored_unix_ns: number.is_multiple_of(2).then_some(-1),
         };
         let entries: Vec<_> = (0..2000).map(entry).collect();
         let mut found = Vec::new();

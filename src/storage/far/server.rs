@@ -54,7 +54,11 @@ pub fn serve(
 ) -> Result<()> {
     let mut input = BufReader::with_capacity(BODY_BYTES_MAX / 8, input);
     let session = match greet(&mut input, options) {
-        Ok(session) => session,
+        Ok(Some(session)) => session,
+        Ok(None) => {
+            let said = output.write_all(&ServerHello::own().encode()).and_then(|()| output.flush());
+            return said.map_err(|cause| Error::io(ErrorKind::Storage, "cannot answer", cause));
+        }
         Err(error) => {
             (options.notice)(&error.full_text());
             // If this fails as well, nobody is there.
@@ -83,8 +87,9 @@ pub fn serve(
     })
 }
 
-/// Hears what the client wants, and opens it.
-fn greet(input: &mut dyn BufRead, options: &ServerOptions) -> Result<Session> {
+/// Hears what the client wants, and opens it; `None` if it only wanted to know whether it could be
+/// made: then there is nothing to be served.
+fn greet(input: &mut dyn BufRead, options: &ServerOptions) -> Result<Option<Session>> {
     let hello = ClientHello::read(input).map_err(|error| match error {
         HelloError::Said(error) => error,
         HelloError::Line(cause) => {
@@ -105,9 +110,7 @@ fn greet(input: &mut dyn BufRead, options: &ServerOptions) -> Result<Session> {
             return Err(super::permissions::refused(what, "this login may make none"));
         }
         Purpose::MayCreate => {
-            LocalStorage::may_create(&path)?;
-            // There is nothing to be served, and the client asks for nothing.
-            LocalStorage::above(&path)?
+            return LocalStorage::may_create(&path).map(|()| None);
         }
     };
     let login = (hello.purpose == Purpose::Open && options.access != Access::ReadOnly).then(|| {
@@ -115,8 +118,7 @@ fn greet(input: &mut dyn BufRead, options: &ServerOptions) -> Result<Session> {
         Login::enter(&storage.temporary_folder(), &hello.token, hello.line, keeps)
     });
     let (access, notice) = (options.access, options.notice.clone());
-    let access = if hello.purpose == Purpose::MayCreate { Access::ReadOnly } else { access };
-    Ok(Session { storage, login, access, notice, outbox: Outbox::default() })
+    Ok(Some(Session { storage, login, access, notice, outbox: Outbox::default() }))
 }
 
 struct Session {
