@@ -24,13 +24,16 @@ const PACK_BYTES_KEPT: u64 = 4 << 30;
 /// Says of a pack that is put whether it will be read again.
 pub type IsKept = fn(&[u8]) -> bool;
 
+/// A pack that is kept: its file, and its size in bytes.
+type KeptPack = (Arc<File>, u64);
+
 /// A storage with a memory.
 pub struct Remembering {
     inner: Arc<dyn Storage>,
     folder: PathBuf,
     is_kept: IsKept,
     /// Packs that were looked for here: those that are kept and whole, open, with their size.
-    packs: Mutex<HashMap<ObjectName, Option<(Arc<File>, u64)>>>,
+    packs: Mutex<HashMap<ObjectName, Option<KeptPack>>>,
 }
 
 impl Remembering {
@@ -41,7 +44,7 @@ impl Remembering {
     }
 
     /// The kept copy of a pack, if there is one whose bytes hash to its name.
-    fn pack(&self, name: &ObjectName) -> Option<(Arc<File>, u64)> {
+    fn pack(&self, name: &ObjectName) -> Option<KeptPack> {
         if name.folder() != Folder::Packs {
             return None;
         }
