@@ -130,7 +130,7 @@ class Bench:
         if shutil.which("borg"):
             self.run("borg", ["borg", "create", "--chunker-params", "fixed,65536", f"::{time.monotonic_ns()}", self.disk])
         if shutil.which("rsync"):
-            self.run("rsync --inplace", ["rsync", "--inplace", "--no-whole-file", self.disk, f"127.0.0.1:{self.path('far/copy')}"])
+            self.run("rsync --inplace", ["rsync", "--inplace", "--ignore-times", "--no-whole-file", self.disk, f"127.0.0.1:{self.path('far/copy')}"])
         return point
 
     def forget(self, point):

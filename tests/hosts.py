@@ -58,6 +58,7 @@ class Network:
 
     def end(self):
         for host in HOSTS:
+            ip("link", "del", f"dvo{host}", check=False)
             ip("netns", "del", f"dvault{host}", check=False)
         ip("link", "del", BRIDGE, check=False)
 
