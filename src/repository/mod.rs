@@ -74,6 +74,8 @@ pub struct Repository {
     memory: Arc<Mutex<HostMemory>>,
     /// The memory cannot be stored: it lives and ends with this run.
     is_forgetful: Arc<AtomicBool>,
+    /// Its storage keeps here what this host has read or written.
+    is_remembering: bool,
     warnings: Vec<String>,
     cache_warnings: Vec<String>,
     monitor: Arc<dyn Monitor>,
@@ -166,7 +168,10 @@ impl Repository {
                 last_error = Some(error);
                 continue;
             }
-            let folder = cache_folder(cache, candidate.config.repository, storage.as_ref());
+            let copy = read_instance(storage.as_ref());
+            let identity = storage.identity();
+            let folder =
+                cache_folder(cache, candidate.config.repository, copy.as_ref().ok(), &identity);
             let loaded = make_private_folder(&folder).and_then(|()| HostMemory::load(&folder));
             let is_forgetful = loaded.is_err();
             let (memory, problem) =
@@ -182,12 +187,15 @@ impl Repository {
                 cache: folder,
                 memory: Arc::new(Mutex::new(memory)),
                 is_forgetful: Arc::new(AtomicBool::new(is_forgetful)),
+                is_remembering: false,
                 warnings,
                 cache_warnings: Vec::from_iter(problem),
                 monitor,
             };
             repository.compare_with_memory()?;
-            repository.compare_instance()?;
+            if let Ok(copy) = copy {
+                repository.compare_instance(copy)?;
+            }
             return Ok(repository);
         }
         Err(last_error.unwrap_or_else(|| no_config(storage.as_ref())))
@@ -209,12 +217,12 @@ impl Repository {
     /// storage that this host has read before, and maps that it has written, are taken from its
     /// cache. Not for a check, which looks at what is stored.
     pub fn remembering(&self) -> Repository {
-        if self.storage.calls_at_once() <= 2 {
+        if self.is_remembering || self.storage.calls_at_once() <= 2 {
             return self.clone();
         }
         let folder = self.cache.join("objects");
         let storage = Arc::new(Remembering::new(self.storage.clone(), &folder, is_map_pack));
-        Repository { storage, ..self.clone() }
+        Repository { storage, is_remembering: true, ..self.clone() }
     }
 
     /// Clock and randomness.
@@ -351,8 +359,7 @@ impl Repository {
 
     /// A warning if this is another copy of the repository than the one used last, which an
     /// older copy put in its place would be. A damaged instance is for `check` to report.
-    fn compare_instance(&mut self) -> Result<()> {
-        let Ok(instance) = self.instance() else { return Ok(()) };
+    fn compare_instance(&mut self, instance: InstanceId) -> Result<()> {
         let instance = instance.to_hex();
         let remembered = self.memory().instance;
         if !remembered.is_empty() && remembered != instance {
@@ -389,13 +396,18 @@ fn read_instance(storage: &dyn Storage) -> Result<InstanceId> {
 /// id. Another copy, at another place and with an instance of its own, is a replica, and has one of
 /// its own: its packs are not those of the first. Another copy at the *same* place is not: that is
 /// how an older copy looks which was put in place of the one used last, and the memory tells it.
-fn cache_folder(cache: &Path, repository: RepositoryId, storage: &dyn Storage) -> PathBuf {
+fn cache_folder(
+    cache: &Path,
+    repository: RepositoryId,
+    instance: Option<&InstanceId>,
+    place: &str,
+) -> PathBuf {
     let first = cache.join(repository.to_hex());
-    let (Ok(instance), Ok((memory, _))) = (read_instance(storage), HostMemory::load(&first)) else {
+    let (Some(instance), Ok((memory, _))) = (instance, HostMemory::load(&first)) else {
         return first;
     };
     let is_known = memory.instance.is_empty() || memory.instance == instance.to_hex();
-    if is_known || memory.place.is_empty() || memory.place == storage.identity() {
+    if is_known || memory.place.is_empty() || memory.place == place {
         return first;
     }
     cache.join(format!("{}-{}", repository.to_hex(), instance.to_hex()))

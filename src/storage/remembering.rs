@@ -207,6 +207,10 @@ impl Storage for Remembering {
         self.inner.rename(from, to)
     }
 
+    fn renew(&self, name: &ObjectName) -> Result<Option<bool>> {
+        self.inner.renew(name)
+    }
+
     fn room(&self) -> Result<Option<u64>> {
         self.inner.room()
     }
