@@ -67,6 +67,14 @@ MUTATIONS = [
      "if salvage::is_held_elsewhere(repository, &locator, *id, &listed)? {",
      "if true || salvage::is_held_elsewhere(repository, &locator, *id, &listed)? {",
      ["--test", "repair", "a_damaged_pack_stays_while"]),
+    ("no pack goes on the word of a footer",
+     "src/prune/proof.rs",
+     "if self.is_copy(place.pack) {", "if true || self.is_copy(place.pack) {",
+     ["--test", "prune", "a_footer_that_lies"]),
+    ("points that came in a rush take no other's place unseen",
+     "src/retention/trust.rs",
+     "going > behind.saturating_mul(4)", "false && going > behind",
+     ["--test", "cli", "a_flood_of_points_is_seen"]),
 ]
 
 

@@ -15,6 +15,9 @@ mod cost;
 #[path = "prune/damage.rs"]
 mod damage;
 
+#[path = "prune/forged.rs"]
+mod forged;
+
 use diskvault::environment::Environment;
 use diskvault::error::{ErrorKind, Result};
 use diskvault::monitor::{Monitor, Silent};

@@ -290,7 +290,8 @@ fn start_manifest(
         host: options.host.clone(),
         writer: repository.writer_id()?,
         program: crate::PROGRAM.to_string(),
-        sequence: parent.map_or(0, |point| point.manifest.sequence) + 1,
+        // Whoever has the keys may have put the greatest there is: then times decide.
+        sequence: parent.map_or(0, |point| point.manifest.sequence).saturating_add(1),
         previous: session.points().heads(&options.series),
         republishes: None,
         tags: options.tags.clone(),

@@ -5,12 +5,13 @@
 //! needed of them; 2. put an own list, *then* list the leases once and wait for these; 3. mark
 //! again; 4. delete, then drop the list.
 //!
-//! Invariants: nothing is deleted that a manifest needs, whoever wrote it and whenever; what cannot
-//! be read is never deleted; a run that is stopped anywhere leaves only what the next one clears.
+//! Invariants: nothing is deleted that a manifest needs, whoever wrote it and whenever, and nothing on
+//! the word of a footer alone; what cannot be read is never deleted; a run that is stopped anywhere leaves only what the next one clears.
 
 mod changes;
 pub mod choose;
 mod condemn;
+mod proof;
 mod repack;
 mod resolve;
 mod roots;
@@ -361,8 +362,9 @@ fn free(
     let mut looked = look(run)?;
     announce(&looked.outlook)?;
     let mut changes = Changes::default();
+    let mut copies = HashSet::new();
     let (packs, no_room) = loop {
-        match copy(run, &looked, report) {
+        match copy(run, &looked, &mut copies, report) {
             // Another prune has deleted what was to be copied; it has a copy, or nobody needs it.
             Err(error) if error.kind().is_finding() && changes.may_explain_it(repository)? => {
                 // It has the index, which the next look needs.
@@ -382,7 +384,7 @@ fn free(
     // Only now: who registers from here on has read the list.
     let leases: BTreeSet<LeaseId> = condemned::leases(repository)?.into_keys().collect();
     condemned::remember(repository, &list, &leases, false)?;
-    finish(run, &list, leases, report)?;
+    finish(run, &list, leases, &copies, report)?;
     Ok(match no_room {
         Some(error) => Lack::Copies(error),
         None if is_short => Lack::List,
@@ -395,6 +397,7 @@ fn free(
 fn copy(
     run: &Run<'_>,
     looked: &Looked,
+    copies: &mut HashSet<PackId>,
     report: &mut PruneReport,
 ) -> Result<(Vec<PackId>, Option<Error>)> {
     let Run { repository, pool, monitor, .. } = *run;
@@ -402,7 +405,7 @@ fn copy(
     let mut no_room = None;
     while !repack.is_empty() {
         let leaving: HashSet<PackId> = repack.iter().chain(&packs).copied().collect();
-        match repack::copy_out(repository, looked, &leaving, pool, monitor) {
+        match repack::copy_out(repository, looked, &leaving, copies, pool, monitor) {
             Ok(bytes) => {
                 report.copied_bytes += bytes;
                 packs.append(&mut repack);
@@ -449,11 +452,12 @@ fn put_list(repository: &Repository, packs: &[PackId], host: &str) -> Result<Lis
     }
 }
 
-/// Steps 2 (the wait) to 4 for an own list.
+/// Steps 2 (the wait) to 4 for an own list. `copies` are packs that this run has made.
 fn finish(
     run: &Run<'_>,
     list: &List,
     leases: BTreeSet<LeaseId>,
+    copies: &HashSet<PackId>,
     report: &mut PruneReport,
 ) -> Result<()> {
     let Run { repository, options, kept_since, monitor, .. } = *run;
@@ -462,7 +466,7 @@ fn finish(
         Some(fenced) => {
             report.fenced_leases += fenced;
             let Swept { packs, bytes, kept } =
-                condemn::sweep(repository, list, kept_since, monitor)?;
+                condemn::sweep(repository, list, copies, kept_since, monitor)?;
             report.deleted_packs += packs;
             report.deleted_bytes += bytes;
             report.kept_packs += kept;
@@ -477,7 +481,7 @@ fn resume(run: &Run<'_>, report: &mut PruneReport) -> Result<()> {
     let repository = run.repository;
     for own in repository.memory().condemned {
         if let Some((list, leases)) = condemned::take_up(repository, &own, run.options.host)? {
-            finish(run, &list, leases, report)?;
+            finish(run, &list, leases, &HashSet::new(), report)?;
         }
     }
     Ok(())

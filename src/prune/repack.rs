@@ -33,7 +33,8 @@ const WINDOW_BYTES: u64 = 8 << 20;
 /// Packs that wait to be stored: the reads want memory too.
 const PACKS_RUNNING: usize = 1;
 
-/// Copies everything that the roots need and that only packs in `leaving` hold; bytes stored.
+/// Copies everything that the roots need and that only packs in `leaving` hold; bytes stored. The
+/// packs that were made are added to `copies`.
 ///
 /// # Errors
 /// `NoSpace`, or what reading and storing say.
@@ -41,6 +42,7 @@ pub(super) fn copy_out(
     repository: &Repository,
     looked: &Looked,
     leaving: &HashSet<PackId>,
+    copies: &mut HashSet<PackId>,
     pool: &Arc<ThreadPool>,
     monitor: &dyn Monitor,
 ) -> Result<u64> {
@@ -70,7 +72,9 @@ pub(super) fn copy_out(
     };
     walk(repository, locator, roots, "copying what is needed", &mut copier, monitor)?;
     copier.flush()?;
-    Ok(copier.writer.finish()?.bytes())
+    let bytes = copier.writer.finish()?.bytes();
+    copies.extend(copier.writer.packs());
+    Ok(bytes)
 }
 
 struct Copier<'a> {

@@ -22,7 +22,7 @@ use crate::index::ChunkIndex;
 use crate::storage::Storage;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use diskvault_format::crypto::{Keys, Secret};
-use diskvault_format::id::LeaseId;
+use diskvault_format::id::{LeaseId, PackId};
 use diskvault_format::limits::SEGMENT_ENTRIES_MAX;
 use diskvault_format::pack::{PackBuilder, PackKind, PackSecrets, PreparedSegment, SealedPack};
 use diskvault_format::segment::{Anchor, Entry, EntryKind, SegmentEncoder};
@@ -98,6 +98,7 @@ struct State {
     /// Entries pushed whose pack the index does not know yet.
     in_flight: HashSet<[u8; 16]>,
     stored: Stored,
+    packs: Vec<PackId>,
     /// What `Compression::Auto` adds to the default level.
     auto_levels: i32,
 }
@@ -313,6 +314,11 @@ impl ChunkWriter {
     /// Bytes stored so far.
     pub fn stored(&self) -> Stored {
         lock(&self.shared.state).stored
+    }
+
+    /// The packs stored so far.
+    pub fn packs(&self) -> Vec<PackId> {
+        lock(&self.shared.state).packs.clone()
     }
 
     /// Stores what is left and waits until everything is durable.
@@ -593,6 +599,7 @@ fn store_pack(shared: &Shared, kind: PackKind, pack: &SealedPack) -> Result<()> 
             state.in_flight.remove(&prefix(&entry.id));
         }
     }
+    state.packs.push(pack.id);
     state.stored.packs += 1;
     state.stored.pack_bytes += pack.bytes.len() as u64;
     state.stored.parity_bytes += parity_bytes;

@@ -269,7 +269,12 @@ impl Fetcher<'_> {
             let (assembly, made) = match goal {
                 Goal::Whole(item) => {
                     let known = verified == Some(*slot);
-                    self.verify(pack, item, chunk(*slot), known)?;
+                    if let Err(error) = self.verify(pack, item, chunk(*slot), known) {
+                        // Sealed by somebody who lies: another pack may hold the chunk.
+                        self.locator.met_damaged(pack);
+                        self.find_elsewhere(delivery, goal, None, &error)?;
+                        continue;
+                    }
                     verified = Some(*slot);
                     run.add(item.offset, places[*slot as usize].clone())?;
                     continue;
