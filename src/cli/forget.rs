@@ -11,7 +11,7 @@ use crate::repository::notes::Notes;
 use crate::repository::points::{Point, PointSet, delete_lonely_oks};
 use crate::retention::forget::{ForgetOptions, forget, refuse_pinned};
 use crate::retention::policy::{Period, Policy, Reach, Reasons, Rule};
-use crate::retention::trust::is_unusual;
+use crate::retention::trust::{Turn, is_unusual, pushes_out};
 use crate::retention::{candidate, doubted, undo::undo};
 use diskvault_format::id::PointId;
 use jiff::Span;
@@ -40,7 +40,7 @@ pub struct Arguments {
     /// Count also points whose dates do not fit when they were received
     #[arg(long, conflicts_with = "points")]
     trust_times: bool,
-    /// Forget also if more than half of a series would go at once
+    /// Forget also if more than half of a series would go at once, or for points that came in a rush
     #[arg(long, conflicts_with = "points")]
     allow_many: bool,
     /// Show what would be forgotten and kept, and do nothing
@@ -218,7 +218,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         by_name(&repository, &points, &named, arguments.force)?
     };
     let held = match has_policy && !arguments.allow_many {
-        true => hold_unusual(context, &mut decided, arguments.dry_run),
+        true => hold_unusual(context, &mut decided, &points, arguments.dry_run),
         false => None,
     };
     let going: Vec<&Point> =
@@ -244,23 +244,36 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     held.map_or(Ok(()), Err)
 }
 
-/// Holds back series of which an unusual share would go at once, as it does when somebody floods
-/// one with points; what to say of the first. A dry run only warns.
-fn hold_unusual(context: &Context, decided: &mut [Decided<'_>], is_dry_run: bool) -> Option<Error> {
-    let mut counts: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+/// Holds back series of which an unusual share would go at once, or in which points that came in a
+/// rush would take the places of others, as it is when somebody floods one; what to say of the
+/// first. A dry run only warns.
+fn hold_unusual(
+    context: &Context,
+    decided: &mut [Decided<'_>],
+    points: &PointSet,
+    is_dry_run: bool,
+) -> Option<Error> {
+    let mut all: BTreeMap<&str, Vec<(Option<i64>, bool)>> = BTreeMap::new();
     for one in decided.iter() {
-        let (going, all) = counts.entry(&one.point.manifest.series).or_default();
-        *going += usize::from(one.kept.is_empty());
-        *all += 1;
+        let received = points.received_unix_ns(one.point.id);
+        let of_series = all.entry(&one.point.manifest.series).or_default();
+        of_series.push((received, one.kept.is_empty()));
     }
-    counts.retain(|_, (going, all)| is_unusual(*going, *all));
+    let mut unusual: BTreeMap<&str, &str> = BTreeMap::new();
     let mut error = None;
-    for (series, (going, all)) in &counts {
-        let text = format!(
-            "cannot forget {going} of {all} points of {} at once: more than half of the series \
-             would go",
-            series.escape_debug()
-        );
+    for (series, turns) in all {
+        let going = turns.iter().filter(|(_, goes)| *goes).count();
+        let known = turns.iter().filter_map(|(received, goes)| {
+            received.map(|received_unix_ns| Turn { received_unix_ns, goes: *goes })
+        });
+        let why = match is_unusual(going, turns.len()) {
+            true => "more than half of the series would go",
+            false if pushes_out(known.collect()) => "others that came in a rush would stay instead",
+            false => continue,
+        };
+        unusual.insert(series, why);
+        let (what, of) = (series.escape_debug(), turns.len());
+        let text = format!("cannot forget {going} of {of} points of {what} at once: {why}");
         if is_dry_run {
             context.monitor().warn(&text);
             continue;
@@ -270,9 +283,9 @@ fn hold_unusual(context: &Context, decided: &mut [Decided<'_>], is_dry_run: bool
         error.get_or_insert(held);
     }
     if !is_dry_run {
-        for one in decided.iter_mut() {
-            if one.kept.is_empty() && counts.contains_key(one.point.manifest.series.as_str()) {
-                one.kept.push("held: more than half of its series would go".into());
+        for one in decided.iter_mut().filter(|one| one.kept.is_empty()) {
+            if let Some(why) = unusual.get(one.point.manifest.series.as_str()) {
+                one.kept.push(format!("held: {why}"));
             }
         }
     }

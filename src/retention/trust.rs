@@ -75,6 +75,42 @@ pub const fn is_unusual(going: usize, of: usize) -> bool {
     going >= 10 && going * 2 > of
 }
 
+/// One point of a series, as [`pushes_out`] looks at it.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn {
+    /// When the storage took it.
+    pub received_unix_ns: i64,
+    /// True if it is to go.
+    pub goes: bool,
+}
+
+/// True if points that came in a rush would take the places of points that had come one by one, as
+/// in a flood: three or more go, and those that came behind all of them came more than four times
+/// as fast as they did.
+pub fn pushes_out(mut turns: Vec<Turn>) -> bool {
+    turns.sort_by_key(|turn| turn.received_unix_ns);
+    let Some(last) = turns.iter().rposition(|turn| turn.goes) else { return false };
+    let (mut going, mut behind) = (Vec::new(), Vec::new());
+    for (number, pair) in (1..).zip(turns.windows(2)) {
+        let gap = pair[1].received_unix_ns.saturating_sub(pair[0].received_unix_ns);
+        match (pair[1].goes, number > last) {
+            (true, _) => going.push(gap),
+            (false, true) => behind.push(gap),
+            (false, false) => {}
+        }
+    }
+    let count = turns.iter().filter(|turn| turn.goes).count();
+    match (count, median(&mut going), median(&mut behind)) {
+        (3.., Some(going), Some(behind)) => going > behind.saturating_mul(4),
+        _ => false,
+    }
+}
+
+fn median(gaps: &mut [i64]) -> Option<i64> {
+    gaps.sort_unstable();
+    gaps.get(gaps.len() / 2).copied()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,5 +164,37 @@ mod tests {
             point(3, 2 * DAY - SLACK_NS / 2, Some(2 * DAY)),
         ];
         assert_eq!(doubts(&points), [None; 3]);
+    }
+
+    /// A series with a point at each of these hours, of which those before `kept_from` go.
+    fn turns(hours: impl IntoIterator<Item = i64>, kept_from: i64) -> Vec<Turn> {
+        let turn = |hour| Turn { received_unix_ns: hour * SLACK_NS, goes: hour < kept_from };
+        hours.into_iter().map(turn).collect()
+    }
+
+    #[test]
+    fn a_rush_that_takes_the_places_of_others_is_seen() {
+        let days = |count: i64| (0..count).map(|day| day * 24);
+        // Seven days, and seven points of this hour: the last seven are kept.
+        let mut flooded = turns(days(7), 145);
+        flooded.extend(
+            (0..7).map(|number| Turn { received_unix_ns: 145 * SLACK_NS + number, goes: false }),
+        );
+        assert!(pushes_out(flooded.clone()));
+        // Fewer, as long as they are more than what is left of the others.
+        flooded.truncate(11);
+        flooded.iter_mut().for_each(|turn| turn.goes = turn.received_unix_ns < 90 * SLACK_NS);
+        assert!(pushes_out(flooded));
+        // A policy that is used for the first time, or late.
+        assert!(!pushes_out(turns(days(30), 23 * 24)));
+        // Every hour, of which one a day stays in the end: as many each day.
+        assert!(!pushes_out(turns((0..48).map(|hour| 1000 + hour), 1024)));
+        // Years that were copied in an afternoon, and then days.
+        let mut copied: Vec<Turn> = turns(days(9), 0);
+        copied
+            .extend((0..30).map(|number| Turn { received_unix_ns: number - SLACK_NS, goes: true }));
+        assert!(!pushes_out(copied));
+        // Too few to tell.
+        assert!(!pushes_out(turns([0, 24, 48, 48], 48)) && !pushes_out(Vec::new()));
     }
 }
