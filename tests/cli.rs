@@ -79,5 +79,7 @@ mod stats;
 mod support;
 #[path = "cli/sync.rs"]
 mod sync;
+#[path = "cli/takeover.rs"]
+mod takeover;
 #[path = "cli/terminal.rs"]
 mod terminal;
