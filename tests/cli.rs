@@ -67,6 +67,9 @@ mod repair;
 mod restore;
 #[path = "cli/s3.rs"]
 mod s3;
+#[path = "s3/proxy.rs"]
+#[allow(dead_code, reason = "only some of its faults are of use here")]
+mod s3_proxy;
 #[path = "support/s3.rs"]
 mod s3_server;
 #[path = "cli/sources.rs"]

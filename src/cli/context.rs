@@ -3,7 +3,7 @@
 use super::GlobalOptions;
 use super::password;
 use super::progress::Progress;
-use super::remote;
+use super::remote::{self, FromRemote};
 use crate::environment::SystemEnvironment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
@@ -177,7 +177,7 @@ impl Context {
     /// As [`Context::open`], saying that it is the source.
     pub fn open_source(&self, from: &FromOptions) -> Result<Repository> {
         from.place.place().and_then(|place| {
-            let storage = remote::open(&place, self)?;
+            let storage = remote::open_source(&place, &from.place.remote, self)?;
             let secret = || {
                 let (file, command) = (&from.from_password_file, &from.from_password_command);
                 let monitor = self.monitor.as_ref();
@@ -203,12 +203,13 @@ impl Context {
         Ok(replica)
     }
 
-    /// Opens the repository at a place that an option names, by this run's password.
+    /// Opens the source of a replica, by this run's password.
     ///
     /// # Errors
     /// As [`Context::open`].
-    pub fn open_at(&self, place: &Place) -> Result<Repository> {
-        self.open_on(remote::open(place, self)?, &|| self.password())
+    pub fn open_replicated(&self, from: &FromPlace) -> Result<Repository> {
+        let storage = remote::open_source(&from.place()?, &from.remote, self)?;
+        self.open_on(storage, &|| self.password())
     }
 
     fn password(&self) -> Result<Passphrase> {
@@ -328,6 +329,8 @@ pub struct FromPlace {
     /// File whose first line names it; DISKVAULT_FROM_REPOSITORY_FILE by default
     #[arg(long, value_name = "FILE", conflicts_with = "from_repo")]
     from_repository_file: Option<PathBuf>,
+    #[command(flatten)]
+    remote: FromRemote,
 }
 
 /// Which repository points are copied from, and what opens it.

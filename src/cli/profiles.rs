@@ -44,13 +44,42 @@ pub fn text(name: &str) -> Result<Option<String>> {
     text.map_err(|_| Error::new(ErrorKind::Usage, format!("cannot use {name}: it is no text")))
 }
 
+/// Whose variables count: the plain ones, or those of the source of a copy, which have a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variables {
+    /// `AWS_PROFILE` and so on.
+    Plain,
+    /// `DISKVAULT_FROM_AWS_PROFILE` and so on.
+    Source,
+}
+
+impl Variables {
+    /// What a variable is called.
+    pub fn name(self, name: &str) -> String {
+        let prefix = if self == Variables::Source { "DISKVAULT_FROM_" } else { "" };
+        format!("{prefix}{name}")
+    }
+
+    /// As the function of this name.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn text(self, name: &str) -> Result<Option<String>> {
+        text(&self.name(name))
+    }
+}
+
 impl Profile {
-    /// Reads the profile that `AWS_PROFILE` names, or the one called default, which need not be.
+    /// Reads the profile of this name; else the one that `AWS_PROFILE` names, or the one called
+    /// default, which need not be.
     ///
     /// # Errors
     /// `Usage` if there is no profile of that name; `Failed` for a file that cannot be read.
-    pub fn read() -> Result<Profile> {
-        let named = text("AWS_PROFILE")?;
+    pub fn read(chosen: Option<&str>, variables: Variables) -> Result<Profile> {
+        let named = match chosen {
+            Some(name) => Some(name.to_owned()),
+            None => variables.text("AWS_PROFILE")?,
+        };
         let name = named.clone().unwrap_or_else(|| "default".into());
         let home = variable("HOME").map(PathBuf::from);
         let file = |variable_name: &str, leaf: &str| {
@@ -81,7 +110,8 @@ impl Profile {
         }
         if let Some(named) = named.filter(|_| !is_there) {
             let text = format!("cannot find profile \"{}\"", named.escape_debug());
-            let hint = "look at AWS_PROFILE, ~/.aws/credentials and ~/.aws/config";
+            let name = variables.name("AWS_PROFILE");
+            let hint = format!("look at {name}, ~/.aws/credentials and ~/.aws/config");
             return Err(Error::new(ErrorKind::Usage, text).hint(hint));
         }
         Ok(profile)
@@ -97,16 +127,16 @@ impl Profile {
     ///
     /// # Errors
     /// `Usage` if there are none.
-    pub fn credentials(&self, is_aws: bool) -> Result<Credentials> {
-        let id = text("AWS_ACCESS_KEY_ID")?;
-        let secret = text("AWS_SECRET_ACCESS_KEY")?;
-        match (id, secret) {
+    pub fn credentials(&self, variables: Variables, is_aws: bool) -> Result<Credentials> {
+        let names = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
+        let [id_name, secret_name] = names.map(|name| variables.name(name));
+        match (text(&id_name)?, text(&secret_name)?) {
             (Some(id), Some(secret)) => {
-                let token = text("AWS_SESSION_TOKEN")?;
+                let token = variables.text("AWS_SESSION_TOKEN")?;
                 return Ok(Credentials::Keys { id, secret, token });
             }
-            (Some(_), None) => return Err(half("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")),
-            (None, Some(_)) => return Err(half("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID")),
+            (Some(_), None) => return Err(half(&id_name, &secret_name)),
+            (None, Some(_)) => return Err(half(&secret_name, &id_name)),
             (None, None) => {}
         }
         match (self.get("aws_access_key_id"), self.get("aws_secret_access_key")) {
@@ -124,15 +154,18 @@ impl Profile {
             return Err(Error::new(ErrorKind::Usage, text).hint(hint));
         }
         let mut given = Vec::new();
-        for (variable, name) in GIVEN {
+        for (variable, name) in GIVEN.into_iter().filter(|_| variables == Variables::Plain) {
             given.extend(text(variable)?.map(|value| (name.to_owned(), value)));
         }
+        // What the cloud gives is given to this machine, not to the source of a copy alone.
+        let may_be_given = is_aws && variables == Variables::Plain;
         let is_off = text("AWS_EC2_METADATA_DISABLED")?.is_some_and(|text| text == "true");
-        if !given.is_empty() || (is_aws && !is_off) {
+        if !given.is_empty() || (may_be_given && !is_off) {
             return Ok(Credentials::Given(given));
         }
         let error = Error::new(ErrorKind::Usage, "cannot find keys for S3");
-        Err(error.hint("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"))
+        let profile = variables.name("AWS_PROFILE");
+        Err(error.hint(format!("set {id_name} and {secret_name}, or {profile}")))
     }
 }
 

@@ -36,6 +36,53 @@ pub struct RemoteOptions {
     pub(super) ssh: SshArguments,
 }
 
+/// How the source of a copy is reached, where that is another way than to this repository.
+#[derive(clap::Args, Clone, Debug)]
+pub struct FromRemote {
+    /// URL of the source's S3 server
+    #[arg(long, value_name = "URL")]
+    from_endpoint: Option<String>,
+    /// Its region
+    #[arg(long, value_name = "REGION")]
+    from_region: Option<String>,
+    /// Profile of the AWS files with the source's keys
+    #[arg(long, value_name = "NAME")]
+    from_profile: Option<String>,
+    /// Log in to the source by this command
+    #[arg(long, value_name = "COMMAND")]
+    from_ssh_command: Option<String>,
+    /// diskvault at the source
+    #[arg(long, value_name = "PATH")]
+    from_remote_program: Option<String>,
+}
+
+impl FromRemote {
+    /// URL of its server.
+    pub fn endpoint(&self) -> Option<&String> {
+        self.from_endpoint.as_ref()
+    }
+
+    /// Its region.
+    pub fn region(&self) -> Option<&String> {
+        self.from_region.as_ref()
+    }
+
+    /// The profile with its keys.
+    pub fn profile(&self) -> Option<&str> {
+        self.from_profile.as_deref()
+    }
+
+    /// What logs in there.
+    pub fn ssh_command(&self) -> &Option<String> {
+        &self.from_ssh_command
+    }
+
+    /// The program there.
+    pub fn remote_program(&self) -> &Option<String> {
+        &self.from_remote_program
+    }
+}
+
 impl RemoteOptions {
     /// Requests at once, if the user has chosen.
     ///
@@ -78,6 +125,23 @@ pub fn open(place: &Place, context: &Context) -> Result<Arc<dyn Storage>> {
         Place::Folder(path) => Ok(Arc::new(LocalStorage::open(path)?)),
         Place::S3(bucket) => remote_s3::open(bucket, context),
         Place::Ssh(_) | Place::Sftp(_) => remote_ssh::open(place, Purpose::Open, context),
+    }
+}
+
+/// As [`open`], for the source of a copy.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_source(
+    place: &Place,
+    from: &FromRemote,
+    context: &Context,
+) -> Result<Arc<dyn Storage>> {
+    context.remote().limits()?;
+    match place {
+        Place::Folder(_) => open(place, context),
+        Place::S3(bucket) => remote_s3::open_source(bucket, from, context),
+        Place::Ssh(_) | Place::Sftp(_) => remote_ssh::open_source(place, from, context),
     }
 }
 

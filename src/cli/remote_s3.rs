@@ -4,7 +4,8 @@
 //! the keys are for reading alone.
 
 use super::context::Context;
-use super::profiles::{Profile, text};
+use super::profiles::{Profile, Variables};
+use super::remote::FromRemote;
 use crate::environment::{Environment, SystemEnvironment};
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
@@ -49,24 +50,57 @@ enum Mode {
     Compliance,
 }
 
+/// What names the server and the keys of one bucket.
+struct Named<'a> {
+    endpoint: Option<&'a String>,
+    region: Option<&'a String>,
+    profile: Option<&'a str>,
+    variables: Variables,
+}
+
+impl<'a> Named<'a> {
+    fn by(chosen: &'a S3Arguments) -> Named<'a> {
+        let (endpoint, region) = (chosen.endpoint.as_ref(), chosen.region.as_ref());
+        Named { endpoint, region, profile: None, variables: Variables::Plain }
+    }
+
+    /// As for the source of a copy: with a profile or keys of its own nothing else counts for it;
+    /// else all that it has no own name for is that of the target.
+    fn by_source(from: &'a FromRemote, chosen: &'a S3Arguments) -> Result<Named<'a>> {
+        let own = Variables::Source;
+        let mut has_keys = from.profile().is_some();
+        for name in ["AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"] {
+            has_keys |= own.text(name)?.is_some();
+        }
+        if has_keys {
+            let (endpoint, region, profile) = (from.endpoint(), from.region(), from.profile());
+            return Ok(Named { endpoint, region, profile, variables: own });
+        }
+        let named = Named::by(chosen);
+        let endpoint = from.endpoint().or(named.endpoint);
+        Ok(Named { endpoint, region: from.region().or(named.region), ..named })
+    }
+}
+
 /// How a bucket is reached: an option before any variable, and that before the profile.
-fn options(bucket: &Bucket, context: &Context) -> Result<S3Options> {
+fn options(bucket: &Bucket, named: &Named<'_>, context: &Context) -> Result<S3Options> {
     let remote = context.remote();
     let chosen = &remote.s3;
-    let profile = Profile::read()?;
-    let endpoint = match &chosen.endpoint {
+    let profile = Profile::read(named.profile, named.variables)?;
+    let text = |name| named.variables.text(name);
+    let endpoint = match named.endpoint {
         Some(endpoint) => Some(endpoint.clone()),
         None => text("AWS_ENDPOINT_URL_S3")?
             .or(text("AWS_ENDPOINT_URL")?)
             .or_else(|| profile.get("endpoint_url")),
     };
-    let region = match &chosen.region {
+    let region = match named.region {
         Some(region) => Some(region.clone()),
         None => {
             text("AWS_REGION")?.or(text("AWS_DEFAULT_REGION")?).or_else(|| profile.get("region"))
         }
     };
-    let credentials = profile.credentials(endpoint.is_none())?;
+    let credentials = profile.credentials(named.variables, endpoint.is_none())?;
     let mut options = S3Options::new(bucket.clone(), endpoint, credentials);
     if let Some(region) = region {
         options.region = region;
@@ -87,7 +121,27 @@ fn options(bucket: &Bucket, context: &Context) -> Result<S3Options> {
 /// # Errors
 /// As [`S3Storage::open`] and [`S3Storage::probe`].
 pub fn open(bucket: &Bucket, context: &Context) -> Result<Arc<dyn Storage>> {
-    let options = options(bucket, context)?;
+    let named = Named::by(&context.remote().s3);
+    open_with(options(bucket, &named, context)?, context)
+}
+
+/// As [`open`], for the source of a copy.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_source(
+    bucket: &Bucket,
+    from: &FromRemote,
+    context: &Context,
+) -> Result<Arc<dyn Storage>> {
+    let named = Named::by_source(from, &context.remote().s3)?;
+    let mut options = options(bucket, &named, context)?;
+    // Nothing is put there.
+    (options.lock, options.storage_class) = (None, None);
+    open_with(options, context)
+}
+
+fn open_with(options: S3Options, context: &Context) -> Result<Arc<dyn Storage>> {
     let memory = Memory::of(&options, context);
     let storage = S3Storage::open(options)?;
     let found = match memory.recall() {
@@ -109,7 +163,7 @@ pub fn open(bucket: &Bucket, context: &Context) -> Result<Arc<dyn Storage>> {
 /// # Errors
 /// As [`S3Storage::create`] and [`S3Storage::probe`].
 pub fn create(bucket: &Bucket, context: &Context) -> Result<Arc<dyn Storage>> {
-    let options = options(bucket, context)?;
+    let options = options(bucket, &Named::by(&context.remote().s3), context)?;
     let memory = Memory::of(&options, context);
     let storage = S3Storage::create(options)?;
     let found = storage.probe()?;
@@ -123,7 +177,8 @@ pub fn create(bucket: &Bucket, context: &Context) -> Result<Arc<dyn Storage>> {
 /// # Errors
 /// As [`S3Storage::create`].
 pub fn may_create(bucket: &Bucket, context: &Context) -> Result<()> {
-    S3Storage::create(options(bucket, context)?).map(drop)
+    let named = Named::by(&context.remote().s3);
+    S3Storage::create(options(bucket, &named, context)?).map(drop)
 }
 
 /// Finds out what the server can do; nothing where the keys may not put.

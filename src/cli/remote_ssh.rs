@@ -1,6 +1,7 @@
 //! Opening storages that SSH reaches: options, and how lines are made.
 
 use super::context::{Context, variable};
+use super::remote::FromRemote;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
 use crate::storage::far::process::{Remote, SshDialer};
@@ -27,8 +28,37 @@ pub struct SshArguments {
 /// # Errors
 /// `Usage` for a command that cannot be read; what the storage says.
 pub fn open(place: &Place, purpose: Purpose, context: &Context) -> Result<Arc<dyn Storage>> {
-    let arguments = &context.remote().ssh;
-    let words = ssh_words(text(&arguments.ssh_command, "DISKVAULT_SSH_COMMAND"))?;
+    let SshArguments { ssh_command, remote_program } = &context.remote().ssh;
+    let command = text(ssh_command, "DISKVAULT_SSH_COMMAND");
+    let program = text(remote_program, "DISKVAULT_REMOTE_PROGRAM");
+    open_by(place, purpose, command, program, context)
+}
+
+/// As [`open`], for the source of a copy: what it has no own name for is that of the target.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_source(
+    place: &Place,
+    from: &FromRemote,
+    context: &Context,
+) -> Result<Arc<dyn Storage>> {
+    let SshArguments { ssh_command, remote_program } = &context.remote().ssh;
+    let command = text(from.ssh_command(), "DISKVAULT_FROM_SSH_COMMAND")
+        .or_else(|| text(ssh_command, "DISKVAULT_SSH_COMMAND"));
+    let program = text(from.remote_program(), "DISKVAULT_FROM_REMOTE_PROGRAM")
+        .or_else(|| text(remote_program, "DISKVAULT_REMOTE_PROGRAM"));
+    open_by(place, Purpose::Open, command, program, context)
+}
+
+fn open_by(
+    place: &Place,
+    purpose: Purpose,
+    command: Option<String>,
+    program: Option<String>,
+    context: &Context,
+) -> Result<Arc<dyn Storage>> {
+    let words = ssh_words(command)?;
     let mut options = FarOptions {
         connections: context.remote().connections()?.unwrap_or(1),
         limits: context.remote().limits()?,
@@ -39,7 +69,6 @@ pub fn open(place: &Place, purpose: Purpose, context: &Context) -> Result<Arc<dy
     options.patience = seconds.map_or(options.patience, Duration::from_secs);
     match place {
         Place::Ssh(to) => {
-            let program = text(&arguments.remote_program, "DISKVAULT_REMOTE_PROGRAM");
             let remote = Remote::Program(program.unwrap_or_else(|| "diskvault".into()));
             let dialer = Arc::new(SshDialer::new(&words, to, "ssh", &remote));
             Ok(Arc::new(FarStorage::open(dialer, &to.path, purpose, options)?))

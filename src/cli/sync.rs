@@ -50,7 +50,7 @@ struct Done {
 pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let began = Instant::now();
     let place = context.place()?;
-    let source = context.open_at(&arguments.from.place()?)?;
+    let source = context.open_replicated(&arguments.from)?;
     if arguments.init {
         remote::may_create(&place, context)?;
         let storage = remote::create(&place, context)?;

@@ -241,3 +241,30 @@ fn a_full_disk_over_there_is_no_space_and_loses_nothing() {
     assert!(checked.code == 0 || checked.code == 4, "{checked:?}");
     assert_eq!(run(&["backup", "--name", "web", &little]).code, 0);
 }
+
+#[test]
+fn a_far_end_of_another_version_is_named() {
+    use std::os::unix::fs::PermissionsExt;
+    let vault = Vault::new();
+    for (versions, code, text, hint) in [
+        (
+            "\\143\\000\\143\\000",
+            13,
+            "it has diskvault 9.9.9, whose protocol is too new",
+            "on this machine",
+        ),
+        ("\\000\\000\\000\\000", 1, "whose protocol is too old", "over there"),
+    ] {
+        let hello = format!("dvfar\\r\\n\\000{versions}\\010\\000\\000\\000\\005\\0009.9.9\\001");
+        let script = format!("#!/bin/sh\nprintf '{hello}'\ncat >/dev/null\n");
+        let path = vault.write("another", script.as_bytes());
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        for arguments in [&["list"][..], &["backup", "--name", "web", &path]] {
+            let mut command = vault.command(arguments);
+            command.env("DISKVAULT_REPOSITORY", "ssh://nas/srv/vault");
+            let outcome = finish(command.env("DISKVAULT_SSH_COMMAND", &path));
+            assert_eq!(outcome.code, code, "{outcome:?}");
+            outcome.says(text).hints(hint);
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! Repositories in buckets, as a user sees them: a session, and what is said of each bad input.
 
+use crate::s3_proxy::{Fault, Proxy};
 use crate::s3_server::{Server, free_port};
 use crate::support::{MIB, Outcome, Vault, finish, random};
 use std::io::{Read, Write};
@@ -209,4 +210,131 @@ fn keys_come_from_profiles_and_are_missed_where_there_are_none() {
     let outcome = run(&vault, &server.endpoint, "s3://machines", &arguments);
     assert_eq!(outcome.code, 2);
     outcome.says("it is read after hours").says("hint: GLACIER_IR");
+}
+
+#[test]
+fn a_server_that_turns_away_in_the_middle_loses_nothing() {
+    let Some(server) = Server::moto() else { return };
+    server.make_bucket("machines", false);
+    let (vault, place) = (Vault::without_repository(), "s3://machines/a");
+    let ok = |arguments: &[&str]| {
+        let outcome = run(&vault, &server.endpoint, place, arguments);
+        assert_eq!(outcome.code, 0, "{arguments:?}: {}", outcome.stderr);
+        outcome
+    };
+    ok(&["init", "--no-recovery-key"]);
+    let (first, second) = (random(1, 2 * MIB), random(2, 80 * MIB));
+    vault.write("disk", &first);
+    ok(&["backup", "--name", "web", "disk"]);
+    vault.write("disk", &second);
+    let proxy = Proxy::start(&server.endpoint, Fault::Expire, 1);
+    // A look at the server is not what is to fail here.
+    std::fs::remove_dir_all(vault.path("cache/s3")).unwrap();
+    let outcome = run(&vault, &proxy.endpoint, place, &["backup", "--name", "web", "disk"]);
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    outcome.says("the credentials have expired").says("hint: renew the credentials");
+    assert!(proxy.struck() > 0);
+    assert!(ok(&["dump", "web"]).stdout == first);
+    ok(&["check", "--read-data"]).prints("no damage found");
+    // With new keys it goes on.
+    ok(&["backup", "--name", "web", "disk"]);
+    assert!(ok(&["dump", "web"]).stdout == second);
+    ok(&["check", "--read-data"]).prints("no damage found");
+}
+
+#[test]
+fn a_server_whose_lists_lag_is_refused() {
+    let Some(server) = Server::moto() else { return };
+    server.make_bucket("machines", false);
+    let vault = Vault::without_repository();
+    let proxy = Proxy::start(&server.endpoint, Fault::StaleLists, 1);
+    let outcome = run(&vault, &proxy.endpoint, "s3://machines/a", &["init", "--no-recovery-key"]);
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    outcome.says("a completed put is not seen by the next list");
+    // Nor is one used that was made elsewhere: the first look of a host comes before all else.
+    let outcome = run(&vault, &server.endpoint, "s3://machines/a", &["init", "--no-recovery-key"]);
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    vault.write("disk", &random(1, MIB));
+    let proxy = Proxy::start(&server.endpoint, Fault::StaleLists, 1);
+    let arguments = ["backup", "--name", "web", "disk"];
+    let outcome = run(&vault, &proxy.endpoint, "s3://machines/a", &arguments);
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    outcome.says("a completed put is not seen by the next list");
+    let outcome = run(&vault, &server.endpoint, "s3://machines/a", &["check", "--read-data"]);
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+}
+
+/// A server that refuses everything, and what it was asked for.
+fn hears() -> (String, std::sync::Arc<std::sync::Mutex<String>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let heard = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
+    let hearing = heard.clone();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut request = [0; 8192];
+            let count = stream.read(&mut request).unwrap_or(0);
+            hearing.lock().unwrap().push_str(&String::from_utf8_lossy(&request[..count]));
+            let head = "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            let _ = stream.write_all(head.as_bytes());
+        }
+    });
+    (endpoint, heard)
+}
+
+#[test]
+fn a_copy_has_a_server_and_keys_for_each_end() {
+    let (Some(here), Some(there)) = (Server::moto(), Server::moto()) else { return };
+    here.make_bucket("machines", false);
+    there.make_bucket("machines", false);
+    let (vault, place) = (Vault::without_repository(), "s3://machines/a");
+    let disk = random(3, MIB);
+    vault.write("disk", &disk);
+    let ok = |outcome: Outcome| {
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+        outcome
+    };
+    for server in [&here, &there] {
+        ok(run(&vault, &server.endpoint, place, &["init", "--no-recovery-key"]));
+    }
+    ok(run(&vault, &there.endpoint, place, &["backup", "--name", "web", "disk"]));
+    let copy = |arguments: &[&str], variables: &[(&str, &str)]| {
+        let mut command = command(&vault, &here.endpoint, place, arguments);
+        command.env("DISKVAULT_FROM_PASSWORD", crate::support::PASSWORD);
+        finish(command.envs(variables.iter().copied()))
+    };
+    let from = ["copy", "--from-repo", place];
+    // One server for both ends is one repository.
+    assert_ne!(copy(&from, &[]).code, 0);
+    let elsewhere = ["--from-endpoint", &there.endpoint];
+    ok(copy(&[&from[..], &elsewhere].concat(), &[])).prints("copied 1 point");
+    assert!(ok(run(&vault, &here.endpoint, place, &["dump", "web"])).stdout == disk);
+    // A profile of its own brings server and keys, whatever the variables of the target say.
+    std::fs::create_dir(vault.path(".aws")).unwrap();
+    let profile = format!(
+        "[profile source]\naws_access_key_id = FROMKEY\naws_secret_access_key = hidden\n\
+         endpoint_url = {}\n",
+        there.endpoint
+    );
+    vault.write(".aws/config", profile.as_bytes());
+    let by_profile = [&from[..], &["--from-profile", "source"]].concat();
+    ok(copy(&by_profile, &[])).prints("1 were there already");
+    ok(copy(&from, &[("DISKVAULT_FROM_AWS_PROFILE", "source")])).prints("1 were there already");
+    let (endpoint, heard) = hears();
+    let asked = [&by_profile[..], &["--from-endpoint", &endpoint]].concat();
+    assert_eq!(copy(&asked, &[]).code, 1);
+    let text = std::mem::take(&mut *heard.lock().unwrap());
+    assert!(text.contains("Credential=FROMKEY/") && !text.contains("Credential=test/"), "{text}");
+    let keys = [
+        ("DISKVAULT_FROM_AWS_ACCESS_KEY_ID", "OWN"),
+        ("DISKVAULT_FROM_AWS_SECRET_ACCESS_KEY", "x"),
+    ];
+    let asked = [&from[..], &["--from-endpoint", &endpoint]].concat();
+    assert_eq!(copy(&asked, &keys).code, 1);
+    let text = std::mem::take(&mut *heard.lock().unwrap());
+    assert!(text.contains("Credential=OWN/") && !text.contains("Credential=test/"), "{text}");
+    // Half of them is not made whole with those of the target.
+    let outcome = copy(&asked, &keys[..1]);
+    assert_eq!(outcome.code, 2, "{outcome:?}");
+    outcome.says("cannot use DISKVAULT_FROM_AWS_ACCESS_KEY_ID without DISKVAULT_FROM_AWS_SECRET");
 }

@@ -103,6 +103,26 @@ fn what_is_no_replica_is_not_written_to() {
     outcome.says("it is repository ").hints("`diskvault copy`");
 }
 
+#[test]
+fn copies_whose_keys_were_changed_in_both_are_told() {
+    let vault = vault();
+    ok(sync(&vault, &["--init"]));
+    vault.write("new", b"staple\n");
+    let add = ["key", "add", "--new-password-file", &vault.arg("new")];
+    vault.ok(&add);
+    ok(on_replica(&vault, &add));
+    let image = vault.write("vda", &random(7, MIB));
+    vault.backup("web01", &[&image]);
+    let outcome = sync(&vault, &[]);
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    outcome.says("the two have drifted apart").hints("change the keys");
+    // Both are as they were, and as the hint says it goes on.
+    vault.assert_intact();
+    ok(on_replica(&vault, &["check", "--read-data"])).prints("no damage found");
+    vault.ok(&add);
+    ok(sync(&vault, &[])).prints("synced 1 point, ");
+}
+
 /// An image of some years ago, the name of the disk that it was, and the first backup of that.
 #[test]
 fn an_adopted_image_is_what_the_first_backup_is_compared_with() {

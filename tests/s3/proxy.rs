@@ -34,6 +34,8 @@ pub enum Fault {
     Unavailable,
     /// Does not answer.
     Hang,
+    /// Takes some objects, and then turns everything away: the token has expired.
+    Expire,
 }
 
 impl Fault {
@@ -51,6 +53,9 @@ impl Fault {
         Fault::Hang,
     ];
 }
+
+/// A lease and a pack.
+const TAKEN_BEFORE_IT_EXPIRES: u64 = 2;
 
 struct Request {
     head: String,
@@ -71,6 +76,7 @@ struct State {
     answers: HashMap<String, Answer>,
     bodies: Vec<Vec<u8>>,
     struck: u64,
+    puts: u64,
 }
 
 /// A proxy that runs until the test ends.
@@ -92,6 +98,7 @@ impl Proxy {
             answers: HashMap::new(),
             bodies: Vec::new(),
             struck: 0,
+            puts: 0,
         }));
         let shared = state.clone();
         thread::spawn(move || {
@@ -133,7 +140,9 @@ fn serve(stream: &TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
             let mut state = state.lock().unwrap();
             let strikes = state.chance(8);
             let fault = state.fault;
+            state.puts += u64::from(is_put);
             let strikes = match fault {
+                Fault::Expire => state.puts > TAKEN_BEFORE_IT_EXPIRES,
                 Fault::StaleLists => is_list,
                 Fault::DropAllPuts => is_put,
                 Fault::DropPuts | Fault::LoseAnswers => is_put && state.chance(3),
@@ -152,6 +161,13 @@ fn serve(stream: &TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         match fault {
             Fault::Unavailable if strikes => {
                 write_answer(&mut writer, &empty("503 Slow Down"), false, None)?;
+                continue;
+            }
+            Fault::Expire if strikes => {
+                let mut answer = empty("400 Bad Request");
+                answer.body =
+                    b"<Error><Code>ExpiredToken</Code><Message>no</Message></Error>".into();
+                write_answer(&mut writer, &answer, line.starts_with("HEAD"), None)?;
                 continue;
             }
             Fault::Hang if strikes => {
