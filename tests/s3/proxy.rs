@@ -40,7 +40,7 @@ pub enum Fault {
 
 impl Fault {
     /// Those that leave something to work with.
-    pub const SOME: [Fault; 10] = [
+    pub const SOME: [Fault; 11] = [
         Fault::Corrupt,
         Fault::Truncate,
         Fault::Shorten,
@@ -51,6 +51,7 @@ impl Fault {
         Fault::LoseAnswers,
         Fault::Unavailable,
         Fault::Hang,
+        Fault::Expire,
     ];
 }
 
