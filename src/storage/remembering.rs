@@ -1,5 +1,5 @@
 //! A storage at a far place of which some objects are kept in a folder of this host: manifests and
-//! notes once they were read, of which a run reads all; and of the packs that go over those that
+//! notes once they were read or put, of which a run reads all; and of the packs that go over those that
 //! will be read again, such as map packs, to which the next backup compares. None ever changes.
 //!
 //! Invariants: what is kept is what was read or put, byte for byte, or it is read again; whether an object
@@ -147,6 +147,10 @@ impl Storage for Remembering {
         self.inner.put_new(name, data)?;
         if name.folder() == Folder::Packs && (self.is_kept)(data) {
             self.keep_pack(name, data);
+        }
+        // Nobody reads a mark without bytes.
+        if let Some(file) = self.file(name).filter(|_| !data.is_empty()) {
+            keep(&file, data);
         }
         Ok(())
     }
