@@ -3,7 +3,7 @@
 //! Invariant: a point is visible only if its manifest and its `ok` both exist.
 
 use super::Repository;
-use super::at_once::at_once;
+use super::at_once::{at_once, both};
 use super::host_memory::{Listing, SeriesMemory};
 use super::notes::Notes;
 use super::objects::{get_hashed, open_record};
@@ -314,8 +314,14 @@ pub fn removed_points(
     repository: &Repository,
     ids: &BTreeSet<PointId>,
 ) -> Result<BTreeSet<PointId>> {
-    let mut removed = Notes::under_ids(repository, ids)?.removed();
-    for entry in repository.storage().list(Folder::Trash)? {
+    if ids.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let storage = repository.storage();
+    let notes = || Notes::under_ids(repository, ids);
+    let (notes, trash) = both(storage.as_ref(), notes, || storage.list(Folder::Trash));
+    let mut removed = notes?.removed();
+    for entry in trash? {
         removed.extend(PointId::from_hex(entry.name.leaf()).filter(|id| ids.contains(id)));
     }
     Ok(removed)
