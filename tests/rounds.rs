@@ -199,7 +199,8 @@ fn packs_of_two_disks(calls_at_once: usize) -> usize {
         let report = backup::run(&repository, &options("web01", inputs), &vault.pool, &silent);
         let point = PointSet::load(&repository).unwrap().latest("web01").unwrap().clone();
         assert_eq!(report.unwrap().point, point.id);
-        let (changed, told_by) = (vec![1 << 20..6 << 20], "the test".to_string());
+        let changed = std::iter::once(1 << 20..6 << 20).collect();
+        let told_by = "the test".to_string();
         hint = Some(Arc::new(Hint { base: point, changed, told_by, unfit: None }));
     }
     vault.names(Folder::Packs).len() - before
