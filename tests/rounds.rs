@@ -13,6 +13,7 @@ use diskvault::source::InputKind;
 use diskvault::storage::memory::{MemoryStorage, Operation};
 use diskvault::storage::{Folder, ObjectEntry, ObjectName, Storage};
 use diskvault_format::key_slot::KdfCost;
+use diskvault_format::pack::{PackKind, decode_header};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use support::vault::{PASSWORD, Parts, SeededEnvironment, Vault, noise, options, passphrase};
@@ -233,4 +234,20 @@ fn a_far_backup_reads_its_own_maps_from_the_cache() {
     // One that has no cache reads the footers of all packs, and the map.
     let packs = vault.names(Folder::Packs).len();
     assert!(packs_read("another") > packs);
+}
+
+#[test]
+fn a_map_that_was_cut_over_there_is_stored_anew_whatever_the_cache_holds() {
+    let mut vault = far();
+    for name in vault.names(Folder::Packs) {
+        let data = vault.storage.snapshot().remove(&name).unwrap();
+        let is_map = decode_header(&data).unwrap().identity.kind == PackKind::Map;
+        if is_map {
+            vault.storage.insert(name, &data[..data.len() / 2]);
+        }
+    }
+    let repository = vault.open("host").unwrap();
+    let report = vault.backup(&repository, "web01", &machine()).unwrap();
+    let restored = vault.restore_all(&vault.open("another").unwrap()).unwrap();
+    assert!(restored[&report.point].is_ok(), "{restored:?}");
 }
