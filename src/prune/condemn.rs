@@ -70,7 +70,8 @@ pub(super) fn sweep(
 }
 
 /// Packs on the own list that have to stay. Made anew, as a whole, while it does not find something
-/// that others may have put or deleted meanwhile.
+/// that others may have put or deleted meanwhile: after the first time only new footers are read, so
+/// that little can come between packs and manifests where backups end all the time.
 fn second_mark(
     repository: &Repository,
     own: &List,
@@ -78,8 +79,9 @@ fn second_mark(
     monitor: &dyn Monitor,
 ) -> Result<HashSet<PackId>> {
     let mut changes = Changes::default();
+    let mut locator = None;
     loop {
-        match mark_again(repository, own, kept_since, monitor) {
+        match mark_again(repository, own, kept_since, &mut locator, monitor) {
             Err(error) if error.kind().is_finding() && changes.may_explain_it(repository)? => {}
             Ok((_, broken)) if broken > 0 && changes.may_explain_it(repository)? => {}
             other => return other.map(|(kept, _)| kept),
@@ -91,11 +93,16 @@ fn mark_again(
     repository: &Repository,
     own: &List,
     kept_since: Option<i64>,
+    before: &mut Option<Locator>,
     monitor: &dyn Monitor,
 ) -> Result<(HashSet<PackId>, u64)> {
     // In this order.
     let lists = read_lists(repository)?;
-    let locator = Locator::open_fresh(repository, monitor)?;
+    let fresh = match before.take() {
+        None => Locator::open_fresh(repository, monitor)?,
+        Some(before) => before.list_anew(repository, monitor)?,
+    };
+    let locator = &*before.insert(fresh);
     let roots: Vec<Root> = read_roots(repository, kept_since)?;
     let mut listed: HashSet<PackId> = own.packs.iter().copied().collect();
     listed.extend(lists.iter().flat_map(|list| &list.packs));
@@ -106,8 +113,8 @@ fn mark_again(
         *id
     });
     let kept = unreadable.collect();
-    let mut keeps = Keeps { locator: &locator, listed: &listed, kept };
-    let broken = walk(repository, &locator, &roots, "marking again", &mut keeps, monitor)?;
+    let mut keeps = Keeps { locator, listed: &listed, kept };
+    let broken = walk(repository, locator, &roots, "marking again", &mut keeps, monitor)?;
     Ok((keeps.kept, broken))
 }
 
