@@ -312,7 +312,7 @@ mod tests {
         assert_eq!(read(&again, &names[0]), 0);
         again.list(Folder::Packs).unwrap();
         assert!(kept.exists());
-        storage.insert(names[0].to_string(), "map");
+        storage.insert(names[0].as_str(), "map");
         again.list(Folder::Packs).unwrap();
         assert!(!kept.exists());
         let cut = again.get_tail(&names[0], 8).unwrap();
