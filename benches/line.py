@@ -188,4 +188,5 @@ def main():
         shutil.rmtree(options.work)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,7 @@ At the end the lines are mended, and then `check --read-data` has to be clean an
 and not forgotten since, has to come back with the bytes that it was made of. Needs root, for the namespaces."""
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -21,8 +22,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import urllib.request
 
 BRIDGE, SERVER = "dvault0", "10.213.7.1"
 WRITERS, PRUNER, RESTORER = (1, 2, 3), 4, 5
@@ -40,6 +43,9 @@ class Network:
     """A bridge, and a namespace for each host."""
 
     def __init__(self):
+        # Its names are the same in every run, so that what one left behind is taken away by the next.
+        self.lock = open(os.path.join(tempfile.gettempdir(), f"{BRIDGE}.lock"), "w")
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
         self.end()
         ip("link", "add", BRIDGE, "type", "bridge")
         ip("addr", "add", f"{SERVER}/24", "dev", BRIDGE)
@@ -106,8 +112,7 @@ class S3:
             log = open(os.path.join(self.folder, "log"), "w")
             self.process = subprocess.Popen(["moto_server", "-H", SERVER, "-p", "3900"], stdout=log, stderr=log)
             wait_for(3900)
-            subprocess.run(["curl", "-sf", "-X", "PUT", f"http://{SERVER}:3900/vaults"], check=True,
-                           stdout=subprocess.DEVNULL)
+            urllib.request.urlopen(urllib.request.Request(f"http://{SERVER}:3900/vaults", method="PUT")).close()
         else:
             self.process, key, secret = self.garage(server)
             region = "garage"

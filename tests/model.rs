@@ -8,6 +8,8 @@
 
 #[path = "model/steps.rs"]
 mod steps;
+#[path = "model/sync.rs"]
+mod sync;
 #[path = "model/world.rs"]
 mod world;
 
@@ -25,6 +27,8 @@ struct Protocol {
     roles: Vec<Role>,
     /// Packs on the list of the first actor, a pruner that went away while it waited for nobody.
     left_list: Option<u8>,
+    /// Packs that only the source of a sync has, as a bit set.
+    elsewhere: u8,
     mutation: Mutation,
 }
 
@@ -48,6 +52,7 @@ impl Model for Protocol {
             actors: [Actor::default(); ACTORS],
         };
         self.packs.iter().for_each(|content| world.put_pack(*content));
+        world.existing &= !self.elsewhere;
         for (point, needs) in world.points.iter_mut().zip(&self.points) {
             *point = Point { needs: *needs, has_manifest: true, has_ok: true, ..Point::default() };
             point.is_reported = true;
@@ -96,7 +101,8 @@ impl Model for Protocol {
 /// Two points, one of which is forgotten: it names B, and A is there for the splice of it.
 fn world_with(roles: &[Role], mutation: Mutation) -> Protocol {
     let packs = vec![WHOLE_A, SPLICE_B];
-    Protocol { packs, points: vec![B], roles: roles.to_vec(), left_list: None, mutation }
+    let (roles, left_list, elsewhere) = (roles.to_vec(), None, 0);
+    Protocol { packs, points: vec![B], roles, left_list, elsewhere, mutation }
 }
 
 fn check(model: Protocol) -> usize {
@@ -160,6 +166,60 @@ fn an_owner_that_comes_back_is_safe_in_every_order_also_twice() {
     }
 }
 
+/// Replicas into which a sync brings a point that names B, beside others: what they hold was brought by a
+/// sync before, or is to come from the source alone.
+fn with_syncs(count: usize, roles: &[Role], mutation: Mutation) -> Vec<Protocol> {
+    // What the replica and its source have, what the source alone has of it, and points of the replica.
+    let worlds: [(&[u8], u8, &[u8]); 4] = [
+        (&[WHOLE_B], 0, &[]),
+        (&[WHOLE_B], 1, &[]),
+        (&[WHOLE_A, SPLICE_B], 0, &[B]),
+        (&[WHOLE_A, SPLICE_B], 2, &[A]),
+    ];
+    let made = worlds.into_iter().map(|(packs, elsewhere, points)| {
+        let sync = Role::Sync(B, (1 << packs.len()) - 1);
+        let roles: Vec<Role> =
+            std::iter::repeat_n(sync, count).chain(roles.iter().copied()).collect();
+        let (packs, points) = (packs.to_vec(), points.to_vec());
+        Protocol { packs, points, elsewhere, ..world_with(&roles, mutation) }
+    });
+    // Only where there is a point can it be forgotten.
+    let has_points = |model: &Protocol| !model.points.is_empty();
+    made.filter(|model| !roles.contains(&Role::Forgetter(0)) || has_points(model)).collect()
+}
+
+#[test]
+fn a_sync_is_safe_beside_one_prune_in_every_order() {
+    // With both chunks there are too many states for a test that runs each time.
+    let all: [(usize, &[Role], usize); 4] = [
+        (1, &[Role::Pruner, Role::Forgetter(0)], 2),
+        (2, &[Role::Pruner], 2),
+        (1, &[Role::Pruner, Role::Returned(1)], 4),
+        (1, &[Role::Pruner, Role::Writer(B)], 1),
+    ];
+    for (count, roles, worlds) in all {
+        for model in with_syncs(count, roles, Mutation::None).into_iter().take(worlds) {
+            let states = check(model);
+            assert!(states > 1000, "{count} syncs beside {roles:?}: only {states} states");
+        }
+    }
+    for mutation in
+        [Mutation::SyncBesideLists, Mutation::SyncRefusesFirst, Mutation::FencedPublishes]
+    {
+        let is_broken = with_syncs(1, &[Role::Pruner], mutation).into_iter().any(breaks);
+        assert!(is_broken, "{mutation:?} goes unnoticed");
+    }
+}
+
+/// What the specification warns of: no list shows that somebody stands in front of his last delete.
+#[test]
+fn a_sync_is_not_safe_beside_what_the_specification_warns_of() {
+    for roles in [&[Role::Pruner, Role::Pruner][..], &[Role::Pruner, Role::Resolver]] {
+        let is_broken = with_syncs(1, roles, Mutation::None).into_iter().any(breaks);
+        assert!(is_broken, "{roles:?} need no warning any more");
+    }
+}
+
 /// Minutes and some GiB of memory, so only when asked for.
 #[test]
 fn more_actors_at_once_are_safe_in_every_order() {
@@ -176,6 +236,11 @@ fn more_actors_at_once_are_safe_in_every_order() {
     for roles in large {
         let states = check(world_with(roles, Mutation::None));
         println!("{roles:?}: {states} states");
+    }
+    for (count, roles) in [(2, &[Role::Pruner][..]), (1, &[Role::Pruner, Role::Writer(B)])] {
+        let models = with_syncs(count, roles, Mutation::None).into_iter();
+        let states: usize = models.map(check).sum();
+        println!("{count} syncs beside {roles:?}: {states} states");
     }
 }
 

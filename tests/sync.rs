@@ -49,7 +49,7 @@ fn open_both(source: &Vault, target: &Vault) -> Result<(Repository, Repository)>
 /// Syncs everything; the errors of what failed.
 fn sync(source: &Vault, target: &Vault, brings_back: bool) -> Result<Vec<String>> {
     let (from, to) = open_both(source, target)?;
-    let (planned, _) = plan(&from, &to, brings_back, &|_| true)?;
+    let planned = plan(&from, &to, brings_back, &|_| true)?;
     let syncer = Syncer { source: &from, target: &to, host: "syncer", monitor: &Silent };
     let mut failures = Vec::new();
     syncer.run(&planned, &mut |_, outcome| {
@@ -73,8 +73,8 @@ fn assert_whole(source: &Vault, target: &mut Vault, points: usize) {
 
 fn states(source: &Vault, target: &Vault) -> Vec<State> {
     let (from, to) = open_both(source, target).unwrap();
-    let (planned, _) = plan(&from, &to, false, &|_| true).unwrap();
-    planned.iter().map(|planned| planned.state).collect()
+    let planned = plan(&from, &to, false, &|_| true).unwrap();
+    planned.points.iter().map(|planned| planned.state).collect()
 }
 
 fn forget_first(vault: &Vault) {
@@ -239,7 +239,7 @@ fn a_replica_that_is_pruned_or_damaged_is_left_alone() {
 fn a_syncer_that_was_taken_for_dead_makes_no_point_visible() {
     let (source, mut target) = with_replica();
     let (from, to) = open_both(&source, &target).unwrap();
-    let (planned, _) = plan(&from, &to, false, &|_| true).unwrap();
+    let planned = plan(&from, &to, false, &|_| true).unwrap();
     let syncer = Syncer { source: &from, target: &to, host: "syncer", monitor: &Silent };
     let storage = target.storage.clone();
     let fenced = syncer.run(&planned, &mut |_, _| {
@@ -292,6 +292,29 @@ fn copies_that_are_one_or_have_drifted_apart_are_told() {
     let opened = from.open_copy(storage, &stranger.cache("x"), Arc::new(Silent));
     let error = opened.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Usage);
+}
+
+#[test]
+fn a_sync_that_finds_nothing_to_do_lists_each_end_once() {
+    let (source, target) = with_replica();
+    assert!(sync(&source, &target, false).unwrap().is_empty());
+    let (from, to) = open_both(&source, &target).unwrap();
+    let opened = [&source, &target].map(|vault| vault.storage.log().len());
+    let planned = plan(&from, &to, false, &|_| true).unwrap();
+    let syncer = Syncer { source: &from, target: &to, host: "syncer", monitor: &Silent };
+    syncer.run(&planned, &mut |_, _| Ok(())).unwrap();
+    for (vault, opened) in [&source, &target].into_iter().zip(opened) {
+        let mut listed: Vec<String> = vault
+            .storage
+            .log()
+            .split_off(opened)
+            .into_iter()
+            .filter(|(operation, _)| *operation == Operation::List)
+            .map(|(_, name)| name)
+            .collect();
+        listed.sort();
+        assert_eq!(listed, ["notes", "points"]);
+    }
 }
 
 #[test]

@@ -184,6 +184,8 @@ fn by_hint(
     let (planned, mut assembled) =
         run_pipeline(context, work, &mut cursor, digests, Some(&selected))?;
     let took = context.repository.environment().monotonic().saturating_sub(began);
+    // While these bytes go over the line there is time to read others.
+    context.writer.send_off()?;
     let mut tracking = tracking_of(hint, disk, request);
     if let Some(lie) = look.in_turn(context, took, reread, &mut tracking)? {
         return Ok(Err(lie));

@@ -220,8 +220,8 @@ fn run_once(
     manifest.duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     monitor.check_cancelled()?;
     held.check()?;
-    let point = session.publish(&manifest)?;
-    if let Err(error) = remember_point(repository, point) {
+    let (point, listed) = session.publish_and_list(&manifest)?;
+    if let Err(error) = listed.and_then(|points| remember_in(repository, &points, point)) {
         // The point is done; only this host's memory of it is not.
         monitor.warn(&format!("the point was made, but: {}", error.full_text()));
     }
@@ -322,10 +322,13 @@ pub(crate) fn share_stored_bytes(manifest: &mut Manifest, stored_bytes: u64) {
 
 /// Remembers the new head on this host, so that its loss shows here.
 pub(crate) fn remember_point(repository: &Repository, point: PointId) -> Result<()> {
-    let points = PointSet::load(repository)?;
+    remember_in(repository, &PointSet::load(repository)?, point)
+}
+
+fn remember_in(repository: &Repository, points: &PointSet, point: PointId) -> Result<()> {
     if !points.points.iter().any(|known| known.id == point) {
         let text = format!("cannot find the new point {} in the listing", point.short());
         return Err(Error::new(ErrorKind::Storage, text));
     }
-    remember_heads(repository, &points)
+    remember_heads(repository, points)
 }

@@ -19,6 +19,7 @@ use crate::restore::SparseMode;
 use crate::retention::undo::forgotten;
 use crate::source::changes::read_changes;
 use crate::source::{ImageFormat, InputKind};
+use crate::storage::ObjectEntry;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -296,6 +297,7 @@ fn add_hints(
     context: &Context,
     repository: &Repository,
     lists: &Lists,
+    listed: Option<Vec<ObjectEntry>>,
     options: &mut BackupOptions,
 ) -> Result<()> {
     let Some(base) = &lists.base else { return Ok(()) };
@@ -305,7 +307,7 @@ fn add_hints(
         return Err(Error::new(ErrorKind::Usage, text));
     }
     let base = context
-        .find_point(repository, &address, None)
+        .find_point_of(repository, &address, listed)
         .map_err(|error| forgotten_base(repository, address.point, error))?;
     let stdin_name = options.stdin_name.clone();
     for text in &lists.changed {
@@ -372,8 +374,11 @@ pub fn run(context: &Context, mut arguments: Arguments) -> Result<()> {
     if let Some(target) = &then_mirror {
         refuse_source_as_mirror(&options, target)?;
     }
-    let repository = context.open()?;
-    add_hints(context, &repository, &lists, &mut options)?;
+    let (repository, listed) = match lists.base {
+        Some(_) => context.open_and_list()?,
+        None => (context.open()?, None),
+    };
+    add_hints(context, &repository, &lists, listed, &mut options)?;
     let report = run_backup(&repository, &options, &context.pool()?, context.monitor())?;
     let printed = if context.json() { json_line(&summary(&report)) } else { print(&report) };
     let made =

@@ -9,12 +9,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::repository::address::{Address, Resolved, parse_time, resolve, resolve_at, sure_id};
+use crate::repository::at_once::{both, is_far};
 use crate::repository::locate::Locator;
 use crate::repository::points::{Point, PointSet};
 use crate::repository::secrets::Passphrase;
 use crate::restore::fetch::Fetcher;
-use crate::storage::Storage;
 use crate::storage::place::Place;
+use crate::storage::{Folder, ObjectEntry, Storage};
 use crate::view::Vault;
 use rayon::ThreadPool;
 use std::ffi::OsString;
@@ -171,6 +172,20 @@ impl Context {
         self.open_on(storage, &|| self.password())
     }
 
+    /// As [`Context::open`]. Where every round trip counts, the points are listed meanwhile.
+    ///
+    /// # Errors
+    /// As [`Context::open`].
+    pub fn open_and_list(&self) -> Result<(Repository, Option<Vec<ObjectEntry>>)> {
+        let storage = self.storage()?;
+        let open = || self.open_on(storage.clone(), &|| self.password());
+        if !is_far(storage.as_ref()) {
+            return Ok((open()?, None));
+        }
+        let (opened, listed) = both(storage.as_ref(), open, || storage.list(Folder::Points));
+        Ok((opened?, listed.ok()))
+    }
+
     /// Opens the repository that points are copied from.
     ///
     /// # Errors
@@ -295,29 +310,55 @@ impl Context {
         address: &Address<'_>,
         at: Option<&str>,
     ) -> Result<Point> {
-        let points = PointSet::load(repository)?;
-        let found = match at {
-            None => resolve(&points, address.point),
-            Some(_) if address.point.contains('@') || address.point.starts_with("id:") => {
-                let text = "cannot use --at with a point that names its time or id";
-                return Err(Error::new(ErrorKind::Usage, text));
-            }
-            Some(time) => resolve_at(&points, address.point, parse_time(time)?)
-                .map(|point| Resolved { point, is_by_id: false }),
-        };
-        let doubts = points.doubts(repository)?;
-        let is_by_id = match &found {
-            Ok(found) => found.is_by_id,
-            // That it is not there, or damaged, is what to say then, and not a doubt about others.
-            Err(_) => at.is_none() && sure_id(&points, address.point).is_some(),
-        };
-        if let (Some(doubt), false) = (doubts.first(), is_by_id) {
-            let text = format!("cannot tell which point is meant: {doubt}");
-            return Err(Error::new(ErrorKind::Damage, text)
-                .hint("name a point by its id, as `diskvault list` shows it"));
-        }
-        found.map(|found| found.point.clone())
+        find_among(repository, &PointSet::load(repository)?, address, at)
     }
+
+    /// As [`Context::find_point`], without `--at`, if possible among points that were listed when the
+    /// repository was opened.
+    ///
+    /// # Errors
+    /// As [`Context::find_point`].
+    pub fn find_point_of(
+        &self,
+        repository: &Repository,
+        address: &Address<'_>,
+        listed: Option<Vec<ObjectEntry>>,
+    ) -> Result<Point> {
+        let points = listed.and_then(|listed| PointSet::of_earlier(repository, listed).ok());
+        let found = points.and_then(|it| find_among(repository, &it, address, None).ok());
+        // What was made since may explain why it cannot be told.
+        found.map_or_else(|| self.find_point(repository, address, None), Ok)
+    }
+}
+
+/// Finds a point as [`Context::find_point`] does.
+fn find_among(
+    repository: &Repository,
+    points: &PointSet,
+    address: &Address<'_>,
+    at: Option<&str>,
+) -> Result<Point> {
+    let found = match at {
+        None => resolve(points, address.point),
+        Some(_) if address.point.contains('@') || address.point.starts_with("id:") => {
+            let text = "cannot use --at with a point that names its time or id";
+            return Err(Error::new(ErrorKind::Usage, text));
+        }
+        Some(time) => resolve_at(points, address.point, parse_time(time)?)
+            .map(|point| Resolved { point, is_by_id: false }),
+    };
+    let doubts = points.doubts(repository)?;
+    let is_by_id = match &found {
+        Ok(found) => found.is_by_id,
+        // That it is not there, or damaged, is what to say then, and not a doubt about others.
+        Err(_) => at.is_none() && sure_id(points, address.point).is_some(),
+    };
+    if let (Some(doubt), false) = (doubts.first(), is_by_id) {
+        let text = format!("cannot tell which point is meant: {doubt}");
+        return Err(Error::new(ErrorKind::Damage, text)
+            .hint("name a point by its id, as `diskvault list` shows it"));
+    }
+    found.map(|found| found.point.clone())
 }
 
 /// Which repository points come from.

@@ -10,7 +10,7 @@ use crate::repository::Repository;
 use crate::repository::address::format_time_utc;
 use crate::repository::points::Point;
 use crate::repository::replica::{Relation, bring_keys_up, initialise_replica, relation};
-use crate::sync::{Outcome, Planned, State, Syncer, plan};
+use crate::sync::{Outcome, Plan, Planned, State, Syncer, plan};
 use serde_json::{Value, json};
 use std::time::Instant;
 
@@ -71,31 +71,26 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     let wanted = |point: &Point| {
         arguments.series.is_empty() || arguments.series.contains(&point.manifest.series)
     };
-    let (planned, others) = plan(&source, &target, arguments.forgotten, &wanted)?;
+    let plan = plan(&source, &target, arguments.forgotten, &wanted)?;
     for series in &arguments.series {
-        if !planned.iter().any(|planned| planned.point.manifest.series == *series) {
+        if !plan.points.iter().any(|planned| planned.point.manifest.series == *series) {
             let text =
                 format!("cannot find a series named {} in the source", series.escape_debug());
             return Err(Error::new(ErrorKind::NotFound, text));
         }
     }
     if arguments.dry_run {
-        return print_plan(context, &planned, others);
+        return print_plan(context, &plan.points, plan.others);
     }
-    let done = bring(context, &source, &target, &planned)?;
-    finish(context, done, &planned, others, began.elapsed().as_secs_f64())
+    let done = bring(context, &source, &target, &plan)?;
+    finish(context, done, &plan.points, plan.others, began.elapsed().as_secs_f64())
 }
 
-fn bring(
-    context: &Context,
-    source: &Repository,
-    target: &Repository,
-    planned: &[Planned],
-) -> Result<Done> {
+fn bring(context: &Context, source: &Repository, target: &Repository, plan: &Plan) -> Result<Done> {
     let host = host_name();
     let syncer = Syncer { source, target, host: &host, monitor: context.monitor() };
     let mut done = Done::default();
-    syncer.run(planned, &mut |point, outcome| {
+    syncer.run(plan, &mut |point, outcome| {
         let (id, series) = (point.id.short(), escape(&point.manifest.series));
         let (mut value, text) = match outcome {
             Outcome::Synced { packs, bytes } => {

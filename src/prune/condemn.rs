@@ -76,7 +76,8 @@ pub(super) fn sweep(
 }
 
 /// Packs on the own list that have to stay. Made anew, as a whole, while it does not find something
-/// that others may have put or deleted meanwhile.
+/// that others may have put or deleted meanwhile: after the first time only new footers are read, so
+/// that little can come between packs and manifests where backups end all the time.
 fn second_mark(
     repository: &Repository,
     own: &List,
@@ -85,8 +86,9 @@ fn second_mark(
     monitor: &dyn Monitor,
 ) -> Result<HashSet<PackId>> {
     let mut changes = Changes::default();
+    let mut locator = None;
     loop {
-        match mark_again(repository, own, copies, kept_since, monitor) {
+        match mark_again(repository, own, copies, kept_since, &mut locator, monitor) {
             Err(error) if error.kind().is_finding() && changes.may_explain_it(repository)? => {}
             Ok((_, broken)) if broken > 0 && changes.may_explain_it(repository)? => {}
             other => return other.map(|(kept, _)| kept),
@@ -99,11 +101,16 @@ fn mark_again(
     own: &List,
     copies: &HashSet<PackId>,
     kept_since: Option<i64>,
+    before: &mut Option<Locator>,
     monitor: &dyn Monitor,
 ) -> Result<(HashSet<PackId>, u64)> {
     // In this order.
     let lists = read_lists(repository)?;
-    let locator = Locator::open_fresh(repository, monitor)?;
+    let fresh = match before.take() {
+        None => Locator::open_fresh(repository, monitor)?,
+        Some(before) => before.list_anew(repository, monitor)?,
+    };
+    let locator = &*before.insert(fresh);
     let roots: Vec<Root> = read_roots(repository, kept_since)?;
     let leaving: HashSet<PackId> = own.packs.iter().copied().collect();
     let mut listed = leaving.clone();
@@ -115,9 +122,9 @@ fn mark_again(
         *id
     });
     let kept = unreadable.collect();
-    let proof = Proof::new(repository, &locator, copies, monitor);
-    let mut keeps = Keeps { locator: &locator, listed: &listed, leaving: &leaving, proof, kept };
-    let broken = walk(repository, &locator, &roots, "marking again", &mut keeps, monitor)?;
+    let proof = Proof::new(repository, locator, copies, monitor);
+    let mut keeps = Keeps { locator, listed: &listed, leaving: &leaving, proof, kept };
+    let broken = walk(repository, locator, &roots, "marking again", &mut keeps, monitor)?;
     Ok((keeps.kept, broken))
 }
 

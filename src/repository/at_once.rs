@@ -9,8 +9,13 @@ use crate::storage::Storage;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Fewer calls at once than this are not worth threads.
+/// A storage that has a use for fewer calls at once is a folder of this machine.
 const CALLS_MIN: usize = 3;
+
+/// True for a storage where a round trip costs more than a call too many.
+pub fn is_far(storage: &dyn Storage) -> bool {
+    storage.calls_at_once() >= CALLS_MIN
+}
 
 /// Calls `call` for each item, and gives the results in the order of the items. `look` is asked
 /// before each whether to go on.
@@ -24,7 +29,7 @@ pub fn at_once<T: Sync, R: Send>(
     call: impl Fn(&T) -> R + Sync,
 ) -> Result<Vec<R>> {
     let threads = storage.calls_at_once().min(items.len());
-    if threads < CALLS_MIN {
+    if !is_far(storage) || threads < 2 {
         return items.iter().map(|item| look().map(|()| call(item))).collect();
     }
     let next = AtomicUsize::new(0);
@@ -58,12 +63,45 @@ pub fn at_once<T: Sync, R: Send>(
     }
 }
 
+/// Does two things of which neither needs the other: at once, or where a storage has no use for
+/// that, `first` first.
+pub fn both<A, B: Send>(
+    storage: &dyn Storage,
+    first: impl FnOnce() -> A,
+    second: impl FnOnce() -> B + Send,
+) -> (A, B) {
+    if !is_far(storage) {
+        let first = first();
+        return (first, second());
+    }
+    std::thread::scope(|scope| {
+        let second = scope.spawn(second);
+        let first = first();
+        (first, second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::{Error, ErrorKind};
     use crate::storage::memory::MemoryStorage;
     use std::sync::Barrier;
+
+    #[test]
+    fn two_things_are_done_at_once_where_that_is_of_use() {
+        let storage = MemoryStorage::new();
+        let order = Mutex::new(Vec::new());
+        let note = |name| order.lock().unwrap().push(name);
+        assert_eq!(both(&storage, || note("first"), || note("second")), ((), ()));
+        assert_eq!(order.into_inner().unwrap(), ["first", "second"]);
+        storage.set_calls_at_once(3);
+        // Neither gets past it alone.
+        let gate = Barrier::new(2);
+        let pass = || gate.wait().is_leader();
+        let (one, other) = both(&storage, pass, pass);
+        assert!(one != other);
+    }
 
     #[test]
     fn calls_run_at_once_and_answers_keep_their_order() {

@@ -4,15 +4,16 @@
 //! first, then the slot's deletion. So at every moment the newest config lists only slots that
 //! exist, and a crash leaves at most a slot that no config lists.
 
+use super::Repository;
 use super::objects::refused;
 use super::secrets::{self, NewSlot, Passphrase, store_slot};
-use super::{Repository, names};
 use crate::environment::random_array;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Folder, ObjectName};
 use diskvault_format::id::KeySlotId;
 use diskvault_format::key_slot::{KdfCost, SlotKind, SlotLabel};
 use diskvault_format::limits::KEY_SLOTS_MAX;
+use diskvault_format::names;
 
 /// A key slot for people.
 #[derive(Clone, Debug)]

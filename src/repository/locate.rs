@@ -139,6 +139,16 @@ impl Locator {
         Self::or_elsewhere(opened, repository, monitor)
     }
 
+    /// As [`Locator::open_fresh`], but footers that this one has read are not read again. The packs are
+    /// listed anew, so it takes the place of a listing in an order that counts.
+    ///
+    /// # Errors
+    /// As [`Locator::open`].
+    pub fn list_anew(self, repository: &Repository, monitor: &dyn Monitor) -> Result<Locator> {
+        let opened = Self::synchronise(repository, self.index, monitor);
+        Self::or_elsewhere(opened, repository, monitor)
+    }
+
     /// Empties this host's index and fills it from the footers.
     ///
     /// # Errors

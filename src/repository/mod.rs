@@ -22,6 +22,7 @@ pub mod map_reader;
 pub mod marks;
 pub mod notes;
 pub mod objects;
+mod opening;
 pub mod pack_reader;
 pub mod packer;
 pub mod parity;
@@ -46,15 +47,15 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::{Monitor, Silent};
 use crate::storage::forgiving::Forgiving;
 use crate::storage::remembering::Remembering;
-use crate::storage::{Folder, ObjectName, Storage};
+use crate::storage::{ObjectName, Storage};
 use diskvault_format::config::Config;
 use diskvault_format::crypto::{Keys, Secret};
 use diskvault_format::id::{InstanceId, KeySlotId, RepositoryId, WriterId};
-use diskvault_format::limits::CONFIG_BYTES_MAX;
 use diskvault_format::pack::{PackKind, decode_header};
-use diskvault_format::{instance, names};
 use host_memory::HostMemory;
 use objects::refused;
+pub(crate) use opening::{ConfigCandidate, read_configs};
+use opening::{Found, no_config, read_instance};
 use secrets::Passphrase;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -149,13 +150,15 @@ impl Repository {
         opening: &Opening<'_>,
         monitor: Arc<dyn Monitor>,
     ) -> Result<Repository> {
-        let (candidates, mut warnings) = read_configs(storage.as_ref())?;
+        let mut found = Found::read(storage.as_ref())?;
+        let mut warnings = std::mem::take(&mut found.warnings);
         let mut last_error = None;
-        for candidate in candidates {
+        for candidate in std::mem::take(&mut found.candidates) {
             let (master, opened_by) = match opening {
                 Opening::Keys(master, opened_by) => ((*master).clone(), *opened_by),
                 Opening::Secret(secret) => {
-                    let slots = secrets::read_slots(storage.as_ref(), &candidate.config)?;
+                    let get = |name: &ObjectName, most| found.get(storage.as_ref(), name, most);
+                    let slots = secrets::read_slots_by(&get, &candidate.config)?;
                     secrets::open_any(&slots, secret)
                         .map_err(|error| name_config(error, &candidate.leaf))?
                 }
@@ -168,7 +171,7 @@ impl Repository {
                 last_error = Some(error);
                 continue;
             }
-            let copy = read_instance(storage.as_ref());
+            let copy = found.instance(storage.as_ref());
             let identity = storage.identity();
             let folder =
                 cache_folder(cache, candidate.config.repository, copy.as_ref().ok(), &identity);
@@ -217,7 +220,7 @@ impl Repository {
     /// storage that this host has read before, and maps that it has written, are taken from its
     /// cache. Not for a check, which looks at what is stored.
     pub fn remembering(&self) -> Repository {
-        if self.is_remembering || self.storage.calls_at_once() <= 2 {
+        if self.is_remembering || !at_once::is_far(self.storage.as_ref()) {
             return self.clone();
         }
         let folder = self.cache.join("objects");
@@ -386,12 +389,6 @@ enum Opening<'a> {
     Keys(&'a Secret, KeySlotId),
 }
 
-fn read_instance(storage: &dyn Storage) -> Result<InstanceId> {
-    let name = ObjectName::new(Folder::Instance, names::INSTANCE)?;
-    let bytes = storage.get(&name, instance::INSTANCE_BYTES)?;
-    instance::decode(&bytes).map_err(|cause| refused(&name, cause))
-}
-
 /// The folder of a repository's cache. The first copy that a host sees has that of the repository's
 /// id. Another copy, at another place and with an instance of its own, is a replica, and has one of
 /// its own: its packs are not those of the first. Another copy at the *same* place is not: that is
@@ -424,12 +421,6 @@ fn forgets(error: &Error) -> String {
     format!("{text}; this host will not remember what this run saw, and not miss it later")
 }
 
-pub(crate) struct ConfigCandidate {
-    pub(crate) leaf: String,
-    pub(crate) config: Config,
-    pub(crate) bytes: Vec<u8>,
-}
-
 /// Says which config named the slots: it may itself be what is damaged.
 fn name_config(error: Error, leaf: &str) -> Error {
     match error.kind() {
@@ -439,46 +430,6 @@ fn name_config(error: Error, leaf: &str) -> Error {
         ),
         _ => error,
     }
-}
-
-fn no_config(storage: &dyn Storage) -> Error {
-    let text = format!("cannot open repository {}: it has no config", storage.location());
-    Error::new(ErrorKind::NoRepository, text).hint("`diskvault init` makes a new repository")
-}
-
-/// Reads all configs, newest first; what cannot be read is a warning unless nothing can.
-pub(crate) fn read_configs(storage: &dyn Storage) -> Result<(Vec<ConfigCandidate>, Vec<String>)> {
-    let mut found = Vec::new();
-    let mut warnings = Vec::new();
-    let mut last_error = None;
-    for entry in storage.list(Folder::Config)?.into_iter().rev() {
-        let leaf = entry.name.leaf().to_string();
-        let Some(generation) = names::parse_config(&leaf) else { continue };
-        let read = storage.get(&entry.name, CONFIG_BYTES_MAX).and_then(|bytes| {
-            let config = Config::decode(&bytes).map_err(|cause| refused(&entry.name, cause))?;
-            if config.generation != generation {
-                let text = format!(
-                    "cannot open {}: its generation is not the one in its name (rule C-8)",
-                    entry.name
-                );
-                return Err(Error::new(ErrorKind::Damage, text));
-            }
-            Ok(ConfigCandidate { leaf, config, bytes })
-        });
-        match read {
-            Ok(candidate) => found.push(candidate),
-            // A newer format must not be passed over: an older config may lack what it says.
-            Err(error) if error.kind() == ErrorKind::Newer => return Err(error),
-            Err(error) => {
-                warnings.push(format!("{}; an older one is used", error.full_text()));
-                last_error = Some(error);
-            }
-        }
-    }
-    if found.is_empty() {
-        return Err(last_error.unwrap_or_else(|| no_config(storage)));
-    }
-    Ok((found, warnings))
 }
 
 pub(crate) fn make_private_folder(folder: &Path) -> Result<()> {

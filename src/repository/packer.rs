@@ -9,6 +9,7 @@
 //! known to the index only when its pack is durable; the first failure stops everything and is
 //! what `finish` returns.
 
+use super::at_once::is_far;
 use super::compression::{Compression, ZSTD_LEVEL, next_auto_level};
 use super::entries::{add_footer_to_index, prefix};
 use super::objects::cannot_make;
@@ -37,6 +38,9 @@ const MAP_SEGMENT_BYTES: usize = 256 << 10;
 /// Most threads that store packs. On a disk it is two: one writes while the other waits for its
 /// fsync. A far storage that takes more at once gets twice as many.
 const STORING_THREADS_MAX: usize = 4;
+
+/// A pack of which so much is there is worth sending while something else is done.
+const SEND_OFF_BYTES: usize = 4 << 20;
 
 /// What the last segment, the footer's rounding and the padding add to a pack's size.
 const PACK_SLACK_BYTES: usize = 6 << 20;
@@ -319,6 +323,25 @@ impl ChunkWriter {
     /// The packs stored so far.
     pub fn packs(&self) -> Vec<PackId> {
         lock(&self.shared.state).packs.clone()
+    }
+
+    /// Has the data that is there stored while its user does something else, if it is worth a pack of
+    /// its own and the storage is far away.
+    ///
+    /// # Errors
+    /// The first failure so far.
+    pub fn send_off(&mut self) -> Result<()> {
+        if !is_far(self.shared.storage.as_ref()) {
+            return Ok(());
+        }
+        if !self.data.entries.is_empty() {
+            dispatch(&self.shared, &mut self.data, self.sealed.as_ref())?;
+        }
+        drop(wait(&self.shared, |state| state.segments_running == 0)?);
+        let mut collector = lock(self.shared.collector(PackKind::Data));
+        let pack = collector.pack.take_if(|pack| pack.bytes() >= SEND_OFF_BYTES);
+        drop(collector);
+        pack.map_or(Ok(()), |pack| close(&self.shared, PackKind::Data, pack, self.sealed.as_ref()))
     }
 
     /// Stores what is left and waits until everything is durable.

@@ -3,12 +3,12 @@
 //! Invariant: a point is visible only if its manifest and its `ok` both exist.
 
 use super::Repository;
-use super::at_once::at_once;
+use super::at_once::{at_once, both};
 use super::host_memory::{Listing, SeriesMemory};
 use super::notes::Notes;
 use super::objects::{get_hashed, open_record};
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::{Folder, ObjectName};
+use crate::storage::{Folder, ObjectEntry, ObjectName};
 use diskvault_format::crypto::ObjectKind;
 use diskvault_format::id::PointId;
 use diskvault_format::limits::PREVIOUS_MAX;
@@ -89,10 +89,29 @@ impl PointSet {
     pub fn load_fresh(repository: &Repository) -> Result<PointSet> {
         let repository = &repository.forgiving();
         let before = repository.memory().series;
+        let listed = repository.storage().list(Folder::Points)?;
+        PointSet::of_listing(repository, before, listed)
+    }
+
+    /// As [`PointSet::load`], of what was listed a moment ago, before the repository was open. What
+    /// another process has remembered since may be missed in it.
+    ///
+    /// # Errors
+    /// As [`PointSet::load`].
+    pub fn of_earlier(repository: &Repository, listed: Vec<ObjectEntry>) -> Result<PointSet> {
+        let repository = &repository.remembering().forgiving();
+        PointSet::of_listing(repository, repository.memory().series, listed)
+    }
+
+    fn of_listing(
+        repository: &Repository,
+        before: BTreeMap<String, SeriesMemory>,
+        listed: Vec<ObjectEntry>,
+    ) -> Result<PointSet> {
         let mut manifests = BTreeSet::new();
         let mut oks = BTreeSet::new();
         let mut received = BTreeMap::new();
-        for entry in repository.storage().list(Folder::Points)? {
+        for entry in listed {
             match names::parse_point(entry.name.leaf()) {
                 Some(PointName::Manifest(id)) => manifests.insert(id),
                 Some(PointName::Ok(id)) => {
@@ -295,8 +314,14 @@ pub fn removed_points(
     repository: &Repository,
     ids: &BTreeSet<PointId>,
 ) -> Result<BTreeSet<PointId>> {
-    let mut removed = Notes::under_ids(repository, ids)?.removed();
-    for entry in repository.storage().list(Folder::Trash)? {
+    if ids.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let storage = repository.storage();
+    let notes = || Notes::under_ids(repository, ids);
+    let (notes, trash) = both(storage.as_ref(), notes, || storage.list(Folder::Trash));
+    let mut removed = notes?.removed();
+    for entry in trash? {
         removed.extend(PointId::from_hex(entry.name.leaf()).filter(|id| ids.contains(id)));
     }
     Ok(removed)

@@ -83,6 +83,9 @@ fn normalise_recovery_key(text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     key.starts_with(RECOVERY_PREFIX.as_bytes()).then_some(key)
 }
 
+/// Gives an object of so many bytes at most.
+pub type Get<'a> = &'a dyn Fn(&ObjectName, u64) -> Result<Vec<u8>>;
+
 /// A key slot as it is stored.
 pub struct StoredSlot {
     /// Its id.
@@ -104,10 +107,18 @@ pub fn slot_name(id: KeySlotId) -> Result<ObjectName> {
 /// # Errors
 /// Fails if all slots together cost too much to try (rule K-5).
 pub fn read_slots(storage: &dyn Storage, config: &Config) -> Result<Vec<StoredSlot>> {
+    read_slots_by(&|name, bytes_max| storage.get(name, bytes_max), config)
+}
+
+/// As [`read_slots`], with objects that `get` gives, of so many bytes at most.
+///
+/// # Errors
+/// As [`read_slots`].
+pub fn read_slots_by(get: Get<'_>, config: &Config) -> Result<Vec<StoredSlot>> {
     let mut slots = Vec::new();
     let mut costs = Vec::new();
     for id in &config.key_slots {
-        let slot = read_slot(storage, config.repository, *id);
+        let slot = read_slot(get, config.repository, *id);
         if let Ok(slot) = &slot {
             costs.push(slot.cost);
         }
@@ -117,9 +128,9 @@ pub fn read_slots(storage: &dyn Storage, config: &Config) -> Result<Vec<StoredSl
     Ok(slots)
 }
 
-fn read_slot(storage: &dyn Storage, repository: RepositoryId, id: KeySlotId) -> Result<KeySlot> {
+fn read_slot(get: Get<'_>, repository: RepositoryId, id: KeySlotId) -> Result<KeySlot> {
     let name = slot_name(id)?;
-    let bytes = storage.get(&name, KEY_SLOT_BYTES_MAX)?;
+    let bytes = get(&name, KEY_SLOT_BYTES_MAX)?;
     let slot = KeySlot::decode(id, &bytes).map_err(|cause| refused(&name, cause))?;
     if slot.repository != repository {
         let text = format!("cannot use {name}: it belongs to another repository (rule K-10)");
@@ -216,7 +227,8 @@ pub fn store_slot(
     let (id, object) = made.encode();
     storage.put_new(&slot_name(id)?, &object)?;
     // The stored slot is opened with the same secret before anybody relies on it.
-    let stored = [StoredSlot { id, slot: read_slot(storage, repository, id) }];
+    let get = |name: &ObjectName, bytes_max| storage.get(name, bytes_max);
+    let stored = [StoredSlot { id, slot: read_slot(&get, repository, id) }];
     let (opened, _) = open_any(&stored, secret)?;
     if opened.expose() != master.expose() {
         let text = format!("cannot use key slot {}: it opens another key", id.short());

@@ -8,6 +8,7 @@
 //! over with a new lease and a new manifest.
 
 use super::Repository;
+use super::at_once::both;
 use super::entries::{Place, places_of};
 use super::locate::{Locator, loss_epoch, note_loss};
 use super::lost::{LostList, put_lists, read_lists};
@@ -199,6 +200,25 @@ impl<'a> Session<'a> {
     /// `Fenced` if somebody deleted the lease: nothing was published, and the work has to start
     /// over. Otherwise what the storage says.
     pub fn publish(mut self, manifest: &Manifest) -> Result<PointId> {
+        let id = self.put_point(manifest)?;
+        let _ = self.close();
+        Ok(id)
+    }
+
+    /// As [`Session::publish`], and lists the points with the new one.
+    ///
+    /// # Errors
+    /// As [`Session::publish`]; what the listing says is beside the point, which is done.
+    pub fn publish_and_list(mut self, manifest: &Manifest) -> Result<(PointId, Result<PointSet>)> {
+        let id = self.put_point(manifest)?;
+        let repository = self.repository;
+        let storage = repository.storage().as_ref();
+        let (_, points) = both(storage, || self.close(), || PointSet::load(repository));
+        Ok((id, points))
+    }
+
+    /// Puts the manifest and makes it visible: all of a publishing but its end.
+    fn put_point(&mut self, manifest: &Manifest) -> Result<PointId> {
         manifest.validate().map_err(|cause| super::objects::cannot_make("a manifest", cause))?;
         let repository = self.repository;
         let storage = repository.storage();
@@ -227,7 +247,6 @@ impl<'a> Session<'a> {
         // an index that forgets is filled again, a lease that stays is fenced by a prune.
         let _ = self.remember_complete(&manifest.series, id);
         let _ = self.take_off_what_is_there_again();
-        let _ = self.close();
         Ok(id)
     }
 
@@ -336,8 +355,10 @@ struct State {
 fn read_state(repository: &Repository, monitor: &dyn Monitor) -> Result<State> {
     let condemned = read_condemned(repository, monitor)?;
     let locator = Locator::open(repository, monitor)?;
-    let points = PointSet::load(repository)?;
-    let lost = read_lists(repository)?;
+    // Both after the packs; neither says anything of the other.
+    let storage = repository.storage().as_ref();
+    let (points, lost) = both(storage, || PointSet::load(repository), || read_lists(repository));
+    let (points, lost) = (points?, lost?);
     if !locator.vanished().is_empty() || !locator.damaged().is_empty() {
         note_loss(locator.index())?;
     }

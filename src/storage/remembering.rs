@@ -1,14 +1,14 @@
 //! A storage at a far place of which some objects are kept in a folder of this host: manifests and
-//! notes once they were read, of which a run reads all; and of the packs that go over those that
+//! notes once they were read or put, of which a run reads all; and of the packs that go over those that
 //! will be read again, such as map packs, to which the next backup compares. None ever changes.
 //!
 //! Invariants: what is kept is what was read or put, byte for byte, or it is read again; whether an object
-//! exists is asked of the storage alone, by its listing. So who reads what was listed a moment ago
+//! exists, and with which size, is asked of the storage alone, by its listing. So who reads what was listed a moment ago
 //! gets it from here; a check, which has to see what is stored, does not look through this.
 
 use super::{Folder, ObjectEntry, ObjectName, Storage};
 use crate::error::Result;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -98,12 +98,24 @@ impl Remembering {
         }
     }
 
-    /// Forgets what a listing no longer has.
+    /// Forgets what a listing no longer has, or has with another size: it was cut or replaced there, and
+    /// nobody may build on it for what it was.
     fn forget(&self, folder: Folder, listed: &[ObjectEntry]) {
+        let listed: HashMap<&str, u64> =
+            listed.iter().map(|entry| (entry.name.leaf(), entry.bytes)).collect();
+        let more = if folder == Folder::Packs { 0 } else { CHECK_BYTES as u64 };
+        let is_listed =
+            |leaf: &str, kept: u64| listed.get(leaf).is_some_and(|it| it + more == kept);
+        if folder == Folder::Packs {
+            let mut packs = self.packs.lock().unwrap_or_else(PoisonError::into_inner);
+            packs.retain(|name, kept| {
+                kept.as_ref().is_some_and(|(_, bytes)| is_listed(name.leaf(), *bytes))
+            });
+        }
         let Ok(kept) = fs::read_dir(self.folder.join(folder.name())) else { return };
-        let listed: HashSet<&str> = listed.iter().map(|entry| entry.name.leaf()).collect();
         for entry in kept.flatten() {
-            if entry.file_name().to_str().is_none_or(|leaf| !listed.contains(leaf)) {
+            let bytes = entry.metadata().map_or(0, |found| found.len());
+            if entry.file_name().to_str().is_none_or(|leaf| !is_listed(leaf, bytes)) {
                 // What stays is in nobody's way.
                 let _ = fs::remove_file(entry.path());
             }
@@ -147,6 +159,10 @@ impl Storage for Remembering {
         self.inner.put_new(name, data)?;
         if name.folder() == Folder::Packs && (self.is_kept)(data) {
             self.keep_pack(name, data);
+        }
+        // Nobody reads a mark without bytes.
+        if let Some(file) = self.file(name).filter(|_| !data.is_empty()) {
+            keep(&file, data);
         }
         Ok(())
     }
@@ -287,9 +303,24 @@ mod tests {
         let kept = folder.path().join("packs").join(names[0].leaf());
         fs::write(&kept, b"bad pack").unwrap();
         assert_eq!(read(&remembering(), &names[0]), 2);
-        // A pack that a prune has taken away is forgotten by the next listing.
+        // One that a prune has taken away, or that was cut over there, is forgotten by the next listing;
+        // also by who has it open.
+        let again = remembering();
+        again.put_new(&names[0], b"map pack").unwrap_err();
         storage.delete(&names[0]).unwrap();
-        remembering().list(Folder::Packs).unwrap();
+        again.put_new(&names[0], b"map pack").unwrap();
+        assert_eq!(read(&again, &names[0]), 0);
+        again.list(Folder::Packs).unwrap();
+        assert!(kept.exists());
+        storage.insert(names[0].as_str(), "map");
+        again.list(Folder::Packs).unwrap();
+        assert!(!kept.exists());
+        let cut = again.get_tail(&names[0], 8).unwrap();
+        assert_eq!(cut, (b"map".to_vec(), 3));
+        storage.delete(&names[0]).unwrap();
+        again.put_new(&names[0], b"map pack").unwrap();
+        storage.delete(&names[0]).unwrap();
+        again.list(Folder::Packs).unwrap();
         assert!(!kept.exists());
     }
 }

@@ -14,7 +14,7 @@ use self::needs::Needs;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::repository::at_once::at_once;
+use crate::repository::at_once::{at_once, both};
 use crate::repository::condemned::read_lists;
 use crate::repository::entries::add_footer_to_index;
 use crate::repository::locate::Locator;
@@ -65,6 +65,19 @@ pub struct Planned {
     pub state: State,
 }
 
+/// What there is to bring over.
+#[derive(Debug)]
+pub struct Plan {
+    /// Points of the source that are wanted, oldest first in each series.
+    pub points: Vec<Planned>,
+    /// How many points the replica has that the source has not.
+    pub others: u64,
+    /// All points of the source.
+    here: BTreeSet<PointId>,
+    /// All points of the replica.
+    there: BTreeSet<PointId>,
+}
+
 /// What became of a point.
 #[derive(Debug)]
 pub enum Outcome {
@@ -80,8 +93,8 @@ pub enum Outcome {
     Failed(Error),
 }
 
-/// What there is to bring over, oldest first in each series; and how many points the replica has
-/// that the source has not.
+/// Compares a replica with its source. Of the points that are wanted, with `brings_back` those too that
+/// were forgotten in the replica are to be brought over.
 ///
 /// # Errors
 /// What listing says.
@@ -90,26 +103,30 @@ pub fn plan(
     target: &Repository,
     brings_back: bool,
     wanted: &dyn Fn(&Point) -> bool,
-) -> Result<(Vec<Planned>, u64)> {
-    let points = PointSet::load(source)?.points;
-    let known = PointSet::load(target)?;
-    let present: BTreeSet<PointId> = known.points.iter().map(|point| point.id).collect();
-    let ids: BTreeSet<PointId> = points.iter().map(|point| point.id).collect();
-    let others = present.difference(&ids).count() as u64;
-    let missing = ids.difference(&present).copied().collect();
+) -> Result<Plan> {
+    let (points, known) =
+        both(target.storage().as_ref(), || PointSet::load(source), || PointSet::load(target));
+    let (points, there) = (points?.points, ids(&known?));
+    let here: BTreeSet<PointId> = points.iter().map(|point| point.id).collect();
+    let others = there.difference(&here).count() as u64;
+    let missing = here.difference(&there).copied().collect();
     let removed = match brings_back {
         true => BTreeSet::new(),
         false => removed_points(target, &missing)?,
     };
     let planned = points.into_iter().filter(|point| wanted(point)).map(|point| {
         let state = match point.id {
-            id if present.contains(&id) => State::Present,
+            id if there.contains(&id) => State::Present,
             id if removed.contains(&id) => State::Forgotten,
             _ => State::Missing,
         };
         Planned { point, state }
     });
-    Ok((planned.collect(), others))
+    Ok(Plan { points: planned.collect(), others, here, there })
+}
+
+fn ids(set: &PointSet) -> BTreeSet<PointId> {
+    set.points.iter().map(|point| point.id).collect()
 }
 
 impl Syncer<'_> {
@@ -122,20 +139,22 @@ impl Syncer<'_> {
     /// `Cancelled`; what `tell` says.
     pub fn run(
         &self,
-        plan: &[Planned],
+        plan: &Plan,
         tell: &mut dyn FnMut(&Point, &Outcome) -> Result<()>,
     ) -> Result<()> {
+        let mut there = plan.there.clone();
         let mut synced: BTreeSet<PointId> = plan
+            .points
             .iter()
             .filter(|planned| planned.state == State::Present)
             .map(|planned| planned.point.id)
             .collect();
-        if plan.iter().any(|planned| planned.state == State::Missing) {
+        if plan.points.iter().any(|planned| planned.state == State::Missing) {
             let session = Session::begin(self.target, self.host, self.monitor)?;
             self.refuse_condemned()?;
             let locator = Locator::open_for_reading(self.source, self.monitor)?;
             let mut newest = HashMap::new();
-            for planned in plan.iter().filter(|planned| planned.state == State::Missing) {
+            for planned in plan.points.iter().filter(|planned| planned.state == State::Missing) {
                 self.monitor.check_cancelled()?;
                 let series = planned.point.manifest.series.as_str();
                 let base = newest.get(series).copied();
@@ -151,9 +170,11 @@ impl Syncer<'_> {
                 tell(&planned.point, &outcome)?;
             }
             session.end()?;
-            remember_heads(self.target, &PointSet::load(self.target)?)?;
+            let points = PointSet::load(self.target)?;
+            remember_heads(self.target, &points)?;
+            there = ids(&points);
         }
-        self.bring_notes(&synced)
+        self.bring_notes(&synced, &plan.here, &there)
     }
 
     /// A pack that a list names may vanish at any moment, and its name must not be taken again
@@ -241,21 +262,27 @@ impl Syncer<'_> {
     }
 
     /// Copies notes as they are: all of points that are there now, and of points that are not
-    /// there the removals, which explain why a later point names one that is gone.
-    fn bring_notes(&self, synced: &BTreeSet<PointId>) -> Result<()> {
+    /// there the removals, which explain why a later point names one that is gone. A point that was
+    /// forgotten `here` meanwhile has its turn in the next sync.
+    fn bring_notes(
+        &self,
+        synced: &BTreeSet<PointId>,
+        here: &BTreeSet<PointId>,
+        there: &BTreeSet<PointId>,
+    ) -> Result<()> {
         let (source, target) = (self.source.storage(), self.target.storage());
-        let there: BTreeSet<String> = leaves(target.as_ref(), Folder::Notes)?;
-        let visible: BTreeSet<PointId> =
-            PointSet::load(self.target)?.points.iter().map(|point| point.id).collect();
-        let still_here: BTreeSet<PointId> =
-            PointSet::load(self.source)?.points.iter().map(|point| point.id).collect();
-        let mut wanted = source.list(Folder::Notes)?;
+        let (brought, wanted) = both(
+            target.as_ref(),
+            || leaves(target.as_ref(), Folder::Notes),
+            || source.list(Folder::Notes),
+        );
+        let (brought, mut wanted) = (brought?, wanted?);
         wanted.retain(|entry| {
             let point = names::parse_note(entry.name.leaf());
             let is_of_use = point.is_some_and(|id| {
-                synced.contains(&id) || !visible.contains(&id) && !still_here.contains(&id)
+                synced.contains(&id) || !there.contains(&id) && !here.contains(&id)
             });
-            is_of_use && !there.contains(entry.name.leaf())
+            is_of_use && !brought.contains(entry.name.leaf())
         });
         let look = || self.monitor.check_cancelled();
         let copied = at_once(target.as_ref(), &wanted, &look, |entry| {

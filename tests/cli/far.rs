@@ -1,7 +1,7 @@
 //! `ssh://`: the program at both ends, with a real sshd between them and keys bound to what they may.
 
 use super::far_support::Sshd;
-use super::support::{MIB, Outcome, Tmpfs, Vault, finish, poll, random, wait};
+use super::support::{MIB, Outcome, Tmpfs, Vault, copy_folder, finish, poll, random, wait};
 use diskvault::storage::local::LocalStorage;
 use std::path::Path;
 use std::process::Command;
@@ -174,6 +174,61 @@ fn a_backup_goes_on_when_its_line_is_cut() {
         far.vault.ok(&["prune"]);
         far.vault.assert_intact();
     }
+}
+
+/// Backs up over SSH by a host that has nothing but the password; the bytes that went up and came down.
+fn bytes_of_backup(far: &Far, folder: &Path, disk: &str) -> (u64, u64) {
+    use std::os::unix::fs::PermissionsExt;
+    let (up, down) = (far.vault.arg("up"), far.vault.arg("down"));
+    let words = far.sshd.words("full").join(" ");
+    let script = format!("#!/bin/sh\ntee {up} | {words} \"$@\" | tee {down}\n");
+    let path = far.vault.write("counting", script.as_bytes());
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let disk = format!("vda={disk}");
+    let mut command = far.command("full", folder, &["backup", "--name", "web", "--disk", &disk]);
+    command.env("DISKVAULT_SSH_COMMAND", path);
+    command.env("DISKVAULT_CACHE_DIR", far.vault.path("cache of the host"));
+    let outcome = finish(&mut command);
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    let bytes = |file: &str| std::fs::metadata(file).unwrap().len();
+    (bytes(&up), bytes(&down))
+}
+
+#[test]
+fn a_repository_that_was_carried_there_is_gone_on_with() {
+    let Some(far) = Far::new() else { return };
+    let mut data = random(1, 24 * MIB);
+    let disk = far.vault.write("disk.raw", &data);
+    far.vault.ok(&["backup", "--name", "web", "--disk", &format!("vda={disk}")]);
+    let there = far.vault.path("there");
+    copy_folder(&far.vault.repo(), &there);
+    data[5 << 20..6 << 20].copy_from_slice(&random(2, MIB));
+    far.vault.write("disk.raw", &data);
+    let (up, down) = bytes_of_backup(&far, &there, &disk);
+    assert!((MIB..MIB + 300_000).contains(&up), "{up} bytes went up");
+    // Its footers and its map: 32 bytes for each chunk in both.
+    assert!(down < 300_000, "{down} bytes came down");
+    let run = |arguments: &[&str]| finish(&mut far.command("full", &there, arguments));
+    assert_eq!(run(&["check", "--read-data"]).code, 0);
+    let back = run(&["restore", "web/vda", &far.vault.arg("back.raw")]);
+    assert_eq!(back.code, 0, "{back:?}");
+    assert!(std::fs::read(far.vault.path("back.raw")).unwrap() == data);
+}
+
+#[test]
+fn an_image_adopted_over_there_spares_the_first_backup_its_bytes() {
+    let Some(far) = Far::new() else { return };
+    let mut data = random(1, 24 * MIB);
+    // What rsync has left at the far end, where somebody adopts it.
+    let old = far.vault.write("yesterday.img", &data);
+    far.vault.ok(&["adopt", "--name", "web", "--disk", &format!("vda={old}")]);
+    data[5 << 20..6 << 20].copy_from_slice(&random(2, MIB));
+    let disk = far.vault.write("disk.raw", &data);
+    let (up, down) = bytes_of_backup(&far, &far.vault.repo(), &disk);
+    assert!((MIB..MIB + 300_000).contains(&up), "{up} bytes went up");
+    assert!(down < 300_000, "{down} bytes came down");
+    far.vault.assert_restores("web/vda", &data);
+    far.vault.assert_intact();
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What each actor can do next, and what becomes of the world.
 
+use super::sync::sync;
 use super::world::{
     A, Action, Actor, B, Kind, Mutation, Role, SPLICE_B, WHOLE_A, WHOLE_B, World, bits, holds,
 };
@@ -128,7 +129,7 @@ pub fn actions(world: &World, roles: &[Role], mutation: Mutation) -> Vec<Action>
                 };
                 (0..world.points.len()).filter(is_open).for_each(|p| add(Kind::Choose(p as u8)));
             }
-            Role::Resolver => add(Kind::Step),
+            Role::Resolver | Role::Sync(..) => add(Kind::Step),
             Role::Forgetter(point) => {
                 if actor.step > 0 || world.is_visible(*point as usize, Mutation::None) {
                     add(Kind::Step);
@@ -259,6 +260,7 @@ pub fn apply(world: &mut World, roles: &[Role], mutation: Mutation, action: Acti
         }
         Role::Resolver => resolve(world, &mut actor, choice),
         Role::Forgetter(point) => forget(world, &mut actor, point as usize),
+        Role::Sync(needs, from) => sync(world, &mut actor, needs, from, mutation),
     }
     world.actors[number] = actor;
 }

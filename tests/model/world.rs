@@ -61,6 +61,10 @@ pub enum Mutation {
     LooksBeforeNewList,
     /// An owner that comes back waits for the leases it remembers though its old list is gone.
     TrustsOldLeases,
+    /// A sync goes on although there are lists.
+    SyncBesideLists,
+    /// A sync looks for lists before it puts its lease.
+    SyncRefusesFirst,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -112,6 +116,9 @@ pub enum Role {
     Resolver,
     /// Forgets this point.
     Forgetter(u8),
+    /// Brings over a point that names these chunks, from a source that has it in these packs, as a bit
+    /// set.
+    Sync(u8, u8),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

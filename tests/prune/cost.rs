@@ -1,12 +1,17 @@
 //! What a prune reads, and that it does so on the word of an index which it does not believe.
 
 use super::*;
+use diskvault::backup::BackupReport;
 use diskvault::index::ChunkIndex;
 use diskvault::repository::entries::prefix;
 use diskvault::repository::pack_reader::{OpenPack, open_pack};
+use diskvault::storage::memory::MemoryStorage;
+use diskvault::storage::{ObjectEntry, ObjectName};
 use diskvault_format::id::PackId;
 use diskvault_format::pack::PackKind;
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicUsize;
+use support::vault::{PASSWORD, passphrase};
 
 fn packs(vault: &Vault) -> BTreeMap<String, OpenPack> {
     let repository = vault.open("looker").unwrap();
@@ -161,4 +166,95 @@ fn a_wrong_index_costs_nothing_that_is_needed() {
         copy.known.clone_from(&base.known);
         assert_whole(&copy, "stranger", "after a wrong index");
     }
+}
+
+/// A storage at which another host ends a backup whenever more than a few footers are read between the
+/// listing of packs and that of points.
+struct Busy {
+    inner: MemoryStorage,
+    footers: AtomicUsize,
+    backup: Box<dyn Fn() -> BackupReport + Send + Sync>,
+    made: AtomicUsize,
+}
+
+impl Storage for Busy {
+    fn put_new(&self, name: &ObjectName, data: &[u8]) -> Result<()> {
+        self.inner.put_new(name, data)
+    }
+    fn get(&self, name: &ObjectName, bytes_max: u64) -> Result<Vec<u8>> {
+        self.inner.get(name, bytes_max)
+    }
+    fn get_range(&self, name: &ObjectName, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.inner.get_range(name, offset, buffer)
+    }
+    fn get_tail(&self, name: &ObjectName, bytes: usize) -> Result<(Vec<u8>, u64)> {
+        self.footers.fetch_add(1, Ordering::Relaxed);
+        self.inner.get_tail(name, bytes)
+    }
+    fn size(&self, name: &ObjectName) -> Result<Option<u64>> {
+        self.inner.size(name)
+    }
+    fn list(&self, folder: Folder) -> Result<Vec<ObjectEntry>> {
+        match folder {
+            Folder::Packs => self.footers.store(0, Ordering::Relaxed),
+            Folder::Points if self.footers.swap(0, Ordering::Relaxed) > 4 => {
+                (self.backup)();
+                self.made.fetch_add(1, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+        self.inner.list(folder)
+    }
+    fn foreign(&self) -> Result<Vec<String>> {
+        self.inner.foreign()
+    }
+    fn delete(&self, name: &ObjectName) -> Result<()> {
+        self.inner.delete(name)
+    }
+    fn rename(&self, from: &ObjectName, to: &ObjectName) -> Result<()> {
+        self.inner.rename(from, to)
+    }
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+}
+
+#[test]
+fn backups_that_end_all_the_time_keep_no_prune_from_its_end() {
+    let (mut vault, ids) = with_four_days();
+    let pruner = vault.open("host").unwrap();
+    forget_ids(&mut vault, &pruner, &ids[..3]);
+    // The first mark has the host's index, which knows all packs.
+    Locator::open(&pruner, &Silent).unwrap();
+    drop(pruner);
+    assert!(vault.names(Folder::Packs).len() > 8);
+    let mut known = std::mem::take(&mut vault.known);
+    let (vault, number) = (Arc::new(vault), AtomicUsize::new(0));
+    let made = Arc::new(Mutex::new(Vec::new()));
+    let (beside, remembered) = (vault.clone(), made.clone());
+    let backup = move || {
+        let seed = 700 + number.fetch_add(1, Ordering::Relaxed) as u64;
+        let contents = Parts::from([("vda".to_string(), noise(seed, 50_000))]);
+        let repository = beside.open("other").unwrap();
+        let report = beside.try_backup(&repository, "db01", &contents, &Silent).unwrap();
+        remembered.lock().unwrap().push((report.point, contents));
+        report
+    };
+    let busy = Arc::new(Busy {
+        inner: vault.storage.clone(),
+        footers: AtomicUsize::new(0),
+        backup: Box::new(backup),
+        made: AtomicUsize::new(0),
+    });
+    let (secret, environment) = (passphrase(PASSWORD), vault.environment.clone());
+    let repository =
+        Repository::open(busy.clone(), environment, &vault.cache("host"), &secret).unwrap();
+    let report = prune(&vault, &repository, PATIENT).unwrap();
+    assert!(report.deleted_packs > 0, "{report:?}");
+    assert!(busy.made.load(Ordering::Relaxed) > 0, "nobody disturbed it");
+    known.extend(made.lock().unwrap().drain(..));
+    drop((repository, busy));
+    let mut vault = Arc::into_inner(vault).unwrap();
+    vault.known = known;
+    assert_whole(&vault, "stranger", "pruned beside backups");
 }
