@@ -247,7 +247,9 @@ impl Session {
 
     /// Tells the owner of this end of what was refused or makes no sense.
     fn noticed(&self, error: Error) -> Error {
-        if crate::storage::is_refused(&error) || error.kind() == ErrorKind::Usage {
+        // Names are random or hashes: who meets one that is taken wants to replace it.
+        let is_odd = matches!(error.kind(), ErrorKind::Usage | ErrorKind::AlreadyExists);
+        if is_odd || crate::storage::is_refused(&error) {
             (self.notice)(&error.full_text());
         }
         error
@@ -273,7 +275,7 @@ impl Session {
                             }
                             Answer::Done(None)
                         }
-                        Err(error) => Answer::Failed(error),
+                        Err(error) => Answer::Failed(self.noticed(error)),
                     };
                     self.answer(id, &answer);
                 }
