@@ -1,110 +1,33 @@
 #!/usr/bin/env python3
 """Restores one disk or stream from a diskvault repository directory: a second reader, written from ../spec only.
-Numbers such as P-7 are the rules of those pages. It never writes into the repository."""
-import argparse, collections, contextlib, functools, hmac, os, re, stat, struct, sys  # noqa: E401
-import blake3, nacl.bindings, nacl.exceptions, zstandard  # noqa: E401
+Numbers such as P-7 are the rules of those pages. It never writes into the repository. Page 21 is in writers.py; what
+both files need is in basics.py."""
+import argparse, collections, contextlib, functools, os, re, stat, struct, sys  # noqa: E401
+import blake3, zstandard  # noqa: E401
 from argon2.low_level import Type, hash_secret_raw
+sys.dont_write_bytecode = True                      # beside this file either
+import writers  # noqa: E402
+from basics import (DAMAGE, FORMAT_VERSION, SEALED_BYTES_MAX, Record, Refused, about, ascending, attempt, chacha, check,
+                    derive_key, digest, first_damage, is_name, keyed_hash, need, same, unseal, warn, xchacha)
 
 # ------------------------------------------------------------------------------- constants (pages 00, 10, 20)
-FORMAT_VERSION, KIB, MIB, DISK_BYTES_MAX = 1, 1 << 10, 1 << 20, 1 << 60
-CHUNK_BYTES_MIN, CHUNK_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENT_ENTRIES_MAX, SEALED_BYTES_LONG = 4 * KIB, 4 * MIB, 4 * MIB, 4096, 4210712
+KIB, MIB, DISK_BYTES_MAX = 1 << 10, 1 << 20, 1 << 60
+CHUNK_BYTES_MIN, CHUNK_BYTES_MAX, SEGMENT_BYTES_MAX = 4 * KIB, 4 * MIB, 4 * MIB
+SEGMENT_ENTRIES_MAX, SEALED_BYTES_LONG = 4096, 4210712
 PACK_BYTES_MAX, PACK_SEGMENTS_MAX, PACK_PADDING_BYTES, SEGMENT_ALIGNMENT_BYTES = 1 << 30, 1 << 18, 64 * KIB, 64
-SEALED_BYTES_MAX, CONFIG_BYTES_MAX, KEY_SLOT_BYTES_MAX, KEY_SLOTS_MAX = 16 * MIB, 8 * KIB, 4 * KIB, 64
+CONFIG_BYTES_MAX, KEY_SLOT_BYTES_MAX, KEY_SLOTS_MAX = 8 * KIB, 4 * KIB, 64
 LEAF_SLOTS, INNER_SLOTS, STREAM_DEPTH_MAX, STREAM_PAGE_ENTRIES_MAX, SPLICE_PIECES_MAX = 64, 128, 20, 128, 16
-PARTS_MAX, NAME_BYTES_MAX, TEXT_BYTES_MAX, FIELDS_MAX, BAD_EXTENTS_MAX, PREVIOUS_MAX = 1024, 255, 4096, 256, 65536, 64
+PARTS_MAX, TEXT_BYTES_MAX, FIELDS_MAX, BAD_EXTENTS_MAX, PREVIOUS_MAX = 1024, 4096, 256, 65536, 64
 KDF_MEMORY_KIB_MIN, KDF_MEMORY_KIB_MAX, KDF_PASSES_MAX, KDF_LANES_MAX = 8192, 1048576, 16, 8
 KDF_COST_KIB_MAX, KDF_TOTAL_COST_KIB_MAX = 4194304, 33554432
-TAG_BYTES, HEAD_BYTES, TAIL_READ_BYTES, CACHED_SEGMENTS = 16, 192, 128 * KIB, 16
+HEAD_BYTES, TAIL_READ_BYTES, CACHED_SEGMENTS = 192, 128 * KIB, 16
 NO_LINKS = os.O_NOFOLLOW | os.O_NONBLOCK            # a pipe or device must not hang either
 # In footers: id, bytes, entry kind (segments lack the id); slot, value. In splices: chunk id, offset, bytes (32)
 ENTRY, ANCHOR, PIECE = map(struct.Struct, ("<32s3sB", "<IQ", "<32sII"))
 CHUNK, PAGE, SPLICE, GRID, CONTENT = 1, 2, 3, 1, 2  # entry kinds (32); chunking kinds (36)
-CONFIG_NAME, POINT_NAME, PACK_FOLDER, PACK_NAME, CONTROL = map(re.compile, (
-    "[0-9a-f]{8}-[0-9a-f]{32}", r"[0-9a-f]{64}(\.ok)?", "[0-9a-f]{2}", "[0-9a-f]{64}", "[\0-\x1f\x7f-\x9f]"))
-
-class Refused(Exception):
-    """An object that is not used (00, Words): its name, the rule, and whatever else there is to say."""
-    def __init__(self, rule, text=None, subject=None):
-        self.rule, self.text, self.subject = rule, text, subject
-    def __str__(self): return ": ".join(filter(None, (self.subject, self.rule and f"refused by {self.rule}", self.text)))
-
-def check(*rules):
-    """Pairs of a rule and what must hold; a rule that ends in ! tells of a newer format instead of damage."""
-    for rule, holds in zip(rules[::2], rules[1::2]):
-        if not holds: raise Refused(rule.rstrip("!"), "a newer format" if rule.endswith("!") else None)
-def need(condition, text):
-    if not condition: raise Refused(None, text)
-def warn(text): print(f"restore.py: warning: {text}", file=sys.stderr)
-def ascending(items): return all(a < b for a, b in zip(items, items[1:]))
+CONFIG_NAME, POINT_NAME, PACK_FOLDER, PACK_NAME = map(re.compile, (
+    "[0-9a-f]{8}-[0-9a-f]{32}", r"[0-9a-f]{64}(\.ok)?", "[0-9a-f]{2}", "[0-9a-f]{64}"))
 def is_grid(size): return CHUNK_BYTES_MIN <= size <= CHUNK_BYTES_MAX and size & (size - 1) == 0
-
-@contextlib.contextmanager
-def about(subject, unless=None, rule=None):
-    """Names the object of refusals that do not have one yet; an exception of a library is a refusal by the rule."""
-    try: yield
-    except Refused as refusal:
-        refusal.subject = refusal.subject or subject
-        raise
-    except unless or (): raise Refused(rule, subject=subject) from None
-
-DAMAGE = {}                                         # refusals after which the reader went on, by name
-def first_damage(before, folder=""):
-    return next((f"{before}{refusal}" for name, refusal in DAMAGE.items() if name.startswith(folder)), "")
-def attempt(name, function, *arguments):
-    """What the function returns; none if the object is refused. A newer config ends all (50, open)."""
-    try:
-        with about(name): return function(*arguments)
-    except Refused as refusal:
-        if refusal.rule in ("C-3", "C-4"): raise
-        if str(refusal) != str(DAMAGE.get(name)): warn(refusal)
-        DAMAGE[name] = refusal
-
-# ----------------------------------------------------------------------------------------- records decoder (00)
-class Record:
-    """Each value has exactly one encoding, so R-3 is checked on the way."""
-    def __init__(self, data):
-        check("R-1", len(data) <= SEALED_BYTES_MAX)
-        self.data, self.at = data, 0
-    def take(self, count):
-        check("R-2", count <= len(self.data) - self.at)
-        self.at += count
-        return self.data[self.at - count:self.at]
-    def varint(self, bits):
-        first = self.u8()
-        if first <= 250: return first
-        size, least = {0xFB: (2, 251), 0xFC: (4, 1 << 16), 0xFD: (8, 1 << 32)}.get(first, (99, 0))
-        check("R-2", size * 8 <= bits)
-        value = int.from_bytes(self.take(size), "little")
-        check("R-3", value >= least)
-        return value
-    def u8(self): return self.take(1)[0]
-    def u16(self): return self.varint(16)
-    def u32(self): return self.varint(32)
-    def u64(self): return self.varint(64)
-    def id32(self): return self.take(32)
-    def bytes(self): return self.take(self.u64())
-    def i64(self): return (lambda value: value >> 1 ^ -(value & 1))(self.u64())         # zigzag
-    def text(self):
-        with about(None, UnicodeDecodeError, "R-2"): return self.bytes().decode("utf-8")
-    def list(self, item, most=SEALED_BYTES_MAX):
-        count = self.u64()
-        check("R-2", count <= len(self.data) - self.at, "F-1", count <= most)
-        return [item() for _ in range(count)]
-    def optional(self, item):
-        check("R-2", self.data[self.at:self.at + 1] in (b"\0", b"\1"))
-        return item() if self.u8() else None
-    def end(self): check("R-3", self.at == len(self.data))
-
-# ------------------------------------------------------------------------------------------------- crypto (20)
-xchacha = nacl.bindings.crypto_aead_xchacha20poly1305_ietf_decrypt
-chacha = nacl.bindings.crypto_aead_chacha20poly1305_ietf_decrypt
-same = hmac.compare_digest
-def digest(data): return blake3.blake3(data).digest()
-def keyed_hash(key, data): return blake3.blake3(data, key=key).digest()
-def derive_key(use, material): return blake3.blake3(material, derive_key_context="diskvault v1 " + use).digest()
-def unseal(rule, algorithm, sealed, additional_data, nonce, key):
-    check(rule, len(sealed) >= TAG_BYTES)
-    with about(None, nacl.exceptions.CryptoError, rule): return algorithm(sealed, additional_data, nonce, key)
 
 # ----------------------------------------------------------------------------------------------------- objects
 class Repository:
@@ -113,7 +36,7 @@ class Repository:
     def set_keys(self, master, repository_id):
         self.id = repository_id
         self.key = {use: derive_key(use, master + repository_id) for use in
-                    ("chunk id", "page id", "map root", "pack wrap", "manifest", "config")}
+                    ("chunk id", "page id", "map root", "pack wrap", "manifest", "config", "writer list", "opening")}
     def additional(self, version, kind, rest): return b"dvAD" + version + bytes([kind, 0]) + self.id + rest
     def list(self, folder, pattern, folders=False):
         path = os.path.join(self.root, folder)
@@ -142,6 +65,7 @@ def read_config(repository, name):
     check("C-1", len(data) >= 72)
     magic, version, zero, generation, features, *sizes, n = struct.unpack_from("<8sHHI32xQIIII", data)
     check("C-2", magic == b"DVCONFIG", "C-3!", version <= FORMAT_VERSION, "C-3", version > 0)
+    features &= ~writers.FEATURE
     if features: raise Refused("C-4", f"a newer format, feature bits {[b for b in range(64) if features >> b & 1]}")
     check("C-2", zero == 0, "C-6", 1 <= n <= KEY_SLOTS_MAX, "C-1", len(data) == 104 + 32 * n, "C-5", is_grid(sizes[0]),
           "C-5", 1 <= sizes[1] <= SEGMENT_BYTES_MAX and 1 <= sizes[2] <= PACK_BYTES_MAX // 2)
@@ -169,10 +93,13 @@ def try_slot(repository, data, secret):
     if not same(derive_key("slot commitment", output), data[72:104]): return None
     record = Record(unseal("K-7", xchacha, data[132:132 + n], repository.additional(data[8:10], 2, data[:104]),
                            data[104:128], derive_key("slot key", output)))
-    keys = [key for *use, key in record.list(lambda: (record.u8(), record.u32(), record.id32())) if use == [1, 0]]
+    entries = record.list(lambda: (record.u8(), record.u32(), record.id32()))
+    keys = {purpose: key for purpose, epoch, key in reversed(entries) if epoch == 0}
+    check("K-8", 1 in keys or keys.keys() >= writers.PURPOSES)
+    if 1 not in keys: record.list(record.text)                      # the series that it may write to (21)
     record.end()
-    check("K-8", keys)
-    return keys[0]
+    need(1 in keys, "the secret of a write-only key, with which nothing can be restored")
+    return keys[1]
 
 def open_repository(repository, secret):
     """Page 50, open: takes the keys by the newest config that authenticates."""
@@ -185,7 +112,9 @@ def open_repository(repository, secret):
         need(master, "wrong secret" + first_damage(", or "))
         repository.set_keys(master, data[16:32])
         clear = repository.additional(data[8:10], 1, name.split("/")[1].encode() + data[:-32])
-        if same(keyed_hash(repository.key["config"], clear), data[-32:]): return
+        if same(keyed_hash(repository.key["config"], clear), data[-32:]):
+            repository.writers = writers.read_all(repository)
+            return
         attempt(name, check, "C-7", False)
     need(False, "no config that can be used" + first_damage(": "))
 
@@ -193,13 +122,12 @@ def open_repository(repository, secret):
 Chunking = collections.namedtuple("Chunking", "kind first second third")
 Content = collections.namedtuple("Content", "size chunking root top")       # of a disk, stream or allocation list
 Part = collections.namedtuple("Part", "name content digest bad_extents")
-Point = collections.namedtuple("Point", "id series time sequence previous republishes parts")
+Point = collections.namedtuple("Point", "id series time writer sequence previous republishes parts")
 class Manifest(Record):
     """The record of a point, with F-1 to F-8 and F-10."""
     def name(self, forbidden):
         value = self.text()
-        check("F-2", 1 <= len(value.encode()) <= NAME_BYTES_MAX and value not in (".", "..") and
-              not CONTROL.search(value) and not set(value) & set(forbidden))
+        check("F-2", is_name(value, forbidden))
         return value
     def chunking(self, *kinds):
         value = kind, first, second, third = Chunking(self.u8(), self.u32(), self.u32(), self.u32())
@@ -236,24 +164,22 @@ class Manifest(Record):
     def point(self, point_id):
         self.take(32)                                               # backup id, lease
         series, time = self.name("/@~:"), self.i64()
-        self.i64(), self.u64(), self.short_text(), self.take(16), self.short_text()
-        sequence, previous = self.u64(), self.list(self.id32, PREVIOUS_MAX)
+        self.i64(), self.u64(), self.short_text()
+        writer, _, sequence, previous = self.take(16), self.short_text(), self.u64(), self.list(self.id32, PREVIOUS_MAX)
         check("F-5!", sequence > 0, "F-6", ascending(previous))
         republishes = self.optional(self.id32)
         self.list(lambda: (self.short_text(), self.short_text()), FIELDS_MAX)
         parts = self.list(self.disk, PARTS_MAX) + self.list(self.stream, PARTS_MAX)
         check("F-2", len({part.name for part in parts}) == len(parts), "F-5!", self.u8() == 0)     # signature kind
         self.list(self.extension, FIELDS_MAX), self.end()
-        return Point(point_id, series, time, sequence, previous, republishes, parts)
+        return Point(point_id, series, time, writer, sequence, previous, republishes, parts)
 
 def read_point(repository, point_id):
-    """Page 20, Small objects, for a manifest."""
-    data = repository.read("points/" + point_id, SEALED_BYTES_MAX, "O-1")
-    check("N-3", digest(data).hex() == point_id, "O-1", len(data) >= 40, "O-2", data[:8] == b"DVSEALED")
-    version, kind, algorithm, epoch, nonce = struct.unpack_from("<8xHBBI24s", data)
-    check("O-3", kind == 7, "O-4!", 0 < version <= FORMAT_VERSION and algorithm == 1 and epoch == 0)
-    clear = repository.additional(data[8:10], 7, data[:16])
-    return Manifest(unseal("O-5", xchacha, data[40:], clear, nonce, repository.key["manifest"])).point(point_id)
+    record, writer = writers.open_small(repository, "points/" + point_id, writers.MANIFEST, "manifest")
+    point = Manifest(record).point(point_id)
+    check("F-12", not writer or writer.id == point.writer and writer.may_write_to(point.series),
+          "F-12", not writer or point.republishes is None and point.sequence < 1 << 63)
+    return point
 
 def find_point(repository, series, prefix):
     """Page 50, list points; 36, order of a series. A refused manifest that no point follows may be the newest."""
@@ -262,8 +188,10 @@ def find_point(repository, series, prefix):
     points = [point for point in visible.values() if point]
     followed = {previous.hex() for point in points for previous in point.previous}
     for leaf, point in visible.items():
+        refusal = DAMAGE.get("points/" + leaf)
+        if refusal and (refusal.rule == "F-12" or refusal.text == writers.RETIRED): continue        # nobody's point
         need(point or (not leaf.startswith(prefix) if prefix else leaf in followed),
-             f"{DAMAGE.get('points/' + leaf)}; perhaps the newest point, choose one with --point")
+             f"{refusal}; perhaps the newest point, choose one with --point")
     points = [point for point in points if point.series == series]
     if prefix: points = ([point for point in points if point.id.startswith(prefix)] or
                          [point for point in points if (point.republishes or b"").hex().startswith(prefix)])
@@ -294,7 +222,9 @@ class Pack:
         if other not in (None, wrap): warn(f"{name}: P-13: the wraps of header and trailer differ, one of them opens")
         start = at - size + len(tail)
         sealed = tail[start:start + count] if start >= 0 else repository.part(name, at, count)[1]
-        self.segments = list(self.footer(self.open("P-8", 6, 0xFFFFFFFF, at, sealed), at))
+        footer = self.open("P-8", 6, 0xFFFFFFFF, at, sealed)
+        if self.signed: footer = repository.writers.open("P-15", self.clear(6, at) + self.signed, footer)[1]
+        self.segments = list(self.footer(footer, at))
     def header_wrap(self, trailer):
         """The way from the tail needs the header only if the trailer's wrap is refused; else it is told, no more."""
         header = self.repository.part(self.name, 0, HEAD_BYTES)[1]
@@ -307,14 +237,17 @@ class Pack:
         check("P-2", fits, "P-3!", 0 < int.from_bytes(version, "little") <= FORMAT_VERSION, "P-2", not any(zeros),
               "P-3", kind in (b"\1", b"\2"), "P-7", repository_id == self.repository.id)
     def unwrap(self, wrap):
-        check("P-5!", wrap[:2] != b"\1\1", "P-5", wrap[0] == 1 and not any(wrap[1:24]))
-        clear = self.repository.additional(self.version, 4, self.kind + wrap[:56])
-        key = unseal("P-6", xchacha, wrap[80:], clear, wrap[56:80], self.repository.key["pack wrap"])
-        check("P-6", same(derive_key("pack commitment", key), wrap[24:56]))
+        at, algorithm, use = (48, writers.hpke, "opening") if wrap[1] == 1 else (56, xchacha, "pack wrap")
+        check("P-5!", wrap[1] <= 1, "P-5", wrap[0] == 1 and not any(wrap[2:at - 32]))
+        clear = self.repository.additional(self.version, 4, self.kind + wrap[:at])
+        key = unseal("P-6", algorithm, wrap[80:], clear, wrap[at:80], self.repository.key[use])
+        check("P-6", same(derive_key("pack commitment", key), wrap[at - 32:at]))
+        self.signed = wrap[at - 32:at] if wrap[1] == 1 else None
         return key
+    def clear(self, kind, place):
+        return self.repository.additional(self.version, kind, self.kind + struct.pack("<I", place))
     def open(self, rule, kind, ordinal, place, sealed):
-        clear = self.repository.additional(self.version, kind, self.kind + struct.pack("<I", place))
-        return unseal(rule, chacha, sealed, clear, struct.pack("<IQ", ordinal, 0), self.key)
+        return unseal(rule, chacha, sealed, self.clear(kind, place), struct.pack("<IQ", ordinal, 0), self.key)
     def footer(self, data, limit):
         count = int.from_bytes(data[:4], "little")
         check("P-10", len(data) >= 4 and 1 <= count <= PACK_SEGMENTS_MAX)

@@ -33,6 +33,8 @@ use crate::limits::{
 const MAGIC: &[u8; 8] = b"DVCONFIG";
 /// The bits of the ignorable features that tell the amount of parity.
 const PARITY_BITS: u64 = 0x3ff;
+/// The read feature of repositories that know writers which may not read (spec/21-writers.md).
+const WRITERS_BIT: u64 = 1;
 
 /// The configuration of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,12 +82,20 @@ impl Config {
         for slot in &self.key_slots {
             bytes.extend_from_slice(&slot.0);
         }
+        // Who may only write makes no config: without an authenticator it is one of nobody.
         let check = self.authenticator(version, keys, name, &bytes);
-        bytes.extend_from_slice(check.as_bytes());
+        bytes.extend_from_slice(check.map_or([0; 32], Into::into).as_slice());
         bytes
     }
 
-    fn authenticator(&self, version: u16, keys: &Keys, name: &str, body: &[u8]) -> blake3::Hash {
+    /// Nothing for keys that cannot tell.
+    fn authenticator(
+        &self,
+        version: u16,
+        keys: &Keys,
+        name: &str,
+        body: &[u8],
+    ) -> Option<blake3::Hash> {
         let more = [name.as_bytes(), body];
         keys.config_hash(&additional_data(version, ObjectKind::Config, self.repository, &more))
     }
@@ -120,8 +130,8 @@ impl Config {
         if config.generation == 0 {
             return Err(malformed("C-8", "has generation 0"));
         }
-        if config.features_read != 0 {
-            let bits = config.features_read;
+        if config.features_read & !WRITERS_BIT != 0 {
+            let bits = config.features_read & !WRITERS_BIT;
             return Err(newer("C-4", format!("needs unknown features (mask {bits:#x})")));
         }
         config.validate_sizes()?;
@@ -163,7 +173,8 @@ impl Config {
         Ok(())
     }
 
-    /// Authenticates the bytes this config was decoded from.
+    /// Authenticates the bytes this config was decoded from. A key that may only write cannot tell,
+    /// and takes sizes and features on trust: they are bounded, and decide how it writes, not what.
     ///
     /// # Errors
     /// C-7 if they were changed, made for another name or another repository.
@@ -173,10 +184,12 @@ impl Config {
         };
         let mut cursor = Cursor::new(body, "C-1");
         cursor.bytes(MAGIC.len())?;
-        if self.authenticator(cursor.u16()?, keys, name, body) != *check {
-            return Err(unauthentic("C-7", "authentication failed"));
+        match self.authenticator(cursor.u16()?, keys, name, body) {
+            Some(expected) if expected != *check => {
+                Err(unauthentic("C-7", "authentication failed"))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// How much parity packs get, in thousandths of their bytes, 0 to 500; 0 is none. What is
@@ -197,6 +210,17 @@ impl Config {
         }
         self.features_ignorable = self.features_ignorable & !PARITY_BITS | u64::from(amount);
         Ok(())
+    }
+
+    /// True if there are or were writers that may not read.
+    pub fn has_writers(&self) -> bool {
+        self.features_read & WRITERS_BIT != 0
+    }
+
+    /// Says that there are writers that may not read. No program that does not know of them opens
+    /// the repository from then on.
+    pub fn set_has_writers(&mut self) {
+        self.features_read |= WRITERS_BIT;
     }
 
     /// The features that forbid this program to write, as a mask; zero if it may.

@@ -4,10 +4,13 @@
 //! taken for another; additional data binds the object's own version, its kind and the
 //! repository; secrets are wiped when they are dropped.
 
+use crate::asymmetric;
 use crate::error::{Result, unauthentic};
-use crate::id::{ChunkId, PageId, RepositoryId};
+use crate::id::{ChunkId, KeySlotId, PageId, RepositoryId, WriterId};
+use crate::writers::{self, WriterRecord, WriterSecrets, Writers};
 use chacha20poly1305::aead::{AeadInOut, KeyInit};
 use chacha20poly1305::{ChaCha20Poly1305, XChaCha20Poly1305, XNonce};
+use std::sync::Arc;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// Bytes of a Poly1305 tag.
@@ -41,6 +44,8 @@ pub enum ObjectKind {
     Note = 11,
     /// A list of chunks known to be lost.
     Lost = 12,
+    /// A writer whose signature counts.
+    Writer = 13,
 }
 
 /// The additional data every object starts with: 24 bytes, then what the object adds. `version` is
@@ -117,9 +122,21 @@ pub mod context {
     pub const SLOT_COMMITMENT: &str = "diskvault v1 slot commitment";
     /// The key of a delta, from the output of Argon2id.
     pub const DELTA_KEY: &str = "diskvault v1 delta key";
+    /// The repository's X25519 private key.
+    pub const OPENING: &str = "diskvault v1 opening";
+    /// Records of writers.
+    pub const WRITER_LIST: &str = "diskvault v1 writer list";
+    /// The id of a writer, from its public key.
+    pub const WRITER_ID: &str = "diskvault v1 writer id";
+    /// What a writer signs.
+    pub const WRITER_SIGNATURE: &str = "diskvault v1 writer signature";
+    /// The info string of what is sealed to the repository's public key.
+    pub const SEALED_TO_PUBLIC_KEY: &str = "diskvault v1 sealed to public key";
+    /// What a writer that cannot read keeps for itself, from the seed of its signing key.
+    pub const OWN_COPIES: &str = "diskvault v1 own copies";
 }
 
-/// The subkeys of a full key set.
+/// The subkeys of a key holder: of one who may do everything, or of one who may only write.
 #[derive(Clone)]
 pub struct Keys {
     repository: RepositoryId,
@@ -127,18 +144,46 @@ pub struct Keys {
     page_id: Secret,
     map_root: Secret,
     gear: Secret,
+    protocol: Secret,
+    rights: Rights,
+    writers: Arc<Writers>,
+}
+
+#[derive(Clone)]
+enum Rights {
+    Full(Box<FullKeys>),
+    WriteOnly(Box<WriteOnlyKeys>),
+}
+
+/// What only who may read and delete has.
+#[derive(Clone)]
+struct FullKeys {
     pack_wrap: Secret,
     manifest: Secret,
     note: Secret,
     lost: Secret,
-    protocol: Secret,
     config: Secret,
     key_label: Secret,
+    writer_list: Secret,
+    opening: Secret,
+}
+
+/// What only a writer has that may not read.
+#[derive(Clone)]
+pub(crate) struct WriteOnlyKeys {
+    /// The repository's public key.
+    pub(crate) public_key: [u8; 32],
+    /// The writer.
+    pub(crate) writer: WriterId,
+    /// Its signing seed.
+    pub(crate) signing: Secret,
+    /// Seals what it keeps for itself of what it writes.
+    pub(crate) own_copies: Secret,
 }
 
 impl Keys {
     /// Derives all subkeys: BLAKE3 derive_key with the purpose's context over
-    /// master key ‖ repository id.
+    /// master key ‖ repository id. No writers are known yet.
     pub fn derive(master: &Secret, repository: RepositoryId) -> Keys {
         let mut material = Zeroizing::new([0_u8; 48]);
         material[..32].copy_from_slice(master.expose());
@@ -150,13 +195,94 @@ impl Keys {
             page_id: subkey(context::PAGE_ID),
             map_root: subkey(context::MAP_ROOT),
             gear: subkey(context::GEAR),
-            pack_wrap: subkey(context::PACK_WRAP),
-            manifest: subkey(context::MANIFEST),
-            note: subkey(context::NOTE),
-            lost: subkey(context::LOST),
             protocol: subkey(context::PROTOCOL),
-            config: subkey(context::CONFIG),
-            key_label: subkey(context::KEY_LABEL),
+            rights: Rights::Full(Box::new(FullKeys {
+                pack_wrap: subkey(context::PACK_WRAP),
+                manifest: subkey(context::MANIFEST),
+                note: subkey(context::NOTE),
+                lost: subkey(context::LOST),
+                config: subkey(context::CONFIG),
+                key_label: subkey(context::KEY_LABEL),
+                writer_list: subkey(context::WRITER_LIST),
+                opening: subkey(context::OPENING),
+            })),
+            writers: Arc::default(),
+        }
+    }
+
+    /// The keys of a writer that may not read. It knows no writer but itself.
+    pub fn write_only(secrets: &WriterSecrets, repository: RepositoryId) -> Keys {
+        let signing = &secrets.signing;
+        let verifying_key = asymmetric::verifying_key(signing);
+        let own_copies = Secret(blake3::derive_key(context::OWN_COPIES, signing.expose()));
+        let itself = WriterRecord {
+            verifying_key,
+            slot: KeySlotId([0; 32]),
+            name: String::new(),
+            series: secrets.series.clone(),
+            time_unix_ns: 0,
+            retired: None,
+        };
+        Keys {
+            repository,
+            chunk_id: secrets.chunk_id.clone(),
+            page_id: secrets.page_id.clone(),
+            map_root: secrets.map_root.clone(),
+            gear: secrets.gear.clone(),
+            protocol: secrets.protocol.clone(),
+            rights: Rights::WriteOnly(Box::new(WriteOnlyKeys {
+                public_key: *secrets.public_key.expose(),
+                writer: writers::writer_id(&verifying_key),
+                signing: signing.clone(),
+                own_copies,
+            })),
+            writers: Arc::new(Writers::new([itself])),
+        }
+    }
+
+    /// What a slot holds for a writer that may not read, signs with `signing` and may write to
+    /// `series`; nothing for who may not read itself.
+    pub fn for_writer(&self, signing: Secret, series: Vec<String>) -> Option<WriterSecrets> {
+        let Rights::Full(full) = &self.rights else { return None };
+        Some(WriterSecrets {
+            chunk_id: self.chunk_id.clone(),
+            page_id: self.page_id.clone(),
+            map_root: self.map_root.clone(),
+            gear: self.gear.clone(),
+            protocol: self.protocol.clone(),
+            public_key: Secret(asymmetric::public_key(&full.opening)),
+            signing,
+            series,
+        })
+    }
+
+    /// The same keys, with writers whose signatures count.
+    #[must_use]
+    pub fn with_writers(self, writers: Writers) -> Keys {
+        Keys { writers: Arc::new(writers), ..self }
+    }
+
+    /// The writers whose signatures count.
+    pub fn writers(&self) -> &Writers {
+        &self.writers
+    }
+
+    /// The writer that may do nothing but write, if these are keys of such a one.
+    pub fn write_only_writer(&self) -> Option<WriterId> {
+        self.as_write_only().map(|keys| keys.writer)
+    }
+
+    pub(crate) fn as_write_only(&self) -> Option<&WriteOnlyKeys> {
+        match &self.rights {
+            Rights::Full(_) => None,
+            Rights::WriteOnly(keys) => Some(keys),
+        }
+    }
+
+    fn as_full(&self) -> Option<&FullKeys> {
+        match &self.rights {
+            Rights::Full(keys) => Some(keys),
+            Rights::WriteOnly(_) => None,
         }
     }
 
@@ -180,9 +306,9 @@ impl Keys {
         *blake3::keyed_hash(self.map_root.expose(), input).as_bytes()
     }
 
-    /// The authenticator of a config.
-    pub(crate) fn config_hash(&self, input: &[u8]) -> blake3::Hash {
-        blake3::keyed_hash(self.config.expose(), input)
+    /// The authenticator of a config; nothing for who cannot tell.
+    pub(crate) fn config_hash(&self, input: &[u8]) -> Option<blake3::Hash> {
+        Some(blake3::keyed_hash(self.as_full()?.config.expose(), input))
     }
 
     /// The key of the gear table for content-defined cuts.
@@ -190,23 +316,32 @@ impl Keys {
         self.gear.expose()
     }
 
-    pub(crate) fn pack_wrap(&self) -> &Secret {
-        &self.pack_wrap
+    /// The subkey that wraps pack keys, for who may read.
+    pub(crate) fn pack_wrap(&self) -> Option<&Secret> {
+        self.as_full().map(|keys| &keys.pack_wrap)
     }
 
-    pub(crate) fn key_label(&self) -> &Secret {
-        &self.key_label
+    /// The private key of what is sealed to the repository, for who may read.
+    pub(crate) fn opening(&self) -> Option<&Secret> {
+        self.as_full().map(|keys| &keys.opening)
     }
 
-    /// The subkey that seals small objects of `kind`; packs and configs have none.
+    pub(crate) fn key_label(&self) -> Option<&Secret> {
+        self.as_full().map(|keys| &keys.key_label)
+    }
+
+    /// The subkey that seals small objects of `kind`; packs and configs have none. Of a writer that
+    /// may not read, manifests have that of its own copies.
     pub(crate) fn sealing(&self, kind: ObjectKind) -> Option<&Secret> {
-        match kind {
-            ObjectKind::Manifest => Some(&self.manifest),
-            ObjectKind::Note => Some(&self.note),
-            ObjectKind::Lost => Some(&self.lost),
-            ObjectKind::Lease | ObjectKind::Heartbeat | ObjectKind::Condemned => {
-                Some(&self.protocol)
-            }
+        if matches!(kind, ObjectKind::Lease | ObjectKind::Heartbeat | ObjectKind::Condemned) {
+            return Some(&self.protocol);
+        }
+        match (&self.rights, kind) {
+            (Rights::Full(keys), ObjectKind::Manifest) => Some(&keys.manifest),
+            (Rights::Full(keys), ObjectKind::Note) => Some(&keys.note),
+            (Rights::Full(keys), ObjectKind::Lost) => Some(&keys.lost),
+            (Rights::Full(keys), ObjectKind::Writer) => Some(&keys.writer_list),
+            (Rights::WriteOnly(keys), ObjectKind::Manifest) => Some(&keys.own_copies),
             _ => None,
         }
     }

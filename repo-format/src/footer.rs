@@ -13,6 +13,7 @@
 
 use crate::cursor::Cursor;
 use crate::error::{Result, limit, malformed};
+use crate::id::WriterId;
 use crate::limits::{PACK_SEGMENTS_MAX, SEGMENT_ALIGNMENT_BYTES, SEGMENT_ENTRIES_MAX};
 use crate::segment::{
     Anchor, Entry, EntryShape, FRAME_BYTES, SEALED_SEGMENT_BYTES_MAX, SEALED_SEGMENT_BYTES_MIN,
@@ -74,6 +75,8 @@ impl FooterSegment {
 pub struct Footer {
     /// The segments, by ordinal.
     pub segments: Vec<FooterSegment>,
+    /// The writer that signed it, if that is one that may not read (spec/21-writers.md).
+    pub signer: Option<WriterId>,
 }
 
 impl Footer {
@@ -164,6 +167,6 @@ impl Footer {
             segments.push(FooterSegment { offset, sealed_bytes, entries, anchors });
         }
         cursor.finish()?;
-        Ok(Footer { segments })
+        Ok(Footer { segments, signer: None })
     }
 }

@@ -24,13 +24,14 @@
 
 use crate::crypto::{Keys, ObjectKind, Secret, additional_data, context, open_x, seal_x};
 use crate::cursor::Cursor;
-use crate::error::{Result, check_version, limit, malformed, newer, unauthentic};
+use crate::error::{FormatError, Result, check_version, limit, malformed, newer, unauthentic};
 use crate::id::{KeySlotId, RepositoryId};
 use crate::limits::{
     FORMAT_VERSION, KDF_COST_KIB_MAX, KDF_LANES_MAX, KDF_MEMORY_KIB_MAX, KDF_MEMORY_KIB_MIN,
     KDF_PASSES_MAX, KDF_TOTAL_COST_KIB_MAX, KEY_SLOT_BYTES_MAX, NAME_BYTES_MAX,
 };
 use crate::record;
+use crate::writers::WriterSecrets;
 use argon2::{Algorithm, Argon2, Params, Version};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
@@ -38,8 +39,104 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 const MAGIC: &[u8; 8] = b"DVKEYSLT";
 const CLEAR_BYTES: usize = 104;
 
-/// Purpose number of a full key set, the only one in use; others are reserved (spec/20-crypto.md).
+/// Purpose number of a full key set (spec/20-crypto.md).
 pub const PURPOSE_FULL: u8 = 1;
+/// Purpose numbers of what a writer has that may not read, in the order of [`WriterSecrets`].
+const PURPOSES_OF_WRITER: [u8; 7] = [2, 3, 4, 5, 6, 7, 8];
+
+/// What a slot opens.
+#[derive(Clone, Debug)]
+pub enum SlotKeys {
+    /// The master key, from which all subkeys are derived.
+    Full(Secret),
+    /// What a writer needs that may not read.
+    WriteOnly(Box<WriterSecrets>),
+}
+
+impl SlotKeys {
+    /// The subkeys, of the repository of the slot.
+    pub fn keys(&self, repository: RepositoryId) -> Keys {
+        match self {
+            SlotKeys::Full(master) => Keys::derive(master, repository),
+            SlotKeys::WriteOnly(secrets) => Keys::write_only(secrets, repository),
+        }
+    }
+
+    /// True if both open the same.
+    pub fn is_same(&self, other: &SlotKeys) -> bool {
+        let hash = |keys: &SlotKeys| {
+            let mut hasher = blake3::Hasher::new();
+            for entry in keys.entries() {
+                hasher.update(&[entry.purpose]).update(&entry.key);
+            }
+            hasher.finalize()
+        };
+        // Hashes compare in constant time.
+        hash(self) == hash(other)
+    }
+
+    fn entries(&self) -> Vec<KeyEntry> {
+        let entry = |purpose, key: &Secret| KeyEntry { purpose, epoch: 0, key: *key.expose() };
+        match self {
+            SlotKeys::Full(master) => vec![entry(PURPOSE_FULL, master)],
+            SlotKeys::WriteOnly(own) => {
+                let keys = [
+                    &own.chunk_id,
+                    &own.page_id,
+                    &own.map_root,
+                    &own.gear,
+                    &own.protocol,
+                    &own.public_key,
+                    &own.signing,
+                ];
+                PURPOSES_OF_WRITER.into_iter().zip(keys).map(|(n, key)| entry(n, key)).collect()
+            }
+        }
+    }
+
+    /// A full key set if there is one, else all that a writer needs. Behind the keys of a writer, and
+    /// no others, stand the series that it may write to.
+    fn decode(plaintext: &[u8]) -> Result<SlotKeys> {
+        let (entries, series) = match record::decode::<Vec<KeyEntry>>(plaintext) {
+            Ok(entries) => (entries, None),
+            Err(refused) => {
+                let Ok((entries, series)) = record::decode::<(Vec<KeyEntry>, _)>(plaintext) else {
+                    return Err(refused);
+                };
+                (entries, Some((refused, series)))
+            }
+        };
+        let find = |purpose| {
+            let entry = entries.iter().find(|entry| entry.purpose == purpose && entry.epoch == 0);
+            entry.map(|entry| Secret::new(entry.key))
+        };
+        match (find(PURPOSE_FULL), series) {
+            (Some(master), None) => Ok(SlotKeys::Full(master)),
+            (Some(_), Some((refused, _))) => Err(refused),
+            (None, series) => {
+                let keys = PURPOSES_OF_WRITER.map(find);
+                let [Some(a), Some(b), Some(c), Some(d), Some(e), Some(f), Some(g)] = keys else {
+                    return Err(newer("K-8", "the slot holds no full key set"));
+                };
+                let (chunk_id, page_id, map_root, gear) = (a, b, c, d);
+                let (protocol, public_key, signing) = (e, f, g);
+                let Some((_, series)) = series else {
+                    return Err(malformed("R-2", "the keys of a writer have no list of series"));
+                };
+                Ok(SlotKeys::WriteOnly(Box::new(WriterSecrets {
+                    chunk_id,
+                    page_id,
+                    map_root,
+                    gear,
+                    protocol,
+                    public_key,
+                    signing,
+                    series,
+                })))
+            }
+        }
+    }
+}
 
 /// Which kind of secret opens a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,16 +259,17 @@ pub struct KeySlot {
 }
 
 impl KeySlot {
-    /// Makes a slot that opens `master` with `secret`.
+    /// Makes a slot that opens `opens` with `secret`. `keys` are those of who makes it, and seal its
+    /// label: a full key set.
     ///
     /// # Errors
-    /// K-4 if the cost is out of bounds, K-3 if the label is too long.
+    /// K-4 if the cost is out of bounds, K-3 if the label is too long, K-9 for keys that seal none.
     pub fn make(
         kind: SlotKind,
         secret: &[u8],
         cost: KdfCost,
-        master: &Secret,
-        repository: RepositoryId,
+        opens: &SlotKeys,
+        keys: &Keys,
         label: &SlotLabel,
         nonces: &SlotNonces,
     ) -> Result<KeySlot> {
@@ -181,7 +279,7 @@ impl KeySlot {
         let mut slot = KeySlot {
             kind,
             cost,
-            repository,
+            repository: keys.repository(),
             version: FORMAT_VERSION,
             salt: nonces.salt,
             commitment,
@@ -190,19 +288,27 @@ impl KeySlot {
             label_nonce: nonces.label,
             sealed_label: Vec::new(),
         };
-        slot.seal(&key, master, label)?;
+        slot.seal(&key, opens, keys, label)?;
         Ok(slot)
     }
 
-    fn seal(&mut self, key: &Secret, master: &Secret, label: &SlotLabel) -> Result<()> {
-        let entries = vec![KeyEntry { purpose: PURPOSE_FULL, epoch: 0, key: *master.expose() }];
-        let plaintext = Zeroizing::new(record::encode(&entries)?);
+    fn seal(
+        &mut self,
+        key: &Secret,
+        opens: &SlotKeys,
+        keys: &Keys,
+        label: &SlotLabel,
+    ) -> Result<()> {
+        let plaintext = Zeroizing::new(match opens {
+            SlotKeys::Full(_) => record::encode(&opens.entries())?,
+            SlotKeys::WriteOnly(secrets) => record::encode(&(opens.entries(), &secrets.series))?,
+        });
         let additional = self.additional(ObjectKind::KeySlot);
         self.sealed_keys = seal_x(key, &self.nonce, &additional, &plaintext);
-        let keys = Keys::derive(master, self.repository);
+        let labelling = keys.key_label().ok_or_else(no_labels)?;
         let additional = self.additional(ObjectKind::KeyLabel);
         let plaintext = record::encode(label)?;
-        self.sealed_label = seal_x(keys.key_label(), &self.label_nonce, &additional, &plaintext);
+        self.sealed_label = seal_x(labelling, &self.label_nonce, &additional, &plaintext);
         Ok(())
     }
 
@@ -295,9 +401,9 @@ impl KeySlot {
     /// Opens the slot; `None` if the secret is not the slot's.
     ///
     /// # Errors
-    /// K-7 if the keys do not authenticate although the commitment fits, K-8 if no full key set
-    /// is among them.
-    pub fn open(&self, secret: &[u8]) -> Result<Option<Secret>> {
+    /// K-7 if the keys do not authenticate although the commitment fits, K-8 if neither a full key
+    /// set nor all that a writer needs is among them.
+    pub fn open(&self, secret: &[u8]) -> Result<Option<SlotKeys>> {
         let (key, commitment) = derive(secret, &self.salt, self.cost)?;
         // blake3::Hash compares in constant time.
         if blake3::Hash::from(commitment) != self.commitment {
@@ -305,12 +411,7 @@ impl KeySlot {
         }
         let additional = self.additional(ObjectKind::KeySlot);
         let plaintext = open_x(&key, &self.nonce, &additional, &self.sealed_keys, "K-7")?;
-        let entries: Vec<KeyEntry> = record::decode(&plaintext)?;
-        let full = entries.iter().find(|entry| entry.purpose == PURPOSE_FULL && entry.epoch == 0);
-        match full {
-            Some(entry) => Ok(Some(Secret::new(entry.key))),
-            None => Err(newer("K-8", "the slot holds no full key set")),
-        }
+        SlotKeys::decode(&plaintext).map(Some)
     }
 
     /// Opens the label, with the keys of the repository.
@@ -318,13 +419,17 @@ impl KeySlot {
     /// # Errors
     /// K-9 if it does not authenticate.
     pub fn label(&self, keys: &Keys) -> Result<SlotLabel> {
-        let key = keys.key_label();
+        let key = keys.key_label().ok_or_else(no_labels)?;
         let additional = self.additional(ObjectKind::KeyLabel);
         let plaintext = open_x(key, &self.label_nonce, &additional, &self.sealed_label, "K-9")?;
         let label: SlotLabel = record::decode(&plaintext)?;
         label.validate()?;
         Ok(label)
     }
+}
+
+fn no_labels() -> FormatError {
+    unauthentic("K-9", "a key that may only write opens no labels")
 }
 
 fn derive(secret: &[u8], salt: &[u8; 32], cost: KdfCost) -> Result<(Secret, [u8; 32])> {
@@ -355,6 +460,17 @@ mod tests {
 
     const CHEAP: KdfCost = KdfCost::RECOVERY;
 
+    fn keys() -> Keys {
+        Keys::derive(&Secret::new([9; 32]), RepositoryId([4; 16]))
+    }
+
+    fn master(opened: Option<SlotKeys>) -> [u8; 32] {
+        match opened {
+            Some(SlotKeys::Full(master)) => *master.expose(),
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn slot(cost: KdfCost) -> Result<KeySlot> {
         let label = SlotLabel { name: "laptop".into(), created_unix_ns: 5, host: "kvm1".into() };
         let nonces = SlotNonces { salt: [1; 32], keys: [2; 24], label: [3; 24] };
@@ -362,8 +478,8 @@ mod tests {
             SlotKind::Passphrase,
             b"correct",
             cost,
-            &Secret::new([9; 32]),
-            RepositoryId([4; 16]),
+            &SlotKeys::Full(Secret::new([9; 32])),
+            &keys(),
             &label,
             &nonces,
         )
@@ -373,10 +489,33 @@ mod tests {
     fn opens_with_its_secret_only() {
         let (id, bytes) = slot(CHEAP).unwrap().encode();
         let slot = KeySlot::decode(id, &bytes).unwrap();
-        assert_eq!(slot.open(b"correct").unwrap().unwrap().expose(), &[9; 32]);
+        assert_eq!(master(slot.open(b"correct").unwrap()), [9; 32]);
         assert!(slot.open(b"wrong").unwrap().is_none());
         let keys = Keys::derive(&Secret::new([9; 32]), slot.repository);
         assert_eq!(slot.label(&keys).unwrap().name, "laptop");
+    }
+
+    #[test]
+    fn a_slot_of_a_writer_opens_what_it_needs_and_no_more() {
+        let series = vec!["web*".to_owned()];
+        let secrets = keys().for_writer(Secret::new([5; 32]), series).unwrap();
+        let label = SlotLabel { name: "kvm1".into(), created_unix_ns: 5, host: "kvm1".into() };
+        let nonces = SlotNonces { salt: [1; 32], keys: [2; 24], label: [3; 24] };
+        let opens = SlotKeys::WriteOnly(Box::new(secrets));
+        let kind = SlotKind::Passphrase;
+        let made = KeySlot::make(kind, b"correct", CHEAP, &opens, &keys(), &label, &nonces);
+        let (id, bytes) = made.unwrap().encode();
+        let slot = KeySlot::decode(id, &bytes).unwrap();
+        let opened = slot.open(b"correct").unwrap().unwrap();
+        let own = opened.keys(RepositoryId([4; 16]));
+        let writer = own.write_only_writer().unwrap();
+        let known = own.writers().get(writer).unwrap();
+        assert!(known.may_write_to("web01") && !known.may_write_to("db"));
+        assert_eq!(own.chunk_id(b"x"), keys().chunk_id(b"x"));
+        assert_eq!(slot.label(&own).unwrap_err().rule, "K-9");
+        assert_eq!(slot.label(&keys()).unwrap(), label);
+        let none = KeySlot::make(kind, b"correct", CHEAP, &opens, &own, &label, &nonces);
+        assert_eq!(none.unwrap_err().rule, "K-9");
     }
 
     #[test]
@@ -386,12 +525,12 @@ mod tests {
             slot.version = version;
             let (key, _) = derive(b"correct", &slot.salt, CHEAP).unwrap();
             let label = SlotLabel { name: "old".into(), created_unix_ns: 5, host: "kvm1".into() };
-            slot.seal(&key, &Secret::new([9; 32]), &label).unwrap();
+            slot.seal(&key, &SlotKeys::Full(Secret::new([9; 32])), &keys(), &label).unwrap();
             let (id, mut bytes) = slot.encode();
             let keys = Keys::derive(&Secret::new([9; 32]), slot.repository);
             let read = KeySlot::decode_up_to(2, id, &bytes).unwrap();
             assert_eq!(read, slot);
-            assert_eq!(read.open(b"correct").unwrap().unwrap().expose(), &[9; 32]);
+            assert_eq!(master(read.open(b"correct").unwrap()), [9; 32]);
             assert_eq!(read.label(&keys).unwrap(), label);
             bytes[8..10].copy_from_slice(&other.to_le_bytes());
             let id = KeySlotId(*blake3::hash(&bytes).as_bytes());

@@ -10,6 +10,7 @@
 //! they were authenticated; no input makes this crate panic.
 
 pub mod allocation;
+pub mod asymmetric;
 pub mod config;
 pub mod crypto;
 pub mod cursor;
@@ -33,3 +34,4 @@ pub mod small;
 pub mod splice;
 pub mod stream_map;
 pub mod tracking;
+pub mod writers;

@@ -4,13 +4,19 @@
 //! needs: maps by root and top page, digests, and the points before it in its series, so that a
 //! point that vanished or was rolled back shows from any later one.
 
-use crate::error::{Result, limit, malformed, newer};
+use crate::crypto::{Keys, ObjectKind};
+use crate::error::{Result, limit, malformed, newer, unauthentic};
 use crate::id::{BackupId, LeaseId, MapRoot, PageId, PointId, WriterId};
 use crate::limits::{
     ALLOCATION_BYTES_MAX, BAD_EXTENTS_MAX, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, DISK_BYTES_MAX,
     FIELDS_MAX, NAME_BYTES_MAX, PARTS_MAX, PREVIOUS_MAX, TEXT_BYTES_MAX,
 };
+use crate::writers::WriterRecord;
+use crate::{record, sealed};
 use serde::{Deserialize, Serialize};
+
+/// Sequences of points by writers that may not read are smaller, so that there is always a next.
+const SEQUENCE_END_OF_WRITERS: u64 = 1 << 63;
 
 /// How a disk or stream was cut into chunks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -235,6 +241,41 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// Opens a sealed manifest, decodes and checks it. One of a writer that may not read has to be
+    /// its own, of a series that it may write to, and no point published anew.
+    ///
+    /// # Errors
+    /// O-1 to O-6, R-1 to R-3, F-1 to F-10, F-12.
+    pub fn open(keys: &Keys, object: &[u8]) -> Result<Manifest> {
+        let opened = sealed::open(keys, ObjectKind::Manifest, "", object)?;
+        let manifest: Manifest = record::decode(&opened.plaintext)?;
+        manifest.validate()?;
+        if let Some(signer) = opened.signer {
+            manifest.validate_signed(signer, keys)?;
+        }
+        Ok(manifest)
+    }
+
+    /// Checks what a writer may say that may not read, whatever it signs.
+    fn validate_signed(&self, signer: WriterId, keys: &Keys) -> Result<()> {
+        let may_write = |record: &WriterRecord| record.may_write_to(&self.series);
+        let refuse = |text: String| Err(unauthentic("F-12", text));
+        if self.writer != signer {
+            return refuse(format!("is signed by {signer} and says that {} made it", self.writer));
+        }
+        if !keys.writers().get(signer).is_some_and(may_write) {
+            let series = self.series.escape_debug();
+            return refuse(format!("writer {signer} may not write to series {series}"));
+        }
+        if self.republishes.is_some() {
+            return refuse(format!("writer {signer} may not publish a point anew"));
+        }
+        if self.sequence >= SEQUENCE_END_OF_WRITERS {
+            return refuse(format!("writer {signer} leaves no sequence numbers to others"));
+        }
+        Ok(())
+    }
+
     /// Checks everything that does not need another object.
     ///
     /// # Errors

@@ -74,6 +74,16 @@ pub fn condemned(random: &[u8; 16]) -> String {
     to_hex(random)
 }
 
+/// Leaf of a record of a writer.
+pub fn writer(random: &[u8; 16]) -> String {
+    to_hex(random)
+}
+
+/// True for a leaf in `writers/`.
+pub fn is_writer(leaf: &str) -> bool {
+    from_hex::<16>(leaf).is_some()
+}
+
 /// The only leaf of the instance object.
 pub const INSTANCE: &str = "instance";
 

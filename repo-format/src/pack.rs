@@ -13,8 +13,9 @@
 
 mod build;
 
-pub use build::{PackBuilder, PackSecrets, PreparedSegment, SealedPack, assemble};
+pub use build::{OwnCopySecrets, PackBuilder, PackSecrets, PreparedSegment, SealedPack, assemble};
 
+use crate::asymmetric::{PUBLIC_KEY_BYTES, open_from};
 use crate::crypto::{Keys, ObjectKind, PackCipher, Secret, additional_data, context, open_x};
 use crate::cursor::Cursor;
 use crate::error::{Result, check_version, limit, malformed, newer, unauthentic};
@@ -103,24 +104,71 @@ fn commitment(key: &Secret) -> [u8; 32] {
     blake3::derive_key(context::PACK_COMMITMENT, key.expose())
 }
 
-/// Opens a wrapped pack key.
+/// How a pack key is wrapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum WrapKind {
+    /// Under a subkey of the repository.
+    Repository = 0,
+    /// Sealed to the repository's public key, by a writer that may not read.
+    PublicKey = 1,
+}
+
+/// Bytes of the wrap before the commitment, by kind: what stands in clear and is reserved there.
+const CLEAR_BYTES: [usize; 2] = [24, 16];
+
+/// How a wrap says that its key is wrapped.
+///
+/// # Errors
+/// P-5 for an algorithm, wrap kind, epoch or key id that this version does not know.
+pub fn wrap_kind(wrap: &[u8; WRAP_BYTES]) -> Result<WrapKind> {
+    let kind = match wrap[1] {
+        0 => WrapKind::Repository,
+        1 => WrapKind::PublicKey,
+        _ => return Err(newer("P-5", "has its key wrapped in an unknown way")),
+    };
+    if wrap[0] != 1 || wrap[2..CLEAR_BYTES[kind as usize]].iter().any(|byte| *byte != 0) {
+        return Err(newer("P-5", "has its key wrapped in an unknown way"));
+    }
+    Ok(kind)
+}
+
+/// Opens a wrapped pack key. A writer that may not read opens those of its own copies only.
 ///
 /// # Errors
 /// P-5 for an algorithm, wrap kind, epoch or key id that this version does not know, P-6 if the
 /// key does not authenticate or does not fit its commitment.
 pub fn unwrap_key(keys: &Keys, identity: &PackIdentity, wrap: &[u8; WRAP_BYTES]) -> Result<Secret> {
+    let kind = wrap_kind(wrap)?;
     let mut cursor = Cursor::new(wrap, "P-5");
-    let clear = cursor.bytes(56)?;
-    let nonce = cursor.array::<24>()?;
-    if clear[0] != 1 || clear[1..24].iter().any(|byte| *byte != 0) {
-        return Err(newer("P-5", "has its key wrapped in an unknown way"));
-    }
+    let clear = cursor.bytes(CLEAR_BYTES[kind as usize] + 32)?;
     let additional = identity.additional(ObjectKind::PackKey, clear);
-    let plaintext = open_x(keys.pack_wrap(), &nonce, &additional, cursor.rest(), "P-6")?;
+    let cannot = || unauthentic("P-6", "the pack key is not for this key to open");
+    let plaintext = match kind {
+        WrapKind::Repository => {
+            let nonce = cursor.array::<24>()?;
+            let wrapping = keys.pack_wrap().ok_or_else(cannot)?;
+            open_x(wrapping, &nonce, &additional, cursor.rest(), "P-6")?
+        }
+        WrapKind::PublicKey => {
+            let encapsulated = cursor.array::<PUBLIC_KEY_BYTES>()?;
+            match keys.as_write_only() {
+                Some(own) => {
+                    let mut nonce = [0; 24];
+                    nonce.copy_from_slice(&encapsulated[..24]);
+                    open_x(&own.own_copies, &nonce, &additional, cursor.rest(), "P-6")?
+                }
+                None => {
+                    let opening = keys.opening().ok_or_else(cannot)?;
+                    open_from(opening, &encapsulated, &additional, cursor.rest(), "P-6")?
+                }
+            }
+        }
+    };
     let mut key = [0_u8; 32];
     key.copy_from_slice(&plaintext);
     let key = Secret::new(key);
-    if commitment(&key) != clear[24..] {
+    if commitment(&key) != clear[clear.len() - 32..] {
         return Err(unauthentic("P-6", "the pack key does not fit its commitment"));
     }
     Ok(key)
@@ -219,6 +267,8 @@ pub fn verify_ends(header: &Header, trailer: &Trailer) -> Result<()> {
 pub struct PackOpener {
     cipher: PackCipher,
     identity: PackIdentity,
+    /// Of a pack by a writer that may not read: the commitment to its key.
+    signed: Option<[u8; 32]>,
 }
 
 impl PackOpener {
@@ -235,17 +285,29 @@ impl PackOpener {
             return Err(unauthentic("P-7", "belongs to another repository"));
         }
         let key = unwrap_key(keys, identity, wrap)?;
-        Ok(PackOpener { cipher: PackCipher::new(&key), identity: *identity })
+        let is_signed = wrap_kind(wrap)? == WrapKind::PublicKey;
+        let signed = is_signed.then(|| commitment(&key));
+        Ok(PackOpener { cipher: PackCipher::new(&key), identity: *identity, signed })
     }
 
-    /// Opens the sealed footer, in place.
+    /// Opens the sealed footer, in place. That of a pack by a writer that may not read has to be
+    /// signed by one that `keys` know.
     ///
     /// # Errors
-    /// P-8 if it does not authenticate, P-10 and P-11 for its layout.
-    pub fn open_footer(&self, trailer: &Trailer, sealed: &mut [u8]) -> Result<Footer> {
+    /// P-8 if it does not authenticate, P-15 for a signature that does not count, P-10 and P-11
+    /// for its layout.
+    pub fn open_footer(&self, keys: &Keys, trailer: &Trailer, sealed: &mut [u8]) -> Result<Footer> {
         let additional = self.identity.footer_additional(trailer.footer_offset);
-        let plaintext = self.cipher.open(FOOTER_ORDINAL, &additional, sealed, "P-8")?;
-        Footer::decode(plaintext, HEADER_BYTES as u64, u64::from(trailer.footer_offset))
+        let mut plaintext = self.cipher.open(FOOTER_ORDINAL, &additional, sealed, "P-8")?;
+        let mut signer = None;
+        if let Some(commitment) = &self.signed {
+            let before: [&[u8]; 2] = [&additional, commitment];
+            let (writer, footer) = keys.writers().open(&before, plaintext, "P-15")?;
+            (signer, plaintext) = (Some(writer.writer()), footer);
+        }
+        let end = u64::from(trailer.footer_offset);
+        let footer = Footer::decode(plaintext, HEADER_BYTES as u64, end)?;
+        Ok(Footer { signer, ..footer })
     }
 
     /// Opens one stored segment (frame, ciphertext, tag) in place and returns its plaintext.
@@ -303,7 +365,15 @@ pub fn verify_gap(gap: &[u8], end: u64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::KeySlotId;
     use crate::segment::{Entry, EntryKind, SegmentDecoder, SegmentEncoder};
+    use crate::writers::{WriterRecord, Writers};
+
+    impl SealedPack {
+        fn footer_offset(&self) -> usize {
+            decode_trailer(&self.bytes, self.bytes.len() as u64).unwrap().footer_offset as usize
+        }
+    }
 
     fn keys() -> Keys {
         Keys::derive(&Secret::new([1; 32]), RepositoryId([2; 16]))
@@ -315,12 +385,14 @@ mod tests {
 
     fn sample_as(version: u16, keys: &Keys) -> SealedPack {
         let mut encoder = SegmentEncoder::new(3).unwrap();
-        let secrets = PackSecrets { key: Secret::new([7; 32]), wrap_nonce: [8; 24] };
+        let secrets =
+            PackSecrets { key: Secret::new([7; 32]), wrap_random: [8; 32], own_copy: None };
         let writer = LeaseId([5; 16]);
         // A buffer that was used before.
         let identity =
             PackIdentity { version, kind: PackKind::Data, repository: keys.repository() };
-        let mut builder = PackBuilder::new_as(identity, keys, writer, &secrets, vec![1; 99]);
+        let mut builder =
+            PackBuilder::new_as(identity, keys, writer, &secrets, vec![1; 99]).unwrap();
         for data in [b"first chunk".to_vec(), vec![9; 3000]] {
             let id = keys.chunk_id(&data).0;
             let entries = vec![Entry { id, kind: EntryKind::Chunk, bytes: data.len() as u32 }];
@@ -346,7 +418,7 @@ mod tests {
         PackOpener::new(keys, &header.identity, &header.wrap)?;
         let start = trailer.footer_offset as usize;
         let mut sealed = pack[start..start + trailer.footer_bytes as usize].to_vec();
-        let footer = opener.open_footer(&trailer, &mut sealed)?;
+        let footer = opener.open_footer(keys, &trailer, &mut sealed)?;
         verify_padding(pack, &footer, &trailer)?;
         let mut found = Vec::new();
         for (ordinal, segment) in footer.segments.iter().enumerate() {
@@ -404,7 +476,7 @@ mod tests {
             opener.identity.version = other;
             let start = trailer.footer_offset as usize;
             let mut footer = pack[start..start + trailer.footer_bytes as usize].to_vec();
-            assert_eq!(opener.open_footer(&trailer, &mut footer).unwrap_err().rule, "P-8");
+            assert_eq!(opener.open_footer(&keys, &trailer, &mut footer).unwrap_err().rule, "P-8");
             let segment = &sample_as(version, &keys).footer.segments[0];
             let start = segment.offset as usize;
             let mut stored = pack[start..start + segment.stored_bytes() as usize].to_vec();
@@ -418,5 +490,67 @@ mod tests {
     fn a_pack_of_another_repository_is_refused() {
         let other = Keys::derive(&Secret::new([1; 32]), RepositoryId([3; 16]));
         assert_eq!(read(&keys(), &sample(&other).bytes).unwrap_err().rule, "P-7");
+    }
+
+    fn by_a_writer(keys: &Keys, kind: PackKind) -> SealedPack {
+        let own_copy = Some(OwnCopySecrets { key: Secret::new([4; 32]), nonce: [6; 24] });
+        let secrets = PackSecrets { key: Secret::new([7; 32]), wrap_random: [8; 32], own_copy };
+        let data = b"a chunk of a machine";
+        let id = keys.chunk_id(data).0;
+        let entries = vec![Entry { id, kind: EntryKind::Chunk, bytes: data.len() as u32 }];
+        let mut plaintext = Vec::new();
+        SegmentEncoder::new(3).unwrap().encode(&entries, data, &mut plaintext).unwrap();
+        let segment = PreparedSegment { entries, anchors: Vec::new(), plaintext };
+        assemble(keys, kind, LeaseId([5; 16]), &secrets, vec![segment]).unwrap()
+    }
+
+    #[test]
+    fn a_pack_of_a_writer_is_read_by_who_may_and_knows_the_writer() {
+        let full = keys();
+        let seed = Secret::new([5; 32]);
+        let writer = Keys::write_only(
+            &full.for_writer(seed.clone(), Vec::new()).unwrap(),
+            full.repository(),
+        );
+        let pack = by_a_writer(&writer, PackKind::Data);
+        assert_eq!(read(&full, &pack.bytes).unwrap_err().rule, "P-15");
+        let record = WriterRecord {
+            verifying_key: crate::asymmetric::verifying_key(&seed),
+            slot: KeySlotId([3; 32]),
+            name: "kvm1".into(),
+            series: Vec::new(),
+            time_unix_ns: 5,
+            retired: None,
+        };
+        let knowing = full.clone().with_writers(Writers::new([record]));
+        assert_eq!(read(&knowing, &pack.bytes).unwrap(), [b"a chunk of a machine".to_vec()]);
+        assert_eq!(read(&writer, &pack.bytes).unwrap_err().rule, "P-6");
+        // The parts that say what it is; the segment's own seal is as in any pack.
+        for position in (0..32).chain(48..192).chain(pack.bytes.len() - 192..pack.bytes.len()) {
+            let mut changed = pack.bytes.clone();
+            changed[position] ^= 0x10;
+            assert!(read(&knowing, &changed).is_err(), "byte {position}");
+        }
+    }
+
+    #[test]
+    fn what_a_writer_keeps_opens_the_maps_it_made_and_no_data() {
+        let full = keys();
+        let secrets = full.for_writer(Secret::new([5; 32]), Vec::new()).unwrap();
+        let writer = Keys::write_only(&secrets, full.repository());
+        for (kind, opens) in [(PackKind::Data, false), (PackKind::Map, true)] {
+            let pack = by_a_writer(&writer, kind);
+            let copy = pack.own_copy.as_ref().unwrap();
+            assert_eq!(copy.len() + pack.footer_offset(), pack.bytes.len());
+            let trailer = decode_trailer(copy, pack.bytes.len() as u64).unwrap();
+            let opener = PackOpener::new(&writer, &trailer.identity, &trailer.wrap).unwrap();
+            let mut footer = copy[..trailer.footer_bytes as usize].to_vec();
+            assert_eq!(opener.open_footer(&writer, &trailer, &mut footer).unwrap(), pack.footer);
+            let segment = &pack.footer.segments[0];
+            let start = segment.offset as usize;
+            let mut stored = pack.bytes[start..start + segment.stored_bytes() as usize].to_vec();
+            assert_eq!(opener.open_segment(0, &mut stored).is_ok(), opens, "{kind:?}");
+            assert!(PackOpener::new(&full, &trailer.identity, &trailer.wrap).is_err());
+        }
     }
 }

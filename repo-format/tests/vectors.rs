@@ -7,10 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::OnceLock;
 use vectors::form::Vector;
-use vectors::{EXPECTED, INDEX, REPOSITORY, Tree, UNREACHABLE};
+use vectors::{
+    EXPECTED, INDEX, REPOSITORY, Tree, UNREACHABLE, WRITTEN, WRITTEN_EXPECTED, repository, restore,
+    written,
+};
 
-/// The whole tree may have this many bytes, 1.25 MiB.
-const TREE_BYTES_MAX: usize = 5 << 18;
+/// The whole tree may have this many bytes, 1.375 MiB.
+const TREE_BYTES_MAX: usize = 11 << 17;
 
 /// The files below `vectors/` as they are on disk.
 fn tree() -> &'static Tree {
@@ -21,11 +24,11 @@ fn tree() -> &'static Tree {
     })
 }
 
-/// Every file but the index, the repository and what it restores to is a vector.
+/// Every file but the index, the repositories and what they restore to is a vector.
 fn files() -> impl Iterator<Item = (&'static String, &'static Vec<u8>)> {
-    tree().iter().filter(|(path, _)| {
-        *path != INDEX && !path.starts_with(REPOSITORY) && !path.starts_with(EXPECTED)
-    })
+    let others = [REPOSITORY, EXPECTED, WRITTEN, WRITTEN_EXPECTED];
+    let is_other = move |path: &str| others.iter().any(|folder| path.starts_with(folder));
+    tree().iter().filter(move |(path, _)| *path != INDEX && !is_other(path))
 }
 
 /// The files below one folder, by what follows it.
@@ -154,14 +157,54 @@ fn the_repository_restores_to_what_is_expected() {
     let expected = below(EXPECTED);
     assert_eq!(expected.len(), 7);
     assert_ne!(expected["day-1/disk"], expected["day-2/disk"]);
-    vectors::restore::verify(&below(REPOSITORY), &expected).unwrap();
+    restore::verify(&below(REPOSITORY), &expected).unwrap();
+}
+
+/// The repository with what a writer that may not read has added, and what it restores to.
+fn with_a_writer() -> (Tree, Tree) {
+    let (mut objects, mut expected) = (below(REPOSITORY), below(EXPECTED));
+    let added = written::stretched(&below(WRITTEN));
+    objects.append(&mut added.expect("the files are vectors"));
+    expected.append(&mut below(WRITTEN_EXPECTED));
+    (objects, expected)
+}
+
+#[test]
+fn what_a_writer_added_restores_to_what_is_expected() {
+    let (objects, expected) = with_a_writer();
+    assert_eq!(expected.len(), 9);
+    restore::verify(&objects, &expected).unwrap();
+    let refused = restore::restore(&objects, written::PASSPHRASE).unwrap_err();
+    assert!(refused.to_string().contains("may only write"), "{refused}");
+    let before = restore::restore(&below(REPOSITORY), written::PASSPHRASE).unwrap_err();
+    assert!(before.to_string().contains("no key slot opens"), "{before}");
+}
+
+#[test]
+fn what_a_writer_added_is_lost_with_any_part_of_it() {
+    let (good, expected) = with_a_writer();
+    for path in below(WRITTEN).keys() {
+        let mut damaged = good.clone();
+        damaged.remove(path);
+        let found = restore::restore(&damaged, repository::PASSPHRASE).ok();
+        // Slots and the bit in the config are of no use to who reads.
+        let is_needed = !path.starts_with("config/");
+        assert_eq!(found != Some(expected.clone()), is_needed, "{path}");
+        let bytes = &good[path];
+        if !bytes.is_empty() {
+            damaged.insert(path.clone(), bytes.clone());
+            damaged.get_mut(path).unwrap()[bytes.len() / 3] ^= 4;
+            let found = restore::restore(&damaged, repository::PASSPHRASE).ok();
+            assert!(found != Some(expected.clone()), "{path}");
+        }
+    }
 }
 
 #[test]
 fn a_damaged_repository_does_not_restore() {
     let good = below(REPOSITORY);
-    let secret = vectors::repository::PASSPHRASE;
-    assert!(vectors::restore::restore(&good, secret).is_ok());
+    let secret = repository::PASSPHRASE;
+    assert!(restore::restore(&good, secret).is_ok());
     for (path, bytes) in &good {
         let mut damaged = good.clone();
         match bytes.len() {
@@ -169,7 +212,7 @@ fn a_damaged_repository_does_not_restore() {
             0 => drop(damaged.remove(path)),
             length => damaged.get_mut(path).unwrap()[length / 3] ^= 4,
         }
-        let found = vectors::restore::restore(&damaged, secret).ok();
+        let found = restore::restore(&damaged, secret).ok();
         assert!(found != Some(below(EXPECTED)), "{path}");
     }
 }

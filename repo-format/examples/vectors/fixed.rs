@@ -28,6 +28,19 @@ pub fn keys() -> Keys {
     Keys::derive(&Secret::new(MASTER), REPOSITORY)
 }
 
+/// The keys of the writer with number `number`, which may not read.
+pub fn writer_keys(number: u8) -> Keys {
+    match keys().for_writer(seed(number), Vec::new()) {
+        Some(secrets) => Keys::write_only(&secrets, REPOSITORY),
+        None => keys(),
+    }
+}
+
+/// The seed of a writer's signing key.
+pub fn seed(number: u8) -> Secret {
+    Secret::new(random(&format!("seed of writer {number}")))
+}
+
 /// A subkey as the specification derives it: BLAKE3 derive_key over master key ‖ repository id.
 pub fn subkey(context: &str, master: &[u8; 32], repository: RepositoryId) -> Secret {
     let material = [&master[..], &repository.0].concat();
@@ -41,6 +54,7 @@ pub fn sealing_context(kind: ObjectKind) -> &'static str {
         ObjectKind::Note => context::NOTE,
         ObjectKind::Lost => context::LOST,
         ObjectKind::KeyLabel => context::KEY_LABEL,
+        ObjectKind::Writer => context::WRITER_LIST,
         _ => context::PROTOCOL,
     }
 }

@@ -12,6 +12,7 @@ mod segment;
 mod small;
 mod splice;
 mod stream_map;
+mod writers;
 
 use super::form::Vector;
 use super::{Result, Set, fixed};
@@ -30,6 +31,7 @@ pub fn all(set: &mut Set) -> Result<()> {
     manifest::add(set)?;
     map::add(set);
     stream_map::add(set);
+    writers::add(set)?;
     Ok(())
 }
 

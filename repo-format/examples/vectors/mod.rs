@@ -12,6 +12,7 @@ pub mod repository;
 pub mod restore;
 pub mod run;
 pub mod worked;
+pub mod written;
 
 use form::Vector;
 use std::collections::BTreeMap;
@@ -28,6 +29,11 @@ pub const INDEX: &str = "INDEX";
 pub const REPOSITORY: &str = "repository/";
 /// The folder of what restoring that repository gives.
 pub const EXPECTED: &str = "expected/";
+
+/// The folder of what a writer that may not read adds to that repository.
+pub const WRITTEN: &str = "writers/repository/";
+/// The folder of what restoring that gives besides.
+pub const WRITTEN_EXPECTED: &str = "writers/expected/";
 
 /// Rules that no vector of one object can show, with the reason.
 pub const UNREACHABLE: &[(&str, &str)] = &[
@@ -80,7 +86,18 @@ pub fn tree() -> Result<Tree> {
     files.insert(INDEX.to_owned(), index(set.index).into_bytes());
     let made = repository::make()?;
     restore::verify(&made.objects, &made.expected)?;
-    for (folder, objects) in [(REPOSITORY, made.objects), (EXPECTED, made.expected)] {
+    let written = written::make(&made)?;
+    let added = written::squeezed(&written.objects);
+    let together =
+        |one: &Tree, other: &Tree| one.clone().into_iter().chain(other.clone()).collect();
+    let objects = together(&made.objects, &written::stretched(&added)?);
+    restore::verify(&objects, &together(&made.expected, &written.expected))?;
+    for (folder, objects) in [
+        (REPOSITORY, made.objects),
+        (EXPECTED, made.expected),
+        (WRITTEN, added),
+        (WRITTEN_EXPECTED, written.expected),
+    ] {
         files.extend(objects.into_iter().map(|(path, bytes)| (format!("{folder}{path}"), bytes)));
     }
     Ok(files)
@@ -96,13 +113,19 @@ const INDEX_HEAD: &str = "\
 # What a reader is given: master and repository (the key and the repository id), name
 # (the leaf it stands under), secret (of a key slot), copies (so many such slots),
 # folder, record (the type), first and end (where segments lie), read: tail (without
-# the header), pack (the id that a parity object belongs to), data (its bytes), pack-bytes, used, level, page, size, chunk-bytes, zero-slots,
-# bytes-expected, asked-for, list-subkeys. All other fields of an ok vector are what a
+# the header), pack (the id that a parity object belongs to), data (its bytes),
+# pack-bytes, used, level, page, size, chunk-bytes, zero-slots, bytes-expected, asked-for,
+# list-subkeys, writers (the records of all listed and retired writers, in the order of
+# their names; none without the field). All other fields of an ok vector are what a
 # reader must find, in between and at the end.
 # A name that is refused by N-1, N-2 or N-4 is to be ignored.
 # The repository in repository/ opens with the passphrase `correct horse battery staple`;
 # expected/day-1 and expected/day-2 are what its two points restore to. The disk `moved`
 # of day 2 needs splices.
+# writers/repository/ is what a writer that may not read adds to that repository, each
+# object as the bytes of a vector: a config, its key slot, its record, two packs, and a
+# point of series `kvm2`, which restores to writers/expected/kvm2. Its own passphrase,
+# `write and never read`, restores nothing.
 ";
 
 fn index(mut lines: Vec<String>) -> String {

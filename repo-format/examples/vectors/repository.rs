@@ -10,7 +10,7 @@ use diskvault_format::digest::chaining_value;
 use diskvault_format::id::{
     BackupId, ChunkId, InstanceId, KeySlotId, LeaseId, PageId, PointId, RepositoryId, WriterId,
 };
-use diskvault_format::key_slot::{KdfCost, KeySlot, SlotKind, SlotLabel, SlotNonces};
+use diskvault_format::key_slot::{KdfCost, KeySlot, SlotKeys, SlotKind, SlotLabel, SlotNonces};
 use diskvault_format::manifest::{
     Chunking, DiskRecord, Manifest, Statistics, StreamRecord, StreamReference,
 };
@@ -29,7 +29,8 @@ const SECTOR_BYTES: usize = 512;
 /// Three chunks and nine sectors.
 const SECTORS: usize = 3 * 128 + 9;
 const DAY_NS: i64 = 86_400_000_000_000;
-const XML: &str = "<domain type='kvm'>\n  <name>tiny</name>\n  <memory unit='MiB'>64</memory>\n  \
+/// A stream of each point.
+pub(super) const XML: &str = "<domain type='kvm'>\n  <name>tiny</name>\n  <memory unit='MiB'>64</memory>\n  \
                    <devices>\n    <disk type='file'><target dev='vda'/></disk>\n  </devices>\n\
                    </domain>\n";
 
@@ -42,6 +43,8 @@ pub struct Made {
     pub objects: Tree,
     /// Files by path below `expected/`.
     pub expected: Tree,
+    /// The slots of its config.
+    pub key_slots: Vec<KeySlotId>,
 }
 
 /// Runs of sectors of the disk at its source: how many, and whether there was storage.
@@ -100,9 +103,10 @@ struct Piece {
 }
 
 /// Gathers the pieces that the repository does not have yet, for a data and a map pack.
-struct Writer {
+pub(super) struct Writer {
     keys: Keys,
-    objects: Tree,
+    /// What it has stored.
+    pub(super) objects: Tree,
     stored: BTreeSet<[u8; 32]>,
     data: Vec<Piece>,
     map: Vec<Piece>,
@@ -111,6 +115,18 @@ struct Writer {
 }
 
 impl Writer {
+    /// One that has stored nothing.
+    pub(super) fn new(keys: Keys) -> Writer {
+        Writer {
+            keys,
+            objects: Tree::new(),
+            stored: BTreeSet::new(),
+            data: Vec::new(),
+            map: Vec::new(),
+            anchors: 0,
+        }
+    }
+
     fn add(&mut self, pack: PackKind, entry: Entry, anchor: Option<u64>, bytes: &[u8]) -> bool {
         let is_new = self.stored.insert(entry.id);
         if is_new {
@@ -145,7 +161,7 @@ impl Writer {
     }
 
     /// Writes a pack of what was gathered, two pieces to a segment; the bytes that takes.
-    fn flush(&mut self, kind: PackKind, lease: LeaseId, seed: &str) -> Result<u64> {
+    pub(super) fn flush(&mut self, kind: PackKind, lease: LeaseId, seed: &str) -> Result<u64> {
         let pieces = match kind {
             PackKind::Data => std::mem::take(&mut self.data),
             PackKind::Map => std::mem::take(&mut self.map),
@@ -168,8 +184,8 @@ impl Writer {
         self.anchors += pieces.iter().filter(|piece| piece.anchor.is_some()).count();
         let segments = pieces.chunks(2).map(prepare).collect();
         let key = Secret::new(random(&format!("tiny pack key {seed}")));
-        let wrap_nonce = random(&format!("tiny wrap nonce {seed}"));
-        let secrets = PackSecrets { key, wrap_nonce };
+        let wrap_random = random(&format!("tiny wrap nonce {seed}"));
+        let secrets = PackSecrets { key, wrap_random, own_copy: None };
         let pack = assemble(&self.keys, kind, lease, &secrets, segments)?;
         let stored = pack.footer.segments.iter().map(|segment| u64::from(segment.stored_bytes()));
         let stored = stored.sum();
@@ -179,7 +195,11 @@ impl Writer {
     }
 
     /// Stores a byte string of one chunk behind a stream map.
-    fn stream(&mut self, pack: PackKind, bytes: &[u8]) -> Result<(StreamReference, bool)> {
+    pub(super) fn stream(
+        &mut self,
+        pack: PackKind,
+        bytes: &[u8],
+    ) -> Result<(StreamReference, bool)> {
         let (id, is_new) = self.chunk(pack, None, bytes);
         let mut pages = Vec::new();
         let mut sink = |id: PageId, page: Vec<u8>| -> Result<()> {
@@ -221,7 +241,7 @@ impl Writer {
 
     /// A disk on a grid. If there are `sources`, its chunk `i` but the first is the end of source
     /// `i - 1` and the start of source `i`.
-    fn grid_disk(
+    pub(super) fn grid_disk(
         &mut self,
         name: &str,
         disk: &[u8],
@@ -332,17 +352,28 @@ impl Writer {
             signature_kind: 0,
             extensions: Vec::new(),
         };
+        self.publish(&manifest, &format!("tiny manifest {day}"))
+    }
+
+    /// Stores a manifest and its ok.
+    pub(super) fn publish(&mut self, manifest: &Manifest, seed: &str) -> Result<PointId> {
         manifest.validate()?;
-        let nonce = random(&format!("tiny manifest {day}"));
-        let plaintext = record::encode(&manifest)?;
-        let bytes = sealed::seal(&self.keys, ObjectKind::Manifest, "", &nonce, &plaintext)?;
+        let plaintext = record::encode(manifest)?;
+        let bytes = sealed::seal(&self.keys, ObjectKind::Manifest, "", &random(seed), &plaintext)?;
         let point = PointId(*blake3::hash(&bytes).as_bytes());
         self.objects.insert(format!("points/{point}"), bytes);
         self.objects.insert(format!("points/{}", names::point_ok(point)), Vec::new());
         Ok(point)
     }
 
-    fn slot(&mut self, kind: SlotKind, secret: &[u8], name: &str) -> Result<KeySlotId> {
+    /// Stores a slot that opens `opens`.
+    pub(super) fn slot(
+        &mut self,
+        kind: SlotKind,
+        secret: &[u8],
+        name: &str,
+        opens: &SlotKeys,
+    ) -> Result<KeySlotId> {
         let seed = |part: &str| format!("tiny {name} {part}");
         let nonces = SlotNonces {
             salt: random(&seed("salt")),
@@ -350,9 +381,8 @@ impl Writer {
             label: random(&seed("label")),
         };
         let label = SlotLabel { name: name.into(), created_unix_ns: TIME_NS, host: "kvm1".into() };
-        let repository = self.keys.repository();
-        let (master, cost) = (Secret::new(MASTER), KdfCost::RECOVERY);
-        let slot = KeySlot::make(kind, secret, cost, &master, repository, &label, &nonces)?;
+        let cost = KdfCost::RECOVERY;
+        let slot = KeySlot::make(kind, secret, cost, opens, &self.keys, &label, &nonces)?;
         let (id, bytes) = slot.encode();
         self.objects.insert(format!("keys/{id}"), bytes);
         Ok(id)
@@ -370,25 +400,15 @@ fn pieces(keys: &Keys, sources: &[&[u8]], slot: usize, length: usize) -> Vec<spl
     vec![piece(slot - 1, start, MOVED_BY as u32), piece(slot, 0, (length - MOVED_BY) as u32)]
 }
 
-/// Makes the repository.
-pub fn make() -> Result<Made> {
-    let repository = RepositoryId(*b"tiny repository!");
-    let mut writer = Writer {
-        keys: Keys::derive(&Secret::new(MASTER), repository),
-        objects: Tree::new(),
-        stored: BTreeSet::new(),
-        data: Vec::new(),
-        map: Vec::new(),
-        anchors: 0,
-    };
-    let mut key_slots = vec![
-        writer.slot(SlotKind::Passphrase, PASSPHRASE, "passphrase")?,
-        writer.slot(SlotKind::Recovery, RECOVERY_KEY, "recovery")?,
-    ];
+/// The id of the repository.
+pub(super) const REPOSITORY: RepositoryId = RepositoryId(*b"tiny repository!");
+
+/// The config of generation 1, which lists the two slots.
+pub(super) fn config(mut key_slots: Vec<KeySlotId>) -> Config {
     key_slots.sort();
-    let config = Config {
+    Config {
         generation: 1,
-        repository,
+        repository: REPOSITORY,
         features_ignorable: 0,
         features_write: 0,
         features_read: 0,
@@ -396,7 +416,18 @@ pub fn make() -> Result<Made> {
         segment_bytes: 1 << 20,
         pack_bytes: 32 << 20,
         key_slots,
-    };
+    }
+}
+
+/// Makes the repository.
+pub fn make() -> Result<Made> {
+    let mut writer = Writer::new(Keys::derive(&Secret::new(MASTER), REPOSITORY));
+    let full = SlotKeys::Full(Secret::new(MASTER));
+    let key_slots = vec![
+        writer.slot(SlotKind::Passphrase, PASSPHRASE, "passphrase", &full)?,
+        writer.slot(SlotKind::Recovery, RECOVERY_KEY, "recovery", &full)?,
+    ];
+    let config = config(key_slots.clone());
     let name = names::config(config.generation, &random("tiny config"));
     let bytes = config.encode(&writer.keys, &name);
     writer.objects.insert(format!("config/{name}"), bytes);
@@ -414,5 +445,5 @@ pub fn make() -> Result<Made> {
         expected.insert(format!("day-{day}/vm.xml"), XML.as_bytes().to_vec());
     }
     expected.insert("day-2/moved".into(), moved(&disk(2)));
-    Ok(Made { objects: writer.objects, expected })
+    Ok(Made { objects: writer.objects, expected, key_slots })
 }

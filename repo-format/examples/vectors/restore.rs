@@ -3,19 +3,22 @@
 use super::repository::{PASSPHRASE, RECOVERY_KEY};
 use super::{Result, Tree};
 use diskvault_format::config::Config;
-use diskvault_format::crypto::{Keys, ObjectKind, Secret};
+use diskvault_format::crypto::{Keys, ObjectKind};
 use diskvault_format::digest::{Chaining, chaining_value_of_zeros, merge_root};
 use diskvault_format::id::{PageId, PointId};
-use diskvault_format::key_slot::{KeySlot, validate_total_cost};
+use diskvault_format::key_slot::{KeySlot, SlotKeys, validate_total_cost};
 use diskvault_format::manifest::{DiskRecord, Manifest, StreamReference};
 use diskvault_format::map::{Inner, InnerSlot, Leaf, LeafSlot, MapShape, map_root};
-use diskvault_format::names::{PointName, parse_config, parse_point};
-use diskvault_format::pack::{PackOpener, decode_header, decode_trailer, verify_padding};
+use diskvault_format::names::{PointName, is_writer, parse_config, parse_point};
+use diskvault_format::pack::{
+    PackOpener, WrapKind, decode_header, decode_trailer, verify_padding, wrap_kind,
+};
 use diskvault_format::segment::{EntryKind, SegmentDecoder};
 use diskvault_format::splice::Splice;
 use diskvault_format::stream_map::{StreamEntry, StreamPage};
+use diskvault_format::writers::{WriterRecord, Writers};
 use diskvault_format::{allocation, instance, record, sealed};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Chunks and pages by id.
 type Pieces = BTreeMap<[u8; 32], Vec<u8>>;
@@ -37,7 +40,8 @@ pub fn verify(objects: &Tree, expected: &Tree) -> Result<()> {
     Ok(())
 }
 
-/// The files of all points: `day-<sequence>/<part>`, and the allocation list of each disk.
+/// The files of all points: `day-<sequence>/<part>`, and the allocation list of each disk; of
+/// another series than `tiny` below its name.
 ///
 /// # Errors
 /// What the crate refuses, and every hash that does not fit.
@@ -46,15 +50,19 @@ pub fn restore(objects: &Tree, secret: &[u8]) -> Result<Tree> {
     let keys = unlock(objects, secret)?;
     let pieces = open_packs(objects, &keys)?;
     let mut files = Tree::new();
-    let mut heads: Vec<PointId> = Vec::new();
+    let mut heads: BTreeMap<String, Vec<PointId>> = BTreeMap::new();
     let mut points = open_points(objects, &keys)?;
     points.sort_by_key(|(_, manifest)| manifest.sequence);
     for (point, manifest) in points {
-        if manifest.previous != heads {
+        let head = heads.entry(manifest.series.clone()).or_default();
+        if manifest.previous != *head {
             return Err("a point does not follow the one before".into());
         }
-        heads = vec![point];
-        let day = format!("day-{}", manifest.sequence);
+        *head = vec![point];
+        let day = match manifest.series.as_str() {
+            "tiny" => format!("day-{}", manifest.sequence),
+            other => other.to_owned(),
+        };
         for disk in &manifest.disks {
             let path = format!("{day}/{}", disk.name);
             if let Some(list) = &disk.allocation {
@@ -90,25 +98,42 @@ fn unlock(objects: &Tree, secret: &[u8]) -> Result<Keys> {
     }
     let costs: Vec<_> = slots.iter().map(|slot| slot.cost).collect();
     validate_total_cost(&costs)?;
-    let mut found: Option<Secret> = None;
+    let mut found: Option<SlotKeys> = None;
     for slot in &slots {
         found = match found {
             None => slot.open(secret)?,
             some => some,
         };
     }
-    let keys = Keys::derive(&found.ok_or("no key slot opens")?, config.repository);
+    let keys = found.ok_or("no key slot opens")?.keys(config.repository);
+    if keys.write_only_writer().is_some() {
+        return Err("the secret opens a key that may only write".into());
+    }
     config.verify(&keys, name, bytes)?;
+    let keys = with_writers(objects, keys)?;
     for slot in &slots {
         slot.label(&keys)?;
     }
     Ok(keys)
 }
 
+/// The keys, with the writers that the repository lists.
+fn with_writers(objects: &Tree, keys: Keys) -> Result<Keys> {
+    let mut records = Vec::new();
+    for (leaf, object) in below(objects, "writers/").filter(|(leaf, _)| is_writer(leaf)) {
+        let opened = sealed::open(&keys, ObjectKind::Writer, leaf, object)?;
+        let record: WriterRecord = record::decode(&opened.plaintext)?;
+        record.validate()?;
+        records.push(record);
+    }
+    Ok(keys.with_writers(Writers::new(records)))
+}
+
 /// Opens every pack and gives all chunks and pages, each compared with its id. Splices come last,
 /// as the chunks of their pieces are in any pack.
 fn open_packs(objects: &Tree, keys: &Keys) -> Result<Pieces> {
     let (mut pieces, mut splices) = (Pieces::new(), BTreeMap::new());
+    let mut once = BTreeSet::new();
     let mut decoder = SegmentDecoder::new()?;
     for (path, pack) in below(objects, "packs/") {
         let id = blake3::hash(pack).to_hex();
@@ -119,9 +144,10 @@ fn open_packs(objects: &Tree, keys: &Keys) -> Result<Pieces> {
         let trailer = decode_trailer(pack, pack.len() as u64)?;
         PackOpener::new(keys, &header.identity, &header.wrap)?;
         let opener = PackOpener::new(keys, &trailer.identity, &trailer.wrap)?;
+        let kind = wrap_kind(&trailer.wrap)?;
         let start = trailer.footer_offset as usize;
         let mut sealed = pack[start..start + trailer.footer_bytes as usize].to_vec();
-        let footer = opener.open_footer(&trailer, &mut sealed)?;
+        let footer = opener.open_footer(keys, &trailer, &mut sealed)?;
         verify_padding(pack, &footer, &trailer)?;
         for (ordinal, segment) in footer.segments.iter().enumerate() {
             let start = segment.offset as usize;
@@ -141,9 +167,14 @@ fn open_packs(objects: &Tree, keys: &Keys) -> Result<Pieces> {
                         continue;
                     }
                 };
-                if id != entry.id || pieces.insert(id, bytes.to_vec()).is_some() {
-                    return Err("a piece has another id or is stored twice".into());
+                if id != entry.id {
+                    return Err("a piece has another id".into());
                 }
+                // A writer that may not read cannot know what others have stored.
+                if kind == WrapKind::Repository && !once.insert(id) {
+                    return Err("a piece is stored twice".into());
+                }
+                pieces.insert(id, bytes.to_vec());
             }
         }
     }
@@ -175,10 +206,7 @@ fn open_points(objects: &Tree, keys: &Keys) -> Result<Vec<(PointId, Manifest)>> 
         if *blake3::hash(bytes).as_bytes() != point.0 {
             return Err("a manifest has another name".into());
         }
-        let plaintext = sealed::open(keys, ObjectKind::Manifest, "", bytes)?;
-        let manifest: Manifest = record::decode(&plaintext)?;
-        manifest.validate()?;
-        points.push((point, manifest));
+        points.push((point, Manifest::open(keys, bytes)?));
     }
     Ok(points)
 }
@@ -187,7 +215,8 @@ fn piece(pieces: &Pieces, id: [u8; 32]) -> Result<&[u8]> {
     Ok(pieces.get(&id).ok_or("a chunk or page is not stored")?)
 }
 
-/// Reads a disk on a fixed grid and compares its digest with the one that follows from the map.
+/// Reads a disk on a fixed grid and compares its digest with the one that follows from the map,
+/// or with that of the manifest.
 fn read_disk(keys: &Keys, pieces: &Pieces, disk: &DiskRecord) -> Result<Vec<u8>> {
     let shape = MapShape::new(disk.size, disk.chunking.grid().ok_or("is not on a grid")?)?;
     if shape.root(keys, &disk.chunking, disk.top) != disk.root {
@@ -217,7 +246,8 @@ fn read_disk(keys: &Keys, pieces: &Pieces, disk: &DiskRecord) -> Result<Vec<u8>>
             }
         }
     }
-    if merge_root(&values) != Some(*blake3::hash(&bytes).as_bytes()) {
+    // A disk of one chunk has its digest in the manifest.
+    if disk.digest.or_else(|| merge_root(&values)) != Some(*blake3::hash(&bytes).as_bytes()) {
         return Err("a disk has another digest".into());
     }
     Ok(bytes)

@@ -11,9 +11,12 @@ pub use key_slot::derive as derive_slot;
 
 use super::Result;
 use super::form::{Fields, Vector};
+use diskvault_format::asymmetric::{open_from, public_key};
 use diskvault_format::crypto::{Keys, Secret, context};
 use diskvault_format::error::{FormatError, malformed};
 use diskvault_format::id::{RepositoryId, to_hex};
+use diskvault_format::record;
+use diskvault_format::writers::{WriterRecord, Writers};
 
 /// Why a run ended early.
 pub enum Stop {
@@ -158,7 +161,26 @@ pub fn check(file: &[u8]) -> Result<Vector> {
     }
 }
 
-/// The fields `master` and `repository`, and the keys they make.
+/// The field `writers`: records of writers in the order of their names.
+fn writers(text: &str) -> std::result::Result<Vec<WriterRecord>, Stop> {
+    let read = |text| {
+        let record: WriterRecord = record::decode(&unhex(text)?)?;
+        record.validate()?;
+        Ok(record)
+    };
+    text.split(' ').map(read).collect()
+}
+
+/// Bytes of any number.
+fn unhex(text: &str) -> std::result::Result<Vec<u8>, String> {
+    let digit = |at: usize| {
+        let pair = text.get(at..at + 2).ok_or_else(|| format!("{text} is cut off"))?;
+        u8::from_str_radix(pair, 16).map_err(|cause| format!("{text}: {cause}"))
+    };
+    (0..text.len()).step_by(2).map(digit).collect()
+}
+
+/// The fields `master`, `repository` and `writers`, and the keys they make.
 struct Opened {
     master: [u8; 32],
     repository: RepositoryId,
@@ -169,12 +191,31 @@ impl Opened {
     fn new(fields: &Fields<'_>) -> std::result::Result<Opened, Stop> {
         let master = fields.bytes("master")?;
         let repository = RepositoryId(fields.bytes("repository")?);
+        let writers = fields.optional("writers").map_or(Ok(Vec::new()), writers)?;
         let keys = Keys::derive(&Secret::new(master), repository);
+        let keys = keys.with_writers(Writers::new(writers));
         Ok(Opened { master, repository, keys })
     }
 
     fn subkey(&self, context: &str) -> Secret {
         super::fixed::subkey(context, &self.master, self.repository)
+    }
+
+    /// Opens what is sealed to the repository's public key, and tells the keys.
+    fn open_sealed_to_public_key(
+        &self,
+        encapsulated: &[u8],
+        additional: &[u8],
+        sealed: &[u8],
+        facts: &mut Facts,
+    ) -> std::result::Result<Vec<u8>, Stop> {
+        let key = self.subkey(context::OPENING);
+        let mut enc = [0; 32];
+        enc.copy_from_slice(encapsulated);
+        facts.add_bytes("subkey", key.expose());
+        facts.add_bytes("public-key", &public_key(&key));
+        facts.add_bytes("enc", &enc);
+        Ok(open_from(&key, &enc, additional, sealed, "O-5")?.to_vec())
     }
 }
 

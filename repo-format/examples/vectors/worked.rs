@@ -5,16 +5,18 @@ use super::fixed::{anchor, is_listed, segment_plaintext, subkey};
 use super::parity::recovery_shards;
 use super::run::{SUBKEYS, derive_slot};
 use super::{Result, Tree};
+use diskvault_format::asymmetric::{public_key, sign, verifying_key};
 use diskvault_format::config::Config;
 use diskvault_format::crypto::{Keys, ObjectKind, Secret, additional_data, context};
 use diskvault_format::id::{KeySlotId, LeaseId, PackId, RepositoryId, to_hex};
-use diskvault_format::key_slot::{KdfCost, KeySlot, SlotKind, SlotLabel, SlotNonces};
+use diskvault_format::key_slot::{KdfCost, KeySlot, SlotKeys, SlotKind, SlotLabel, SlotNonces};
 use diskvault_format::limits::FORMAT_VERSION;
 use diskvault_format::manifest::Manifest;
-use diskvault_format::pack::{PackKind, PackSecrets, PreparedSegment, assemble};
+use diskvault_format::pack::{PackKind, PackSecrets, PreparedSegment, SealedPack, assemble};
 use diskvault_format::parity::{ParityHead, Shape, check_of, encode};
 use diskvault_format::segment::{Anchor, Entry, EntryKind};
 use diskvault_format::small::Lease;
+use diskvault_format::writers::{WriterRecord, Writers};
 use diskvault_format::{record, sealed};
 
 const SECTION: &str = "\n## Worked example";
@@ -50,8 +52,11 @@ fn keys() -> Keys {
 pub fn filled(pages: &Tree) -> Result<Tree> {
     let mut pages = pages.clone();
     let slot = key_slot()?;
+    let manifest = pages.get("36-manifest.md").ok_or("there is no page of manifests")?;
+    let manifest: Manifest = record::decode(&Example::find(manifest)?.bytes()?)?;
     for (name, fill) in [
         ("20-crypto.md", &fill_lease as &dyn Fn(&mut Example) -> Result<()>),
+        ("21-writers.md", &|example| fill_writer(example, &manifest)),
         ("30-config.md", &|example| fill_config(example, slot.encode().0)),
         ("31-key-slot.md", &|example| fill_key_slot(example, &slot)),
         ("32-pack.md", &fill_pack),
@@ -190,9 +195,9 @@ fn key_slot() -> Result<KeySlot> {
         SlotLabel { name: "laptop".to_owned(), created_unix_ns: 0, host: "kvm1".to_owned() };
     let nonces =
         SlotNonces { salt: ascending(0x20), keys: ascending(0x40), label: ascending(0x60) };
-    let master = Secret::new(MASTER);
-    let kind = SlotKind::Passphrase;
-    Ok(KeySlot::make(kind, SECRET, KdfCost::RECOVERY, &master, REPOSITORY, &label, &nonces)?)
+    let opens = SlotKeys::Full(Secret::new(MASTER));
+    let (kind, cost) = (SlotKind::Passphrase, KdfCost::RECOVERY);
+    Ok(KeySlot::make(kind, SECRET, cost, &opens, &keys(), &label, &nonces)?)
 }
 
 const SECRET: &[u8] = b"correct horse";
@@ -225,19 +230,36 @@ fn fill_config(example: &mut Example, slot: KeySlotId) -> Result<()> {
     example.fill("\n```\n4456", &config.encode(&keys(), &name)[2..])
 }
 
-fn fill_pack(example: &mut Example) -> Result<()> {
+/// The segments of the page's pack.
+fn pack_segments() -> Vec<PreparedSegment> {
     let runs = [0x42; 4096];
     let chunks: [(&[u8], u8, &[u8]); 2] =
         [(b"hello, world\n", 0, b"hello, world\n"), (&runs, 1, COMPRESSED)];
-    let mut segments = Vec::new();
-    for (data, codec, payload) in chunks {
+    let prepare = |(data, codec, payload): (&[u8], u8, &[u8])| {
         let id = keys().chunk_id(data).0;
         let entries = vec![Entry { id, kind: EntryKind::Chunk, bytes: data.len() as u32 }];
         let plaintext = segment_plaintext(codec, &entries, payload);
         let value = anchor(&keys(), data).filter(|value| is_listed(*value));
         let anchors = value.map(|value| Anchor { slot: 0, value }).into_iter().collect();
-        segments.push(PreparedSegment { entries, anchors, plaintext });
-    }
+        PreparedSegment { entries, anchors, plaintext }
+    };
+    chunks.into_iter().map(prepare).collect()
+}
+
+/// The pack of the page, by the holder of `keys`.
+fn pack(keys: &Keys, segments: Vec<PreparedSegment>) -> Result<SealedPack> {
+    let key = Secret::new(ascending(0xd0));
+    let secrets = PackSecrets { key, wrap_random: ascending(0x40), own_copy: None };
+    Ok(assemble(keys, PackKind::Data, LEASE, &secrets, segments)?)
+}
+
+/// Additional data of a part of that pack.
+fn additional_of_pack(object: ObjectKind, more: &[u8]) -> Vec<u8> {
+    additional_data(FORMAT_VERSION, object, REPOSITORY, &[&[PackKind::Data as u8], more])
+}
+
+fn fill_pack(example: &mut Example) -> Result<()> {
+    let segments = pack_segments();
     let listed = segments[1].anchors.first().ok_or("the second chunk's anchor is not listed")?;
     example.fill("anchor that is listed,\n`", &listed.value.to_be_bytes())?;
     for (ordinal, segment) in segments.iter().enumerate() {
@@ -245,20 +267,77 @@ fn fill_pack(example: &mut Example) -> Result<()> {
         example.fill(before, &segment.entries[0].id)?;
         example.fill(&format!("\nsegment {ordinal} plaintext  "), &segment.plaintext)?;
     }
-    let key = Secret::new(ascending(0xd0));
-    let secrets = PackSecrets { key, wrap_nonce: ascending(0x40) };
-    let pack = assemble(&keys(), PackKind::Data, LEASE, &secrets, segments)?;
+    let pack = pack(&keys(), segments)?;
     example.fill("pack id\n`", &pack.id.0)?;
     example.fill_dump(&pack.bytes)?;
-    let kind = [PackKind::Data as u8];
-    let additional =
-        |object, more: &[u8]| additional_data(FORMAT_VERSION, object, REPOSITORY, &[&kind, more]);
+    let additional = additional_of_pack;
     let wrap = additional(ObjectKind::PackKey, &pack.bytes[48..48 + 56]);
     example.fill("\nwrap additional data  ", &wrap)?;
     example.fill("\nsegment 0 additional  ", &additional(ObjectKind::Segment, &[0; 4]))?;
     let footer_offset = 65_536_u32.to_le_bytes();
     example.fill("\nfooter additional  ", &additional(ObjectKind::Footer, &footer_offset))?;
     example.fill("\nfooter plaintext  ", &pack.footer.encode())
+}
+
+fn fill_writer(example: &mut Example, manifest: &Manifest) -> Result<()> {
+    let seed = Secret::new(ascending(0x30));
+    let opening = subkey(context::OPENING, &MASTER, REPOSITORY);
+    let listed = WriterRecord {
+        verifying_key: verifying_key(&seed),
+        slot: KeySlotId(ascending(0x60)),
+        name: "kvm1".to_owned(),
+        series: vec!["web*".to_owned()],
+        time_unix_ns: 1_700_000_000_000_000_000,
+        retired: None,
+    };
+    let (writer, record) = (listed.writer(), record::encode(&listed)?);
+    example.fill("\nopening key  ", opening.expose())?;
+    example.fill("\npublic key  ", &public_key(&opening))?;
+    let list = subkey(context::WRITER_LIST, &MASTER, REPOSITORY);
+    example.fill("\nwriter list  ", list.expose())?;
+    example.fill("\nverifying key  ", &listed.verifying_key)?;
+    example.fill("\nwriter   ", &writer.0)?;
+    let own_copies = blake3::derive_key(context::OWN_COPIES, seed.expose());
+    example.fill("\nown copies  ", &own_copies)?;
+    example.fill("\nrecord  ", &record)?;
+    let (name, nonce) = (LEASE.to_hex(), ascending(0xc0));
+    let object = sealed::seal(&keys(), ObjectKind::Writer, &name, &nonce, &record)?;
+    example.fill("\nobject  ", &object)?;
+    let secrets = keys().for_writer(seed.clone(), vec!["web*".to_owned()]).ok_or("may not read")?;
+    let by_writer = Keys::write_only(&secrets, REPOSITORY);
+    let knowing = keys().with_writers(Writers::new([listed]));
+    fill_pack_of_writer(example, &by_writer, &seed)?;
+
+    let manifest = Manifest { writer, ..manifest.clone() };
+    let record = record::encode(&manifest)?;
+    let object = sealed::seal(&by_writer, ObjectKind::Manifest, "", &ascending(0x40), &record)?;
+    if Manifest::open(&knowing, &object)? != manifest {
+        return Err("the manifest is another".into());
+    }
+    let before =
+        additional_data(FORMAT_VERSION, ObjectKind::Manifest, REPOSITORY, &[&object[..16]]);
+    example.fill("\nmanifest before  ", &before)?;
+    let digest = blake3::derive_key(context::WRITER_SIGNATURE, &[&before[..], &record].concat());
+    example.fill("\nmanifest digest  ", &digest)?;
+    let signed = [&writer.0[..], &sign(&seed, &[&before, &record])].concat();
+    example.fill("\nmanifest signed  ", &signed)?;
+    example.fill("\nmanifest object  ", &object[..80])?;
+    example.fill("\npoint id  ", blake3::hash(&object).as_bytes())
+}
+
+fn fill_pack_of_writer(example: &mut Example, keys: &Keys, seed: &Secret) -> Result<()> {
+    let pack = pack(keys, pack_segments())?;
+    let wrap = &pack.bytes[48..176];
+    example.fill("\nwrap  ", wrap)?;
+    let additional = additional_of_pack(ObjectKind::PackKey, &wrap[..48]);
+    example.fill("\nadditional data  ", &additional)?;
+    let clear = additional_of_pack(ObjectKind::Footer, &65_536_u32.to_le_bytes());
+    let before = [&clear[..], &wrap[16..48]].concat();
+    example.fill("\nfooter before  ", &before)?;
+    let footer = pack.footer.encode();
+    let digest = blake3::derive_key(context::WRITER_SIGNATURE, &[&before[..], &footer].concat());
+    example.fill("\nfooter digest  ", &digest)?;
+    example.fill("\nfooter signature ", &sign(seed, &[&before, &footer]))
 }
 
 /// The record is the page's own; its id is that of the sealed object.

@@ -55,6 +55,7 @@ fn add_names(set: &mut Set) {
     let folder = format!("packs/{}", &pack[..2]);
     ok("pack", &folder, "a pack in the folder of its first two digits", pack.clone());
     ok("parity", "parity", "the parity of a pack, in no folder of digits", pack.clone());
+    ok("writer", "writers", "a record of a writer", names::writer(&tail));
     ok("heartbeat-last", "leases", "the last heartbeat", names::heartbeat(lease, u64::MAX));
     let mut refuse = |path: &str, folder, comment, leaf: String| {
         let refused = Vector::refused("name", "N-1", comment, leaf);
@@ -76,6 +77,9 @@ fn add_names(set: &mut Set) {
     refuse("heartbeat-sign", "leases", "a sign", format!("{lease}.+1"));
     refuse("heartbeat-long", "leases", "2^64", format!("{lease}.18446744073709551616"));
     refuse("heartbeat-none", "leases", "a dot and no number", format!("{lease}."));
+    let writer = names::writer(&tail);
+    refuse("writer-long", "writers", "33 digits", format!("{writer}0"));
+    refuse("writer-dot", "writers", "an ending", format!("{writer}.1"));
     refuse("pack-short", &folder, "62 digits", pack[2..].to_owned());
     refuse("parity-short", "parity", "63 digits", pack[1..].to_owned());
     for (path, rule, folder, comment) in [

@@ -74,6 +74,7 @@ pub fn add(set: &mut Set) {
     let version = (FORMAT_VERSION + 1).to_le_bytes();
     patch("version", "C-3", "the format version is one too new", 8, &version);
     patch("version-zero", "C-3", "format version 0, which was never released", 8, &[0, 0]);
+    patch("feature-read-beside", "C-4", "bit 1, and bit 0, which is known", 48, &[3]);
     patch("feature-read", "C-4", "bit 63 of the features needed to read is set", 55, &[0x80]);
     let number = |number: u32| number.to_le_bytes();
     patch("chunk-odd", "C-5", "the chunk size is no power of two", 56, &number(65537));
@@ -131,6 +132,9 @@ fn add_ok(set: &mut Set) {
     add_parity("parity-beyond", "more than 50 % has no meaning yet and is no parity", 501);
     let write = Config { features_write: 6, ..sample(1) };
     ok("features-write", "unknown features that forbid writing but not reading", &write);
+    let mut writers = sample(1);
+    writers.set_has_writers();
+    ok("writers", "there are or were writers that may not read", &writers);
     let extreme =
         Config { chunk_bytes: 4 << 20, segment_bytes: 4 << 20, pack_bytes: 512 << 20, ..sample(1) };
     ok("largest", "every size at its limit", &extreme);

@@ -1,13 +1,16 @@
 //! Vectors of key slots (rules K-1 to K-10).
 
 use super::{changed, keyed, put};
-use crate::vectors::fixed::{MASTER, REPOSITORY, TIME_NS, envelope_key_label, random, version_of};
+use crate::vectors::fixed::{
+    MASTER, REPOSITORY, TIME_NS, envelope_key_label, keys, random, seed, subkey, version_of,
+};
 use crate::vectors::form::Vector;
 use crate::vectors::run::derive_slot;
 use crate::vectors::{Result, Set};
+use diskvault_format::asymmetric::public_key;
 use diskvault_format::crypto::{ObjectKind, Secret, additional_data, context, seal_x};
 use diskvault_format::id::to_hex;
-use diskvault_format::key_slot::{KdfCost, KeySlot, SlotKind, SlotLabel, SlotNonces};
+use diskvault_format::key_slot::{KdfCost, KeySlot, SlotKeys, SlotKind, SlotLabel, SlotNonces};
 use diskvault_format::limits::FORMAT_VERSION;
 use diskvault_format::record;
 
@@ -21,8 +24,8 @@ fn label() -> SlotLabel {
 
 fn slot(kind: SlotKind, cost: KdfCost, label: &SlotLabel) -> Result<Vec<u8>> {
     let nonces = SlotNonces { salt: random("salt"), keys: random("keys"), label: random("label") };
-    let master = Secret::new(MASTER);
-    Ok(KeySlot::make(kind, SECRET, cost, &master, REPOSITORY, label, &nonces)?.encode().1)
+    let opens = SlotKeys::Full(Secret::new(MASTER));
+    Ok(KeySlot::make(kind, SECRET, cost, &opens, &keys(), label, &nonces)?.encode().1)
 }
 
 /// Seals any entries and label behind the clear part `clear`, under the key of the fixed secret.
@@ -70,6 +73,7 @@ pub fn add(set: &mut Set) -> Result<()> {
     add_layout(set, &good, &sealer)?;
     add_cost(set, &good);
     add_repositories(set, &good);
+    add_write_only(set, &good, &sealer)?;
     add_unauthentic(set, &good, &sealer)
 }
 
@@ -87,6 +91,48 @@ fn add_repositories(set: &mut Set, good: &[u8]) {
     set.add("key-slot/relabelled", relabelled.with_bytes("repository", &other.0));
 }
 
+/// What a slot of a write-only key holds.
+fn write_only() -> Entries {
+    let context = [context::CHUNK_ID, context::PAGE_ID, context::MAP_ROOT, context::GEAR];
+    let keys = context.into_iter().chain([context::PROTOCOL]);
+    let keys = keys.map(|context| *subkey(context, &MASTER, REPOSITORY).expose());
+    let public_key = public_key(&subkey(context::OPENING, &MASTER, REPOSITORY));
+    let keys = keys.chain([public_key, *seed(1).expose()]);
+    (2..).zip(keys).map(|(purpose, key)| (purpose, 0, key)).collect()
+}
+
+fn add_write_only(set: &mut Set, good: &[u8], sealer: &Sealer) -> Result<()> {
+    let mut add = |path: &str, rule, comment: &str, entries: &Entries| -> Result<()> {
+        // Behind the keys stands a list of series; without it where the path says so.
+        let keys = match path {
+            "-no-series" | "-full" => record::encode(entries)?,
+            _ => record::encode(&(entries, vec!["web*"]))?,
+        };
+        let bytes = sealer.seal(&good[..104], &keys)?;
+        let vector = Vector::refused("key-slot", rule, comment, bytes);
+        set.add(&format!("key-slot/write-only{path}"), opened(vector));
+        Ok(())
+    };
+    let all = write_only();
+    let unknown = [(9, 0, [9; 32]), (8, 1, [8; 32])];
+    let mixed: Entries = unknown.into_iter().chain(all.iter().rev().copied()).collect();
+    let comment = "a write-only key in descending order, behind what this version does not know";
+    add("", "ok", comment, &mixed)?;
+    let full = all.iter().copied().chain([(1, 0, MASTER)]).collect();
+    add("-full", "ok", "beside a full key set, which is the one that counts", &full)?;
+    add("-full-series", "R-3", "a list of series behind a full key set", &full)?;
+    add("-no-series", "R-2", "a write-only key without a list of series", &all)?;
+    for missing in [0, 6] {
+        let mut some = all.clone();
+        let purpose = some.remove(missing).0;
+        let comment = format!("a write-only key without purpose {purpose}");
+        add(&format!("-no-{purpose}"), "K-8", &comment, &some)?;
+    }
+    let mut epoch = all.clone();
+    epoch[6].1 = 1;
+    add("-epoch", "K-8", "the seed of a write-only key is of epoch 1", &epoch)
+}
+
 fn add_ok(set: &mut Set, good: &[u8], sealer: &Sealer) -> Result<()> {
     let mut ok = |path: &str, comment, bytes: &[u8]| {
         set.add(&format!("key-slot/{path}"), opened(Vector::ok("key-slot", comment, bytes)));
@@ -96,7 +142,7 @@ fn add_ok(set: &mut Set, good: &[u8], sealer: &Sealer) -> Result<()> {
     ok("recovery", "a recovery key", &recovery);
     let cost = KdfCost { memory_kib: 9 << 10, passes: 2, lanes: 2 };
     ok("lanes", "two passes and two lanes", &slot(SlotKind::Passphrase, cost, &label())?);
-    let entries: Entries = vec![(2, 0, [1; 32]), (1, 1, [2; 32]), (1, 0, MASTER)];
+    let entries: Entries = vec![(9, 0, [1; 32]), (1, 1, [2; 32]), (1, 0, MASTER)];
     let reserved = sealer.seal(&good[..104], &record::encode(&entries)?)?;
     ok("reserved-purposes", "keys that this version does not know stand first", &reserved);
     let wrong = Vector::ok("key-slot", "another secret does not open it", good);
@@ -200,7 +246,7 @@ fn add_unauthentic(set: &mut Set, good: &[u8], sealer: &Sealer) -> Result<()> {
         bytes.drain(132..132 + usize::from(length));
     });
     refuse("keys-empty", "K-7", "sealed keys of no bytes have no tag", empty);
-    let entries: Entries = vec![(2, 0, MASTER), (1, 1, MASTER)];
+    let entries: Entries = vec![(9, 0, MASTER), (1, 1, MASTER)];
     let partial = sealer.seal(&good[..104], &record::encode(&entries)?)?;
     refuse("no-full-set", "K-8", "holds only keys of a reserved purpose and epoch", partial);
     let none = sealer.seal(&good[..104], &[0])?;

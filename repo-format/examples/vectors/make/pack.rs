@@ -42,7 +42,8 @@ fn sample(kind: PackKind, entry: EntryKind) -> Result<SealedPack> {
 
 /// A pack of these segments.
 fn packed(kind: PackKind, segments: Vec<PreparedSegment>) -> Result<SealedPack> {
-    let secrets = PackSecrets { key: pack_key(), wrap_nonce: random("wrap nonce") };
+    let wrap_random = random("wrap nonce");
+    let secrets = PackSecrets { key: pack_key(), wrap_random, own_copy: None };
     Ok(assemble(&keys(), kind, LeaseId(random("lease")), &secrets, segments)?)
 }
 
@@ -279,7 +280,7 @@ fn add_wraps(set: &mut Set, pack: &SealedPack) {
         refuse_tail(set, &format!("tail-{path}"), rule, comment, tail);
     };
     rewrap("wrap-algorithm", "P-5", "algorithm 2", &|wrap| wrap.clear[0] = 2);
-    rewrap("wrap-kind", "P-5", "the reserved wrap kind 1", &|wrap| wrap.clear[1] = 1);
+    rewrap("wrap-kind", "P-5", "wrap kind 2, which nobody knows", &|wrap| wrap.clear[1] = 2);
     rewrap("wrap-epoch", "P-5", "key epoch 1", &|wrap| wrap.clear[4] = 1);
     rewrap("wrap-key-id", "P-5", "a wrap key id", &|wrap| wrap.clear[23] = 1);
     let comment = "a sealed key that is not the one committed to";

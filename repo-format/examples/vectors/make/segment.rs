@@ -121,7 +121,8 @@ fn footer() -> Footer {
         entries: vec![entry(data), entry(&data[1..])],
         anchors: Vec::new(),
     };
-    Footer { segments: vec![segment(192, 1000, &data), segment(1216, 900, &data[9..])] }
+    let segments = vec![segment(192, 1000, &data), segment(1216, 900, &data[9..])];
+    Footer { segments, signer: None }
 }
 
 fn bounded(vector: Vector) -> Vector {

@@ -6,7 +6,7 @@ use crate::vectors::form::Fields;
 use crate::vectors::parity::recovery_shards;
 use diskvault_format::config::Config;
 use diskvault_format::crypto::{ObjectKind, additional_data, context};
-use diskvault_format::id::PackId;
+use diskvault_format::id::{PackId, from_hex};
 use diskvault_format::names::PointName;
 use diskvault_format::{allocation, instance, names, parity, record};
 use serde::Serialize;
@@ -26,6 +26,9 @@ pub fn config(fields: &Fields<'_>, body: &[u8]) -> Run {
     facts.add("features-ignorable", config.features_ignorable);
     facts.add("parity-per-mille", config.parity_per_mille());
     facts.add("features-unknown-to-write", config.unknown_write_features());
+    if config.has_writers() {
+        facts.add("has-writers", true);
+    }
     facts.add("chunk-bytes", config.chunk_bytes);
     facts.add("segment-bytes", config.segment_bytes);
     facts.add("pack-bytes", config.pack_bytes);
@@ -69,6 +72,10 @@ pub fn name(fields: &Fields<'_>, body: &[u8]) -> Run {
             let (lease, number) = names::parse_lease(leaf).ok_or_else(foreign)?;
             facts.add("lease", lease);
             facts.add("heartbeat", number.map_or("none".to_owned(), |number| number.to_string()));
+        }
+        "writers" => {
+            let random = from_hex::<16>(leaf).filter(|_| names::is_writer(leaf));
+            facts.add_bytes("random", &random.ok_or_else(foreign)?);
         }
         "parity" => facts.add("parity-of", PackId::from_hex(leaf).ok_or_else(foreign)?),
         other => match other.strip_prefix("packs/") {

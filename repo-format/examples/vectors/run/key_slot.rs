@@ -1,12 +1,14 @@
 //! Key slots.
 
-use super::{Facts, Opened, Run, Stop, refuse};
+use super::{Facts, Opened, Run, Stop, refuse, unhex};
 use crate::vectors::fixed::version_of;
 use crate::vectors::form::Fields;
 use argon2::{Algorithm, Argon2, Params, Version};
+use diskvault_format::asymmetric::verifying_key;
 use diskvault_format::crypto::{ObjectKind, Secret, additional_data, context, open_x};
 use diskvault_format::id::KeySlotId;
-use diskvault_format::key_slot::{KdfCost, KeySlot, validate_total_cost};
+use diskvault_format::key_slot::{KdfCost, KeySlot, SlotKeys, validate_total_cost};
+use diskvault_format::writers::{WriterSecrets, writer_id};
 
 /// A key slot: decoded under its name, opened if there is a secret, and its label read if there
 /// is a master key; `copies` asks for the cost of so many such slots together.
@@ -39,12 +41,15 @@ pub fn key_slot(fields: &Fields<'_>, body: &[u8]) -> Run {
 }
 
 fn open(slot: &KeySlot, secret: &[u8], body: &[u8], facts: &mut Facts) -> Result<(), Stop> {
-    let Some(master) = slot.open(secret)? else {
+    let Some(opens) = slot.open(secret)? else {
         facts.add("opens", "no");
         return Ok(());
     };
     facts.add("opens", "yes");
-    facts.add_bytes("opened-master", master.expose());
+    match &opens {
+        SlotKeys::Full(master) => facts.add_bytes("opened-master", master.expose()),
+        SlotKeys::WriteOnly(secrets) => show_write_only(secrets, facts),
+    }
     let derived = derive(secret, &body[40..72], slot.cost)?;
     let key = Secret::new(blake3::derive_key(context::SLOT_KEY, &derived));
     let commitment = blake3::derive_key(context::SLOT_COMMITMENT, &derived);
@@ -69,6 +74,25 @@ fn open(slot: &KeySlot, secret: &[u8], body: &[u8], facts: &mut Facts) -> Result
     Ok(())
 }
 
+/// What a write-only key opens, and the ids that follow.
+fn show_write_only(secrets: &WriterSecrets, facts: &mut Facts) {
+    for (key, secret) in [
+        ("opened-chunk-id", &secrets.chunk_id),
+        ("opened-page-id", &secrets.page_id),
+        ("opened-map-root", &secrets.map_root),
+        ("opened-gear", &secrets.gear),
+        ("opened-protocol", &secrets.protocol),
+        ("opened-public-key", &secrets.public_key),
+        ("opened-seed", &secrets.signing),
+    ] {
+        facts.add_bytes(key, secret.expose());
+    }
+    let verifying_key = verifying_key(&secrets.signing);
+    facts.add_bytes("verifying-key", &verifying_key);
+    facts.add("writer", writer_id(&verifying_key));
+    facts.add_list("series", &secrets.series);
+}
+
 /// Argon2id, version 0x13, with 32 bytes of output.
 pub fn derive(secret: &[u8], salt: &[u8], cost: KdfCost) -> Result<[u8; 32], String> {
     let parameters = Params::new(cost.memory_kib, cost.passes, cost.lanes, Some(32));
@@ -78,12 +102,4 @@ pub fn derive(secret: &[u8], salt: &[u8], cost: KdfCost) -> Result<[u8; 32], Str
         .hash_password_into(secret, salt, &mut output)
         .map_err(|cause| cause.to_string())?;
     Ok(output)
-}
-
-fn unhex(text: &str) -> Result<Vec<u8>, String> {
-    let digit = |at: usize| {
-        let pair = text.get(at..at + 2).ok_or_else(|| format!("{text} is cut off"))?;
-        u8::from_str_radix(pair, 16).map_err(|cause| format!("{text}: {cause}"))
-    };
-    (0..text.len()).step_by(2).map(digit).collect()
 }

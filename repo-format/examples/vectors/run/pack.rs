@@ -1,5 +1,6 @@
 //! Packs, and the plaintext of their segments and footers.
 
+use super::sealed::show_signature;
 use super::{Facts, Opened, Run, Stop, check_name, refuse};
 use crate::vectors::form::Fields;
 use diskvault_format::crypto::{
@@ -56,7 +57,7 @@ pub fn pack(fields: &Fields<'_>, body: &[u8]) -> Run {
     let opener = PackOpener::new(&opened.keys, &trailer.identity, &trailer.wrap)?;
     let start = trailer.footer_offset as usize;
     let mut sealed = body[start..start + trailer.footer_bytes as usize].to_vec();
-    let footer = opener.open_footer(&trailer, &mut sealed)?;
+    let footer = opener.open_footer(&opened.keys, &trailer, &mut sealed)?;
     if header.is_some() {
         verify_padding(body, &footer, &trailer)?;
     }
@@ -134,26 +135,24 @@ fn intermediates(
     sealed_footer: &mut [u8],
     facts: &mut Facts,
 ) -> Result<(), Stop> {
-    let subkey = opened.subkey(context::PACK_WRAP);
     let wrap: &[u8; WRAP_BYTES] = &trailer.wrap;
-    let mut nonce = [0; 24];
-    nonce.copy_from_slice(&wrap[56..80]);
     let (version, kind) = (trailer.identity.version, [trailer.identity.kind as u8]);
     let additional =
         |object, more: &[u8]| additional_data(version, object, opened.repository, &[&kind, more]);
-    let wrap_additional = additional(ObjectKind::PackKey, &wrap[..56]);
-    let plaintext = open_x(&subkey, &nonce, &wrap_additional, &wrap[80..], "P-6")?;
-    let mut key = [0; 32];
-    key.copy_from_slice(&plaintext);
+    let is_signed = wrap[1] == 1;
+    let clear = if is_signed { 48 } else { 56 };
+    let wrap_additional = additional(ObjectKind::PackKey, &wrap[..clear]);
+    let key = if is_signed {
+        let enc = &wrap[48..80];
+        array(&opened.open_sealed_to_public_key(enc, &wrap_additional, &wrap[80..], facts)?)
+    } else {
+        unwrap_again(opened, wrap, &wrap_additional, facts)?
+    };
     let commitment = blake3::derive_key(context::PACK_COMMITMENT, &key);
     let key = Secret::new(key);
-    if seal_x(&subkey, &nonce, &wrap_additional, key.expose()) != wrap[80..]
-        || commitment != wrap[24..56]
-    {
+    if commitment != wrap[clear - 32..clear] {
         return Err("the wrapped key is another".into());
     }
-    facts.add_bytes("subkey", subkey.expose());
-    facts.add_bytes("nonce", &nonce);
     facts.add_bytes("additional-data", &wrap_additional);
     facts.add_bytes("pack-key", key.expose());
     facts.add_bytes("commitment", &commitment);
@@ -165,7 +164,34 @@ fn intermediates(
     facts.add_bytes("footer-nonce", &[255, 255, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0]);
     facts.add_bytes("footer-additional-data", &footer_additional);
     facts.add_bytes("footer-plaintext", footer);
+    if is_signed {
+        show_signature(&[&footer_additional, &commitment], footer, facts);
+    }
     Ok(())
+}
+
+fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    let mut array = [0; N];
+    array.copy_from_slice(bytes);
+    array
+}
+
+/// The pack key from a wrap under the repository's subkey.
+fn unwrap_again(
+    opened: &Opened,
+    wrap: &[u8; WRAP_BYTES],
+    additional: &[u8],
+    facts: &mut Facts,
+) -> Result<[u8; 32], Stop> {
+    let subkey = opened.subkey(context::PACK_WRAP);
+    let nonce = array(&wrap[56..80]);
+    let key = array(&open_x(&subkey, &nonce, additional, &wrap[80..], "P-6")?);
+    if seal_x(&subkey, &nonce, additional, &key) != wrap[80..] {
+        return Err("sealing again gives other bytes".into());
+    }
+    facts.add_bytes("subkey", subkey.expose());
+    facts.add_bytes("nonce", &nonce);
+    Ok(key)
 }
 
 /// The plaintext of a segment.

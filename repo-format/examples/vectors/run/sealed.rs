@@ -3,12 +3,13 @@
 use super::{Facts, Opened, Run, Stop, check_name, refuse};
 use crate::vectors::fixed::{sealing_context, version_of};
 use crate::vectors::form::Fields;
-use diskvault_format::crypto::{ObjectKind, additional_data, seal_x};
+use diskvault_format::crypto::{ObjectKind, additional_data, context, seal_x};
 use diskvault_format::id::to_hex;
 use diskvault_format::manifest::{Chunking, DiskRecord, Manifest, StreamRecord, StreamReference};
 use diskvault_format::map::map_root;
 use diskvault_format::names::parse_lease;
 use diskvault_format::small::{Condemned, Heartbeat, Lease, Lost, Note};
+use diskvault_format::writers::{SIGNED_HEAD_BYTES, WriterRecord};
 use diskvault_format::{record, sealed};
 
 /// A small object of `kind`: opened under its name, decoded, validated.
@@ -21,6 +22,7 @@ pub fn sealed(fields: &Fields<'_>, kind: &str, body: &[u8]) -> Run {
         "condemned" => ObjectKind::Condemned,
         "note" => ObjectKind::Note,
         "lost" => ObjectKind::Lost,
+        "writer" => ObjectKind::Writer,
         "segment" => ObjectKind::Segment,
         other => return Err(format!("there is no small object {other}").into()),
     };
@@ -32,14 +34,19 @@ pub fn sealed(fields: &Fields<'_>, kind: &str, body: &[u8]) -> Run {
         }
         _ => fields.text("name")?,
     };
-    let plaintext = sealed::open(&opened.keys, kind, name, body)?;
+    let plaintext = sealed::open(&opened.keys, kind, name, body)?.plaintext;
+    let is_signed = body[11] == 2;
     let mut facts = show(kind, name, &plaintext)?;
     if kind == ObjectKind::Manifest {
-        check_roots(&opened, &record::decode(&plaintext)?)?;
+        check_roots(&opened, &Manifest::open(&opened.keys, body)?)?;
     }
     let subkey = opened.subkey(sealing_context(kind));
     let more = [&body[..16], name.as_bytes()];
     let additional = additional_data(version_of(body), kind, opened.repository, &more);
+    if is_signed {
+        show_sealed_to_public_key(&opened, body, &additional, &mut facts)?;
+        return Ok(facts);
+    }
     let mut nonce = [0; 24];
     nonce.copy_from_slice(&body[16..40]);
     if seal_x(&subkey, &nonce, &additional, &plaintext) != body[40..] {
@@ -51,6 +58,43 @@ pub fn sealed(fields: &Fields<'_>, kind: &str, body: &[u8]) -> Run {
     facts.add_bytes("plaintext", &plaintext);
     facts.add_bytes("sealed-blake3", blake3::hash(body).as_bytes());
     Ok(facts)
+}
+
+/// The values between the opening key and the record, derived without the crate's own reader.
+fn show_sealed_to_public_key(
+    opened: &Opened,
+    body: &[u8],
+    additional: &[u8],
+    facts: &mut Facts,
+) -> Result<(), Stop> {
+    let signed = opened.open_sealed_to_public_key(&body[16..48], additional, &body[48..], facts)?;
+    facts.add_bytes("additional-data", additional);
+    show_signature(&[additional], &signed, facts);
+    facts.add_bytes("plaintext", &signed[SIGNED_HEAD_BYTES..]);
+    facts.add_bytes("sealed-blake3", blake3::hash(body).as_bytes());
+    Ok(())
+}
+
+fn show_writer(record: &WriterRecord, facts: &mut Facts) -> Result<(), Stop> {
+    record.validate()?;
+    facts.add("writer", record.writer());
+    facts.add_bytes("verifying-key", &record.verifying_key);
+    facts.add("slot", record.slot);
+    facts.add("writer-name", &record.name);
+    facts.add_list("series", &record.series);
+    facts.add("time", record.time_unix_ns);
+    facts.add("is-retired", record.retired.is_some());
+    facts.add_list("points", record.retired.iter().flatten());
+    Ok(())
+}
+
+/// Writer, signature, and what is signed, of a plaintext that starts with them.
+pub fn show_signature(before: &[&[u8]], signed: &[u8], facts: &mut Facts) {
+    let content = &signed[SIGNED_HEAD_BYTES..];
+    let input = [&before.concat(), content].concat();
+    facts.add_bytes("signer", &signed[..16]);
+    facts.add_bytes("signature", &signed[16..SIGNED_HEAD_BYTES]);
+    facts.add_bytes("signed-digest", &blake3::derive_key(context::WRITER_SIGNATURE, &input));
 }
 
 /// Compares every map root with what size, chunking and top page give (F-9).
@@ -92,6 +136,7 @@ fn show(kind: ObjectKind, name: &str, plaintext: &[u8]) -> Run {
             facts.add("host", condemned.host);
             facts.add("time", condemned.time_unix_ns);
         }
+        ObjectKind::Writer => show_writer(&record::decode(plaintext)?, &mut facts)?,
         ObjectKind::Note => {
             let note: Note = record::decode(plaintext)?;
             note.validate()?;
