@@ -146,7 +146,8 @@ fn segments(table: &mut Table, data: &[u8]) {
                     plaintext: plaintext.clone(),
                 })
                 .collect();
-            let secrets = PackSecrets { key: Secret::new([7; 32]), wrap_nonce: [8; 24] };
+            let secrets =
+                PackSecrets { key: Secret::new([7; 32]), wrap_random: [8; 32], own_copy: None };
             let writer = LeaseId([5; 16]);
             black_box(assemble(&keys, PackKind::Data, writer, &secrets, prepared).unwrap());
         });

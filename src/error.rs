@@ -38,6 +38,8 @@ pub enum ErrorKind {
     Newer,
     /// Stored bytes are damaged, missing or not what they claim to be.
     Damage,
+    /// Stored by a writer that is not listed, or where it may not write: it counts for nothing.
+    Unlisted,
     /// A point is pinned, so it stays.
     Pinned,
     /// The lease of a running backup was removed by somebody else.
@@ -50,7 +52,10 @@ impl ErrorKind {
     /// True for what is wrong with what is stored, not with the way to it: damaged, gone, or newer
     /// than this program.
     pub const fn is_finding(self) -> bool {
-        matches!(self, ErrorKind::Damage | ErrorKind::NotFound | ErrorKind::Newer)
+        matches!(
+            self,
+            ErrorKind::Damage | ErrorKind::Unlisted | ErrorKind::NotFound | ErrorKind::Newer
+        )
     }
 
     /// The process exit code for this kind; the table is in docs/cli.md.
@@ -58,7 +63,7 @@ impl ErrorKind {
         match self {
             ErrorKind::Usage => 2,
             ErrorKind::Unreadable => 3,
-            ErrorKind::Damage => 5,
+            ErrorKind::Damage | ErrorKind::Unlisted => 5,
             ErrorKind::NoSpace => 6,
             ErrorKind::NoRepository => 10,
             ErrorKind::Fenced => 11,

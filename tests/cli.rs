@@ -86,3 +86,5 @@ mod sync;
 mod takeover;
 #[path = "cli/terminal.rs"]
 mod terminal;
+#[path = "cli/write_only.rs"]
+mod write_only;

@@ -65,7 +65,7 @@ fn poison(vault: &Vault, repository: &Repository, payload: &dyn Fn(&[Entry]) -> 
 }
 
 fn seal(repository: &Repository, segment: PreparedSegment) -> SealedPack {
-    let secrets = PackSecrets { key: Secret::new([5; 32]), wrap_nonce: [6; 24] };
+    let secrets = PackSecrets { key: Secret::new([5; 32]), wrap_random: [6; 32], own_copy: None };
     let keys = repository.keys();
     assemble(keys, PackKind::Data, LeaseId([7; 16]), &secrets, vec![segment]).unwrap()
 }
@@ -174,7 +174,7 @@ fn a_map_under_another_root_is_refused() {
 /// Puts a visible point with that manifest, sealed with the right keys.
 fn publish(vault: &Vault, repository: &Repository, manifest: &Manifest) -> PointId {
     let kind = ObjectKind::Manifest;
-    let object = seal_record(repository.keys(), kind, None, &[9; 24], manifest).unwrap();
+    let object = seal_record(repository.keys(), kind, None, &[9; 32], manifest).unwrap();
     let id = PointId(*blake3::hash(&object).as_bytes());
     vault.storage.insert(format!("points/{id}"), object);
     vault.storage.insert(format!("points/{id}.ok"), []);
@@ -203,7 +203,7 @@ fn a_map_page_is_judged_by_its_place() {
     let entries = vec![Entry { id: id.0, kind: EntryKind::Page, bytes: page.len() as u32 }];
     let mut plaintext = Vec::new();
     SegmentEncoder::new(3).unwrap().encode(&entries, &page, &mut plaintext).unwrap();
-    let secrets = PackSecrets { key: Secret::new([5; 32]), wrap_nonce: [6; 24] };
+    let secrets = PackSecrets { key: Secret::new([5; 32]), wrap_random: [6; 32], own_copy: None };
     let segments = vec![PreparedSegment { entries, anchors: Vec::new(), plaintext }];
     let pack = assemble(keys, PackKind::Map, LeaseId([7; 16]), &secrets, segments).unwrap();
     vault.storage.insert(pack_name(pack.id).unwrap(), pack.bytes);

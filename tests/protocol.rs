@@ -208,7 +208,7 @@ fn chunks_of_condemned_packs_are_stored_again_also_inherited_ones() {
     let list = Condemned { packs: packs.clone(), host: "pruner".into(), time_unix_ns: 1 };
     let name = ObjectName::new(Folder::Condemned, &"ab".repeat(16)).unwrap();
     let object =
-        seal_record(repository.keys(), ObjectKind::Condemned, Some(&name), &[3; 24], &list);
+        seal_record(repository.keys(), ObjectKind::Condemned, Some(&name), &[3; 32], &list);
     vault.storage.insert(&name, object.unwrap());
     // The very same bytes: every chunk could be inherited.
     let report = vault.backup(&repository, "web01", &contents).unwrap();
@@ -250,7 +250,7 @@ fn lose_and_store_again(vault: &mut Vault, repository: &Repository, id: &[u8; 32
     assert!(vault.storage.corrupt(pack_name(found.pack.id).unwrap(), |data| data[bad] ^= 1));
     assert!(vault.restore_all(repository).unwrap().values().all(Result::is_err));
     let list = Lost { ids, time_unix_ns: 1 };
-    let object = seal_record(repository.keys(), ObjectKind::Lost, None, &[4; 24], &list).unwrap();
+    let object = seal_record(repository.keys(), ObjectKind::Lost, None, &[4; 32], &list).unwrap();
     vault.storage.insert(format!("lost/{}", blake3::hash(&object)), object);
     let report = vault.backup(repository, "web01", &machine(1)).unwrap();
     for cache in ["host", "stranger"] {

@@ -262,6 +262,72 @@ fn the_second_reader_restores_the_frozen_repositories() {
     }
 }
 
+/// What opens the key slot of the writer in `vectors/writers`.
+const WRITER_PASSWORD: &str = "write and never read";
+
+/// The object in a file of the vectors: behind an empty line, without the runs of zeros that the
+/// line `zeros` names.
+fn object_in(file: &[u8]) -> Vec<u8> {
+    let end = file.windows(2).position(|pair| pair == b"\n\n").unwrap();
+    let mut rest = &file[end + 2..];
+    let header = std::str::from_utf8(&file[..end]).unwrap();
+    let places = header.lines().find_map(|line| line.strip_prefix("zeros: ")).unwrap_or_default();
+    let mut object = Vec::new();
+    for place in places.split_whitespace() {
+        let (offset, length) = place.split_once('+').unwrap();
+        let (offset, length): (usize, usize) = (offset.parse().unwrap(), length.parse().unwrap());
+        let (before, after) = rest.split_at(offset - object.len());
+        object.extend_from_slice(before);
+        object.resize(offset + length, 0);
+        rest = after;
+    }
+    object.extend_from_slice(rest);
+    object
+}
+
+/// Writes the repository of the vectors with what a writer that may not read has added.
+fn write_with_a_writer(root: &Path) {
+    let vectors = format_folder().join("vectors");
+    for (folder, is_vector) in [("repository", false), ("writers/repository", true)] {
+        let folder = vectors.join(folder);
+        for file in files_below(&folder) {
+            let target = root.join(file.strip_prefix(&folder).unwrap());
+            let bytes = fs::read(&file).unwrap();
+            fs::create_dir_all(target.parent().unwrap()).unwrap();
+            fs::write(target, if is_vector { object_in(&bytes) } else { bytes }).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_second_reader_restores_what_a_writer_stored_that_may_not_read() {
+    let Some(reader) = find_reader() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("repository");
+    write_with_a_writer(&root);
+    let reading = Reading { reader: &reader, repository: &root, password: VECTOR_PASSWORD };
+    let vectors = format_folder().join("vectors");
+    for part in ["disk", "vm.xml"] {
+        let expected = fs::read(vectors.join("writers/expected/kvm2").join(part)).unwrap();
+        reading.assert_restores(("kvm2", part), None, &expected);
+        let expected = fs::read(vectors.join("expected/day-2").join(part)).unwrap();
+        reading.assert_restores(("tiny", part), None, &expected);
+    }
+    let target = folder.path().join("restored");
+    let writer = Reading { password: WRITER_PASSWORD, ..reading };
+    let refused = writer.run("kvm2", "disk", &target, None);
+    assert!(!refused.status.success() && !target.exists());
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(error.contains("the secret of a write-only key"), "{error}");
+    // Without its record the writer is nobody, and what it made counts for nothing.
+    fs::remove_dir_all(root.join("writers")).unwrap();
+    let reading = Reading { password: VECTOR_PASSWORD, ..writer };
+    let refused = reading.run("kvm2", "disk", &target, None);
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && error.contains("refused by O-6"), "{error}");
+    assert!(!target.exists());
+}
+
 /// The program restores them too, with the same result.
 #[test]
 fn the_program_restores_the_frozen_repositories() {

@@ -159,7 +159,7 @@ fn a_point_does_not_come_back_without_all_it_needs() {
                 let list = Condemned { packs, host: "other".into(), time_unix_ns: 1 };
                 let keys = repository.keys();
                 let object =
-                    seal_record(keys, ObjectKind::Condemned, Some(&name), &[3; 24], &list).unwrap();
+                    seal_record(keys, ObjectKind::Condemned, Some(&name), &[3; 32], &list).unwrap();
                 vault.storage.put_new(&name, &object).unwrap();
             } else {
                 assert!(vault.storage.remove(pack));

@@ -214,7 +214,8 @@ fn forged(
         encoder.encode(&entries, &forged, &mut plaintext).unwrap();
         segments.push(PreparedSegment { entries, anchors: Vec::new(), plaintext });
     }
-    let secrets = PackSecrets { key: Secret::new([number; 32]), wrap_nonce: [6; 24] };
+    let secrets =
+        PackSecrets { key: Secret::new([number; 32]), wrap_random: [6; 32], own_copy: None };
     let lease = LeaseId([7; 16]);
     assemble(repository.keys(), PackKind::Map, lease, &secrets, segments).unwrap()
 }
@@ -271,7 +272,7 @@ fn condemn(vault: &Vault, repository: &Repository, packs: &[PackId]) -> ObjectNa
     let list = Condemned { packs: packs.to_vec(), host: "pruner".into(), time_unix_ns: 1 };
     let name = ObjectName::new(Folder::Condemned, &"ab".repeat(16)).unwrap();
     let object =
-        seal_record(repository.keys(), ObjectKind::Condemned, Some(&name), &[3; 24], &list);
+        seal_record(repository.keys(), ObjectKind::Condemned, Some(&name), &[3; 32], &list);
     vault.storage.insert(&name, object.unwrap());
     name
 }

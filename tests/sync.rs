@@ -277,7 +277,7 @@ fn copies_that_are_one_or_have_drifted_apart_are_told() {
     change(&source, 2, 1);
     let (from, to) = open_both(&source, &target).unwrap();
     assert_eq!(relation(&from, &to).unwrap(), Relation::SourceIsNewer);
-    bring_keys_up(&from, &target.storage).unwrap();
+    bring_keys_up(&from, &to).unwrap();
     let (from, to) = open_both(&source, &target).unwrap();
     assert_eq!(relation(&from, &to).unwrap(), Relation::Same);
     change(&target, 3, 2);

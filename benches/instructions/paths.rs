@@ -246,7 +246,7 @@ fn pack(_: &Folder) {
     };
     let mut segments: Vec<PreparedSegment> = data.chunks(CHUNK).map(prepare).collect();
     let keys = keys();
-    let secrets = PackSecrets { key: Secret::new([7; 32]), wrap_nonce: [8; 24] };
+    let secrets = PackSecrets { key: Secret::new([7; 32]), wrap_random: [8; 32], own_copy: None };
     measured_work(&mut || {
         let segments = std::mem::take(&mut segments);
         let writer = LeaseId([5; 16]);

@@ -115,7 +115,7 @@ fn put_packs(base: &Base, storage: &MemoryStorage, input: &Input) -> Option<[u8;
             continue;
         }
         let segment = PreparedSegment { entries, anchors: Vec::new(), plaintext };
-        let secrets = PackSecrets { key: Secret::new([number; 32]), wrap_nonce: [number; 24] };
+        let secrets = PackSecrets { key: Secret::new([number; 32]), wrap_random: [number; 32], own_copy: None };
         let sealed = assemble(&base.keys, pack, LeaseId([1; 16]), &secrets, vec![segment]);
         if let Ok(sealed) = sealed {
             storage.insert(pack_name(sealed.id).unwrap(), sealed.bytes);
@@ -134,7 +134,7 @@ fn put_point(base: &Base, storage: &MemoryStorage, manifest: &[u8], top: Option<
     } else if let Some(stream) = manifest.streams.first_mut() {
         stream.content.top = top;
     }
-    let sealed = seal_record(&base.keys, ObjectKind::Manifest, None, &[9; 24], &manifest);
+    let sealed = seal_record(&base.keys, ObjectKind::Manifest, None, &[9; 32], &manifest);
     let Ok(sealed) = sealed else { return };
     let id = blake3::hash(&sealed).to_hex();
     storage.insert(format!("points/{id}"), sealed);

@@ -111,7 +111,14 @@ fn by_mark(context: &Context<'_>, request: &DiskRequest<'_>) -> Option<Hint> {
             manifest.backup_id == backup
                 && manifest.disks.iter().any(|disk| disk.name == request.name)
         };
-        let mut points = context.session.points().points.iter().filter(|_| is_ours);
+        let writers = context.repository.keys().writers();
+        // A writer that may not read could say anything of what it has read, but to itself.
+        let may_say = |point: &&Point| {
+            context.repository.own_copies().is_some()
+                || writers.get(point.manifest.writer).is_none()
+        };
+        let points = context.session.points().points.iter().filter(|_| is_ours);
+        let mut points = points.filter(may_say);
         points.find(|point| point.manifest.series == *series && has_disk(point))
     };
     let found = names.iter().filter_map(|name| Some((name, point_of(name)?)));

@@ -136,6 +136,7 @@ pub fn run_with(
     let inputs = expand::expand(&options.inputs, monitor)?;
     let options = &BackupOptions { inputs, ..options.clone() };
     plan::validate_request(options)?;
+    refuse_series_of_others(repository, &options.series)?;
     let backup_id = BackupId(crate::environment::random_array(repository.environment().as_ref())?);
     let repository = &repository.remembering();
     let mut held = machines::freeze(repository, options, backup_id, monitor)?;
@@ -145,6 +146,23 @@ pub fn run_with(
         Err(_) => held.release(monitor),
     }
     made
+}
+
+/// What a writer that may not read puts into a series that is not its own would not count.
+fn refuse_series_of_others(repository: &Repository, series: &str) -> Result<()> {
+    let keys = repository.keys();
+    let own = keys.write_only_writer().and_then(|writer| keys.writers().get(writer));
+    match own {
+        Some(record) if !record.may_write_to(series) => {
+            let (series, own) = (series.escape_debug(), record.series.join(", "));
+            let text = format!(
+                "cannot back up to series {series}: this key may write to {} only",
+                own.escape_debug()
+            );
+            Err(Error::new(ErrorKind::Usage, text))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Makes a point, and starts over when its lease was removed.
@@ -187,10 +205,11 @@ fn run_once(
     // Sources are opened before anything is registered, so that a wrong path costs nothing.
     let sources = plan::open_inputs(options)?;
     let session = Session::begin(repository, &options.host, monitor)?;
-    let parent = session.points().latest(&options.series).cloned();
+    let latest = session.points().latest(&options.series).cloned();
+    let parent = parent_of(repository, &session, &options.series);
     let parts = plan::decide(repository, options, open, sources, parent.as_ref(), monitor)?;
     let mut manifest =
-        start_manifest(repository, &session, options, backup_id, started_unix_ns, parent.as_ref())?;
+        start_manifest(repository, &session, options, backup_id, started_unix_ns, latest.as_ref())?;
     let mut writer = ChunkWriter::new(
         repository,
         session.lease(),
@@ -212,7 +231,10 @@ fn run_once(
     let stored = writer.finish()?;
     if let Some(error) = writer.take_index_failure() {
         let text = error.full_text();
-        monitor.warn(&format!("{text}; the next run fills the index again"));
+        monitor.warn(&match repository.own_copies() {
+            None => format!("{text}; the next run fills the index again"),
+            Some(_) => format!("{text}; a later run stores again what this one does not keep"),
+        });
     }
     drop(writer);
     share_stored_bytes(&mut manifest, stored.bytes());
@@ -290,8 +312,7 @@ fn start_manifest(
         host: options.host.clone(),
         writer: repository.writer_id()?,
         program: crate::PROGRAM.to_string(),
-        // Whoever has the keys may have put the greatest there is: then times decide.
-        sequence: parent.map_or(0, |point| point.manifest.sequence).saturating_add(1),
+        sequence: next_sequence(repository, &options.series, parent),
         previous: session.points().heads(&options.series),
         republishes: None,
         tags: options.tags.clone(),
@@ -300,6 +321,34 @@ fn start_manifest(
         signature_kind: 0,
         extensions: Vec::new(),
     })
+}
+
+/// The newest point that this run may take over from: of a writer that may not read its own, of others
+/// none by such a writer, which could say anything of what it has read.
+fn parent_of(repository: &Repository, session: &Session<'_>, series: &str) -> Option<Point> {
+    let writers = repository.keys().writers();
+    let is_full = |point: &&Point| writers.get(point.manifest.writer).is_none();
+    let mut newest = session.points().series(series).rev();
+    let found = match repository.own_copies() {
+        Some(_) => newest.next(),
+        None => newest.find(is_full),
+    };
+    found.cloned()
+}
+
+/// One more than the greatest sequence of the series. A writer that may not read sees its own points
+/// only, and goes by what it remembers; if that is nothing, the seconds since 1970 are more than any
+/// series has points (spec/21-writers.md).
+fn next_sequence(repository: &Repository, series: &str, parent: Option<&Point>) -> u64 {
+    let seen = parent.map_or(0, |point| point.manifest.sequence);
+    if repository.own_copies().is_none() {
+        return seen.saturating_add(1);
+    }
+    let remembered = repository.memory().series.get(series).map_or(0, |memory| memory.sequence);
+    match seen.max(remembered) {
+        0 => u64::try_from(repository.environment().now_unix_ns() / 1_000_000_000).unwrap_or(1),
+        greatest => greatest.saturating_add(1),
+    }
 }
 
 /// Segments of several parts share packs, so each part gets its share by its new bytes.

@@ -313,7 +313,8 @@ impl Sample {
                 })
                 .collect();
             let bytes = segments.iter().map(|segment| segment.plaintext.len()).sum();
-            let secrets = PackSecrets { key: Secret::new([7; 32]), wrap_nonce: [8; 24] };
+            let secrets =
+                PackSecrets { key: Secret::new([7; 32]), wrap_random: [8; 32], own_copy: None };
             let began = Instant::now();
             let pack = assemble(&self.keys, PackKind::Data, LeaseId([5; 16]), &secrets, segments);
             black_box(pack.map_err(|cause| cannot_make("a pack", cause))?);

@@ -5,11 +5,11 @@
 //! meanwhile is no damage.
 
 use super::CheckReport;
-use super::ledger::Ledger;
 use super::splices::{Quiet, Splices, look_again};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
-use crate::repository::entries::{known_bytes, places_of, prefix};
+use crate::repository::entries::{Place, known_bytes, places_of, prefix};
+use crate::repository::ledger::Ledger;
 use crate::repository::locate::Locator;
 use crate::repository::parity::verify_parity;
 use crate::repository::salvage::Remains;
@@ -104,10 +104,11 @@ impl DamagedEntries {
     /// # Errors
     /// What the index or the storage say.
     pub fn leave(&self, locator: &Locator, id: ChunkId) -> Result<bool> {
-        let counts = |id: &ChunkId, pack| !self.stored.contains(&(pack, prefix(&id.0)));
+        let counts =
+            |id: &ChunkId, place: &Place| !self.stored.contains(&(place.pack, prefix(&id.0)));
         if self.spliced.contains(&prefix(&id.0)) {
             let places = places_of(locator.index(), &id.0)?;
-            return Ok(places.iter().any(|place| !place.is_splice && counts(&id, place.pack)));
+            return Ok(places.iter().any(|place| !place.is_splice && counts(&id, place)));
         }
         locator.splices().is_present(id, &counts)
     }
@@ -162,6 +163,8 @@ pub(super) fn check_packs(
             }
             Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
             Err(error) if error.kind() == ErrorKind::NotFound => report.packs_gone += 1,
+            // Told with all that could not be opened.
+            Err(error) if error.kind() == ErrorKind::Unlisted => report.packs_read += 1,
             Err(error) => {
                 report.packs_read += 1;
                 bad.push(id);

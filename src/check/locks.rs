@@ -11,8 +11,15 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Folders whose objects can be locked.
-const FOLDERS: [Folder; 6] =
-    [Folder::Config, Folder::Instance, Folder::Keys, Folder::Points, Folder::Packs, Folder::Parity];
+const FOLDERS: [Folder; 7] = [
+    Folder::Config,
+    Folder::Instance,
+    Folder::Keys,
+    Folder::Writers,
+    Folder::Points,
+    Folder::Packs,
+    Folder::Parity,
+];
 
 /// What was done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

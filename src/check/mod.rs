@@ -10,7 +10,6 @@
 
 mod data;
 mod keyless;
-mod ledger;
 mod locks;
 mod maps;
 mod objects;
@@ -20,7 +19,7 @@ pub use data::{Coverage, DataSubset};
 pub use keyless::check_names;
 pub use locks::{Renewal, renew_locks};
 
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::repository::locate::Locator;
@@ -140,6 +139,25 @@ pub fn run(
     // Points before packs: a pack that a point needs was durable before the point was.
     let points = PointSet::load_fresh(repository)?;
     report.points = points.points.len() as u64;
+    for record in repository.keys().writers().iter() {
+        let is_listed = repository.config().key_slots.contains(&record.slot);
+        let (name, slot) = (record.name.escape_debug(), record.slot.short());
+        if record.retired.is_none() && !is_listed {
+            report.remark(format!(
+                "writer {name} counts, but no config lists its key {slot}: a `key` command was \
+                 interrupted, or the storage hides that it was retired; `key remove {slot}` retires it"
+            ));
+        } else if record.retired.is_some() && is_listed {
+            report.remark(format!(
+                "key {slot} of writer {name} opens, but what it stores counts for nothing: `key \
+                 remove {slot}` ends it"
+            ));
+        }
+    }
+    // Nothing is damaged by what does not count; but somebody has put it there.
+    for (_, error) in &points.unlisted {
+        monitor.warn(&error.full_text());
+    }
     let explained = objects::check_small_objects(repository, &mut report)?;
     objects::check_points(repository, &points, &explained, &mut report)?;
     let locator = Locator::open_fresh(repository, monitor)?;
@@ -152,7 +170,9 @@ pub fn run(
         None => DamagedEntries::default(),
     };
     for (id, error) in locator.damaged() {
-        if !report.damaged_packs.contains(id) {
+        if error.kind() == ErrorKind::Unlisted {
+            monitor.warn(&error.full_text());
+        } else if !report.damaged_packs.contains(id) {
             report.damage(error.full_text());
         }
     }

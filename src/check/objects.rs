@@ -8,6 +8,7 @@ use crate::error::{ErrorKind, Result};
 use crate::repository::Repository;
 use crate::repository::objects::{get_hashed, get_record, open_record, refused};
 use crate::repository::points::{PointSet, read_manifest};
+use crate::repository::writers;
 use crate::storage::{Folder, ObjectName};
 use diskvault_format::crypto::ObjectKind;
 use diskvault_format::id::{LostId, PointId};
@@ -24,7 +25,14 @@ pub fn check_small_objects(
     report: &mut CheckReport,
 ) -> Result<BTreeSet<PointId>> {
     let mut explained = BTreeSet::new();
-    let folders = [Folder::Leases, Folder::Condemned, Folder::Notes, Folder::Lost, Folder::Trash];
+    let folders = [
+        Folder::Leases,
+        Folder::Condemned,
+        Folder::Notes,
+        Folder::Lost,
+        Folder::Trash,
+        Folder::Writers,
+    ];
     let mut leases = 0;
     for folder in folders {
         for entry in repository.storage().list(folder)? {
@@ -88,6 +96,9 @@ fn check_one(
             let list: Lost = open_record(keys, ObjectKind::Lost, name, &object)?;
             list.validate().map_err(refuse)?;
         }
+        Folder::Writers if names::is_writer(name.leaf()) => {
+            writers::read_one(storage, keys, name)?;
+        }
         Folder::Trash => {
             let Some(id) = PointId::from_hex(name.leaf()) else { return Ok(None) };
             read_manifest(repository, Folder::Trash, id)?;
@@ -126,11 +137,14 @@ pub fn check_points(
     let mut known: BTreeSet<PointId> = points.points.iter().map(|point| point.id).collect();
     known.extend(points.unfinished.iter());
     known.extend(points.lonely_oks.iter());
-    known.extend(points.damaged.iter().map(|(id, _)| *id));
+    known.extend(points.damaged.iter().chain(&points.unlisted).map(|(id, _)| *id));
     known.extend(explained);
+    let writers = repository.keys().writers();
     for point in &points.points {
         for previous in &point.manifest.previous {
-            if !known.contains(previous) {
+            // A writer that may not read can name what it likes.
+            let is_sure = writers.get(point.manifest.writer).is_none();
+            if is_sure && !known.contains(previous) {
                 report.damage(format!(
                     "point {previous} of {} is gone without a removal note: point {} follows it",
                     point.manifest.series.escape_debug(),

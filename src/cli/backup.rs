@@ -374,9 +374,12 @@ pub fn run(context: &Context, mut arguments: Arguments) -> Result<()> {
     if let Some(target) = &then_mirror {
         refuse_source_as_mirror(&options, target)?;
     }
-    let (repository, listed) = match lists.base {
-        Some(_) => context.open_and_list()?,
-        None => (context.open()?, None),
+    // A mirror is brought up to date by reading what was stored.
+    let may_write_only = then_mirror.is_none();
+    let (repository, listed) = match (&lists.base, may_write_only) {
+        (Some(_), _) => context.open_and_list(may_write_only)?,
+        (None, true) => (context.open_to_write()?, None),
+        (None, false) => (context.open()?, None),
     };
     add_hints(context, &repository, &lists, listed, &mut options)?;
     let report = run_backup(&repository, &options, &context.pool()?, context.monitor())?;

@@ -64,7 +64,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
         storage = repository.storage().clone();
         if arguments.repair {
             // Not only when all is read.
-            repository.check_may_write()?;
+            repository.check_may_change()?;
         }
         let report = run_check(&repository, &CheckOptions { data }, &pool, context.monitor())?;
         match arguments.repair && !report.damaged_packs.is_empty() {

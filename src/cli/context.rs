@@ -4,7 +4,7 @@ use super::GlobalOptions;
 use super::password;
 use super::progress::Progress;
 use super::remote::{self, FromRemote};
-use crate::environment::SystemEnvironment;
+use crate::environment::{Environment, SystemEnvironment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
@@ -20,7 +20,7 @@ use crate::view::Vault;
 use rayon::ThreadPool;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use tempfile::TempDir;
 
@@ -39,6 +39,15 @@ pub struct Context {
     /// Removed with the context.
     temporary_cache: OnceLock<TempDir>,
 }
+
+/// How a repository is opened: by which keys.
+type Opens = fn(
+    Arc<dyn Storage>,
+    Arc<dyn Environment>,
+    &Path,
+    &Passphrase,
+    Arc<dyn Monitor>,
+) -> Result<Repository>;
 
 impl Context {
     /// Prepares a run.
@@ -169,21 +178,39 @@ impl Context {
     /// As [`Repository::open`].
     pub fn open(&self) -> Result<Repository> {
         let storage = self.storage()?;
-        self.open_on(storage, &|| self.password())
+        self.open_on(storage, &|| self.password(), Repository::open_with)
     }
 
-    /// As [`Context::open`]. Where every round trip counts, the points are listed meanwhile.
+    /// Opens the repository for a backup or a look at own points: a write-only key will do.
     ///
     /// # Errors
-    /// As [`Context::open`].
-    pub fn open_and_list(&self) -> Result<(Repository, Option<Vec<ObjectEntry>>)> {
+    /// As [`Repository::open_to_write`].
+    pub fn open_to_write(&self) -> Result<Repository> {
         let storage = self.storage()?;
-        let open = || self.open_on(storage.clone(), &|| self.password());
+        self.open_on(storage, &|| self.password(), Repository::open_to_write)
+    }
+
+    /// As [`Context::open`], or with `may_write_only` as [`Context::open_to_write`]. Where every round
+    /// trip counts, the points are listed meanwhile.
+    ///
+    /// # Errors
+    /// As these.
+    pub fn open_and_list(
+        &self,
+        may_write_only: bool,
+    ) -> Result<(Repository, Option<Vec<ObjectEntry>>)> {
+        let storage = self.storage()?;
+        let opens: Opens =
+            if may_write_only { Repository::open_to_write } else { Repository::open_with };
+        let open = || self.open_on(storage.clone(), &|| self.password(), opens);
         if !is_far(storage.as_ref()) {
             return Ok((open()?, None));
         }
         let (opened, listed) = both(storage.as_ref(), open, || storage.list(Folder::Points));
-        Ok((opened?, listed.ok()))
+        let opened = opened?;
+        // Who may not read sees points of its own only.
+        let listed = listed.ok().filter(|_| opened.own_copies().is_none());
+        Ok((opened, listed))
     }
 
     /// Opens the repository that points are copied from.
@@ -198,7 +225,7 @@ impl Context {
                 let monitor = self.monitor.as_ref();
                 password::of_source(file.as_deref(), command.as_deref(), monitor)
             };
-            self.open_on(storage, &secret)
+            self.open_on(storage, &secret, Repository::open_with)
         })
     }
 
@@ -224,7 +251,7 @@ impl Context {
     /// As [`Context::open`].
     pub fn open_replicated(&self, from: &FromPlace) -> Result<Repository> {
         let storage = remote::open_source(&from.place()?, &from.remote, self)?;
-        self.open_on(storage, &|| self.password())
+        self.open_on(storage, &|| self.password(), Repository::open_with)
     }
 
     fn password(&self) -> Result<Passphrase> {
@@ -239,6 +266,7 @@ impl Context {
         &self,
         storage: Arc<dyn Storage>,
         secret: &dyn Fn() -> Result<Passphrase>,
+        open: Opens,
     ) -> Result<Repository> {
         let cache = match self.cache() {
             Ok(cache) => cache,
@@ -248,7 +276,7 @@ impl Context {
         let secret = secret()?;
         let environment = Arc::new(SystemEnvironment);
         let monitor = self.monitor.clone();
-        let repository = Repository::open_with(storage, environment, &cache, &secret, monitor)?;
+        let repository = open(storage, environment, &cache, &secret, monitor)?;
         for warning in repository.warnings().iter().chain(repository.cache_warnings()) {
             self.monitor.warn(warning);
         }

@@ -107,7 +107,7 @@ fn find(
     }
     let mut points = PointSet::load(source)?;
     // What is gone or damaged cannot be copied, and nobody would miss it in the target.
-    for doubt in points.doubts(source)? {
+    for doubt in points.warnings(source)? {
         context.monitor().warn(&doubt);
     }
     // Of which series they are nobody knows.

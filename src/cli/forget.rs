@@ -208,7 +208,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     // Before the points are listed: what a name means now is in that listing.
     let named = named_ids(context, &repository, arguments)?;
     let points = PointSet::load(&repository)?;
-    for doubt in points.doubts(&repository)? {
+    for doubt in points.warnings(&repository)? {
         context.monitor().warn(&doubt);
     }
     let mut decided = if has_policy {

@@ -36,6 +36,14 @@ enum Command {
         /// A name for the key
         #[arg(long, default_value = "password")]
         name: String,
+        /// A password for a host that may back up and do nothing else: it cannot read what is
+        /// stored, forget or prune. Older programs no longer open the repository then
+        #[arg(long, conflicts_with = "recovery_key_file")]
+        write_only: bool,
+        /// With --write-only: the only series that it may write to; a * at the end stands for any
+        /// rest. Can be given more than once
+        #[arg(long, value_name = "NAME", requires = "write_only")]
+        series: Vec<String>,
     },
     /// List the keys
     List,
@@ -68,7 +76,13 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
     }
     let mut repository = context.open()?;
     match &arguments.command {
-        Command::Add { new_password_file, recovery_key_file, name } => add(
+        Command::Add { new_password_file, name, write_only: true, series, .. } => {
+            let secret = password::new(new_password_file.as_deref(), context.monitor())?;
+            let (cost, host) = (KdfCost::PASSPHRASE, host_name());
+            let id = repository.add_writer(&secret, cost, name, &host, series)?;
+            tell(context, "added", &id.to_hex())
+        }
+        Command::Add { new_password_file, recovery_key_file, name, .. } => add(
             context,
             &mut repository,
             new_password_file.as_deref(),
@@ -167,6 +181,15 @@ fn tell(context: &Context, what: &str, id: &str) -> Result<()> {
     line(&format!("{what} key {}", &id[..8]))
 }
 
+/// What the holder of a key may do.
+fn may(slot: &SlotDescription) -> String {
+    match &slot.writer {
+        None => "do everything".into(),
+        Some(writer) if writer.series.is_empty() => "write".into(),
+        Some(writer) => format!("write {}", escape(&writer.series.join(", "))),
+    }
+}
+
 fn list(context: &Context, repository: &Repository) -> Result<()> {
     let slots = repository.key_slots()?;
     let kind = |slot: &SlotDescription| match slot.kind {
@@ -184,11 +207,14 @@ fn list(context: &Context, repository: &Repository) -> Result<()> {
                 "host": label.map(|label| &label.host),
                 "created": label.map(|label| format_time_utc(label.created_unix_ns)),
                 "is_current": slot.is_current,
+                "write_only": slot.writer.is_some(),
+                "series": slot.writer.as_ref().map(|writer| &writer.series),
             })
         };
         return json_line(&slots.iter().map(describe).collect::<Value>());
     }
-    let mut rows = vec![["", "KEY", "KIND", "NAME", "MADE", "ON"].map(String::from).to_vec()];
+    let mut rows =
+        vec![["", "KEY", "KIND", "MAY", "NAME", "MADE", "ON"].map(String::from).to_vec()];
     for slot in &slots {
         let (name, made, host) = match &slot.label {
             Ok(label) => {
@@ -197,7 +223,8 @@ fn list(context: &Context, repository: &Repository) -> Result<()> {
             Err(text) => (escape(text), String::new(), String::new()),
         };
         let mark = if slot.is_current { "*" } else { "" };
-        rows.push(vec![mark.into(), slot.id.short(), kind(slot).into(), name, made, host]);
+        let may = may(slot);
+        rows.push(vec![mark.into(), slot.id.short(), kind(slot).into(), may, name, made, host]);
     }
     table(&rows)
 }

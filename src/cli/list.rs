@@ -26,14 +26,17 @@ pub struct Arguments {
 /// # Errors
 /// `NotFound` for a series that is not there.
 pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
-    let repository = context.open()?;
+    let repository = match arguments.forgotten {
+        true => context.open()?,
+        false => context.open_to_write()?,
+    };
     let points = if arguments.forgotten {
         let (points, damaged) = forgotten(&repository)?;
         damaged.iter().for_each(|(_, error)| context.monitor().warn(&error.full_text()));
         points
     } else {
         let points = PointSet::load(&repository)?;
-        for doubt in points.doubts(&repository)? {
+        for doubt in points.warnings(&repository)? {
             context.monitor().warn(&doubt);
         }
         points.points

@@ -103,7 +103,7 @@ fn each_point(
     note: &dyn Fn(&Repository, &Point) -> Result<()>,
 ) -> Result<()> {
     let repository = context.open()?;
-    repository.check_may_write()?;
+    repository.check_may_change()?;
     let find = |text: &String| {
         let address = Address::parse(text)?;
         if let Some(part) = address.part {

@@ -64,7 +64,7 @@ pub fn run(context: &Context, arguments: &Arguments) -> Result<()> {
             .warn("the replica has a newer config than the source: its keys were changed there"),
         Relation::SourceIsNewer if arguments.dry_run => {}
         Relation::SourceIsNewer => {
-            bring_keys_up(&source, target.storage().as_ref())?;
+            bring_keys_up(&source, &target)?;
             target = context.open_replica(&source)?;
         }
     }

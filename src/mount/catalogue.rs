@@ -92,7 +92,7 @@ impl Catalogue {
         };
         state.number(Node::Root);
         let points = PointSet::load(&repository)?;
-        for doubt in points.doubts(&repository)? {
+        for doubt in points.warnings(&repository)? {
             monitor.warn(&doubt);
         }
         state.take(points, &restriction);

@@ -61,6 +61,9 @@ pub fn choose(packs: &[PackUsage], max_unused: Unused, max_repack: Option<u64>) 
                 u128::from(unused) * 100_000 <= u128::from(used + unused) * u128::from(most)
             }
         };
+        if pack.is_by_writer && !pack.is_listed && !is_worth_moving(pack) {
+            continue;
+        }
         let copied = plan.copy_bytes + pack.used_bytes;
         let is_too_much = max_repack.is_some_and(|most| copied > most);
         let may_stay = !pack.is_listed && (is_enough || pack.unused_bytes == 0);
@@ -77,6 +80,12 @@ pub fn choose(packs: &[PackUsage], max_unused: Unused, max_repack: Option<u64>) 
     plan
 }
 
+/// What is moved out of a pack of a writer that may not read, that writer stores once more, because it
+/// does not find it any longer: only if at least three quarters of the pack are freed.
+fn is_worth_moving(pack: &PackUsage) -> bool {
+    pack.used_bytes <= pack.unused_bytes / 3
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,6 +97,7 @@ mod tests {
             used_bytes: *used_bytes,
             unused_bytes: 100 - used_bytes,
             is_listed: false,
+            is_by_writer: false,
         };
         used.iter().enumerate().map(pack).collect()
     }
@@ -106,6 +116,16 @@ mod tests {
         assert_eq!(numbers(&plan.repack), [2, 0]);
         let plan = choose(&packs, Unused::MilliPercent(0), Some(70));
         assert_eq!(numbers(&plan.repack), [0, 1]);
+    }
+
+    #[test]
+    fn packs_of_writers_that_may_not_read_stay_until_little_of_them_is_needed() {
+        let mut packs = packs(&[26, 25, 50]);
+        packs.iter_mut().for_each(|pack| pack.is_by_writer = true);
+        let plan = choose(&packs, Unused::MilliPercent(0), None);
+        assert_eq!((numbers(&plan.repack), plan.left_unused_bytes), (vec![1], 124));
+        packs[2].is_listed = true;
+        assert_eq!(numbers(&choose(&packs, Unused::MilliPercent(0), None).repack), [2, 1]);
     }
 
     #[test]

@@ -124,7 +124,8 @@ fn mark_again(
     let kept = unreadable.collect();
     let proof = Proof::new(repository, locator, copies, monitor);
     let mut keeps = Keeps { locator, listed: &listed, leaving: &leaving, proof, kept };
-    let broken = walk(repository, locator, &roots, "marking again", &mut keeps, monitor)?;
+    let all: Vec<&Root> = roots.iter().collect();
+    let broken = walk(repository, locator, &all, "marking again", &mut keeps, monitor)?;
     Ok((keeps.kept, broken))
 }
 
@@ -158,7 +159,8 @@ impl Keeps<'_> {
         if !self.is_leaving(places) {
             return Ok(staying.next().is_some());
         }
-        for place in staying {
+        // What others build upon does not go for what they may not build upon.
+        for place in staying.filter(|place| self.locator.trust().counts(place)) {
             if self.proof.holds(id, kind, place)? {
                 return Ok(true);
             }
@@ -179,7 +181,8 @@ impl Keeps<'_> {
     /// True if a chunk is stored as pieces in packs that stay, each of which is kept if need be.
     fn has_splice(&mut self, id: ChunkId, places: &[Place]) -> Result<bool> {
         let (locator, listed) = (self.locator, self.listed);
-        let unlisted = |place: &Place| !listed.contains(&place.pack);
+        let unlisted =
+            |place: &Place| !listed.contains(&place.pack) && locator.trust().counts(place);
         let (place, splice) = match find_stored(locator, id, &unlisted) {
             Ok(Some(Stored::Spliced { place, splice, .. })) => (place, splice),
             Ok(_) => return Ok(false),

@@ -134,7 +134,7 @@ pub fn run(
     monitor: &dyn Monitor,
 ) -> Result<PruneReport> {
     let kept_since = kept_since(repository, options);
-    repository.check_may_write()?;
+    repository.check_may_change()?;
     let lock = condemned::claim(repository, "prune")?;
     vanished::refuse_vanished(repository, options.accepts_vanished, options.host, monitor)?;
     let without = &BTreeSet::new();

@@ -6,7 +6,7 @@
 //! that nobody refers to yet does no harm.
 
 use super::Looked;
-use super::roots::{Needs, walk};
+use super::roots::{Needs, Root, walk};
 use crate::environment::random_array;
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::{Monitor, Silent};
@@ -70,7 +70,8 @@ pub(super) fn copy_out(
         data: Vec::new(),
         queued: HashSet::new(),
     };
-    walk(repository, locator, roots, "copying what is needed", &mut copier, monitor)?;
+    let all: Vec<&Root> = roots.iter().collect();
+    walk(repository, locator, &all, "copying what is needed", &mut copier, monitor)?;
     copier.flush()?;
     let bytes = copier.writer.finish()?.bytes();
     copies.extend(copier.writer.packs());
@@ -94,14 +95,19 @@ struct Copier<'a> {
 }
 
 impl Copier<'_> {
+    /// True if what is at a place will be there whatever is done, and may be built upon.
+    fn place_stays(&self, place: &Place) -> bool {
+        let locator = self.reader.locator();
+        !self.leaving.contains(&place.pack) && locator.trust().counts(place)
+    }
+
     /// True if a chunk will be there by its bytes whatever is done.
     fn stays(&self, id: ChunkId) -> Result<bool> {
         // In this order: a pack is told to the index before its entries are no longer on their way.
         if self.queued.contains(&id) || self.writer.is_on_its_way(&id.0) {
             return Ok(true);
         }
-        let leaving = self.leaving;
-        let stays = |place: &Place| !leaving.contains(&place.pack);
+        let stays = |place: &Place| self.place_stays(place);
         Ok(find_whole(self.reader.locator(), id, &stays)?.is_some())
     }
 
@@ -120,7 +126,9 @@ impl Copier<'_> {
         let entries = &found.pack.footer.segments[found.segment as usize].entries;
         for (slot, entry) in (0..).zip(entries) {
             let is_it = slot == found.slot;
-            let goes_along = entry.kind == EntryKind::Chunk && marked.contains(slot as usize);
+            let goes_along = entry.kind == EntryKind::Chunk
+                && self.leaving.contains(&found.pack.id)
+                && marked.contains(slot as usize);
             if is_it || goes_along && !self.stays(ChunkId(entry.id))? {
                 self.queue(&found.pack, found.segment, slot);
             }
@@ -166,10 +174,8 @@ impl Copier<'_> {
 
 impl Needs for Copier<'_> {
     fn page(&mut self, id: PageId) -> Result<()> {
-        let leaving = self.leaving;
         let locator = self.reader.locator();
-        let stays =
-            |place: &Place| !leaving.contains(&place.pack) && !locator.is_met_damaged(place.pack);
+        let stays = |place: &Place| self.place_stays(place) && !locator.is_met_damaged(place.pack);
         let chunk = ChunkId(id.0);
         if self.writer.is_on_its_way(&id.0) || find_whole(locator, chunk, &stays)?.is_some() {
             return Ok(());
@@ -180,7 +186,7 @@ impl Needs for Copier<'_> {
 
     fn chunk(&mut self, id: ChunkId) -> Result<()> {
         let leaving = self.leaving;
-        let stays = |place: &Place| !leaving.contains(&place.pack);
+        let stays = |place: &Place| self.place_stays(place);
         let locator = self.reader.locator();
         if self.queued.contains(&id)
             || self.writer.is_on_its_way(&id.0)
@@ -189,7 +195,15 @@ impl Needs for Copier<'_> {
             return Ok(());
         }
         // As the first mark did, so that each chunk comes of the segment that is read anyway.
-        match find_stored_rather(locator, id, &|place| self.marks.contains(place))? {
+        let trust = locator.trust();
+        let goes = |place: &Place| leaving.contains(&place.pack) && self.marks.contains(place);
+        let sure = find_stored(locator, id, &|place| goes(place) && trust.counts(place));
+        let found = match sure {
+            Ok(None) => find_stored_rather(locator, id, &goes)?,
+            Err(error) if error.kind().is_finding() => find_stored_rather(locator, id, &goes)?,
+            found => found?,
+        };
+        match found {
             Some(Stored::Whole(place)) => self.need_whole(id, &place),
             Some(Stored::Spliced { place, splice, pieces }) => {
                 for (piece, place) in splice.pieces().iter().zip(&pieces) {

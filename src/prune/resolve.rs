@@ -17,7 +17,7 @@ use crate::repository::notes::Notes;
 use crate::repository::points::{PointSet, manifest_name, read_manifest};
 use crate::repository::stored::{find_stored, find_whole};
 use crate::storage::{Folder, ObjectName};
-use diskvault_format::id::{ChunkId, PackId, PageId, PointId};
+use diskvault_format::id::{ChunkId, PackId, PageId, PointId, WriterId};
 use diskvault_format::names;
 use std::collections::HashSet;
 
@@ -60,10 +60,19 @@ pub(super) fn resolve(repository: &Repository, monitor: &dyn Monitor) -> Result<
     for root in waiting {
         let id = root.id;
         let (locator, listed, lost) = (&locator, &listed, &lost);
-        let mut found = Found { locator, listed, has_more_aside, lost, state: State::Complete };
-        match walk(repository, locator, &[root], "", &mut found, &Silent) {
+        // What a manifest needs is not in packs that its writer could not have built upon.
+        let writer = root.manifest.writer;
+        let writer = repository.keys().writers().get(writer).map(|_| writer);
+        let state = State::Complete;
+        let mut found = Found { locator, listed, has_more_aside, lost, writer, state };
+        match walk(repository, locator, &[&root], "", &mut found, &Silent) {
             Ok(_) => {}
-            // A page that is in no pack was noted; another fault of it is for a check to tell.
+            // A page that is in no pack was noted. Another fault of one that a writer made which may
+            // not read is what it wrote: it must not stop prunes for ever.
+            Err(error) if error.kind().is_finding() && found.writer.is_some() => {
+                found.lacks(&[0; 32])
+            }
+            // Else it is for a check to tell.
             Err(error) if error.kind().is_finding() => found.at_most(State::Unclear),
             Err(error) => return Err(error),
         }
@@ -104,6 +113,8 @@ struct Found<'a> {
     has_more_aside: bool,
     /// What no pack gives, as far as that is named.
     lost: &'a HashSet<[u8; 32]>,
+    /// The writer of the manifest, if it may not read.
+    writer: Option<WriterId>,
     state: State,
 }
 
@@ -116,14 +127,23 @@ impl Found<'_> {
     /// be healed; what a repair has given up is named as lost.
     fn lacks(&mut self, id: &[u8; 32]) {
         let may_come_back = self.has_more_aside && !self.lost.contains(id);
-        let is_sure = self.locator.damaged().is_empty() && !may_come_back;
+        let mut damaged = self.locator.damaged().iter();
+        let is_readable = damaged.all(|(_, error)| error.kind() == ErrorKind::Unlisted);
+        let is_sure = is_readable && !may_come_back;
         self.at_most(if is_sure { State::Incomplete } else { State::Unclear });
     }
 
+    /// True if what is at a place is there for the manifest. What only a doubted pack lists may be
+    /// something else: nobody knows.
+    fn serves(&self, place: &Place) -> bool {
+        let trust = self.locator.trust();
+        let is_own = self.writer.is_some() && trust.writer_of(place.pack) == self.writer;
+        (is_own || trust.counts(place)) && !self.listed.contains(&place.pack)
+    }
+
     fn look_for_page(&mut self, id: PageId) -> Result<()> {
-        let (locator, listed) = (self.locator, self.listed);
-        let unlisted =
-            |place: &Place| !listed.contains(&place.pack) && !locator.is_met_damaged(place.pack);
+        let locator = self.locator;
+        let unlisted = |place: &Place| self.serves(place) && !locator.is_met_damaged(place.pack);
         let chunk = ChunkId(id.0);
         if find_whole(locator, chunk, &unlisted)?.is_none() {
             match find_whole(locator, chunk, &|_| true)? {
@@ -146,13 +166,14 @@ impl Needs for Found<'_> {
     }
 
     fn chunk(&mut self, id: ChunkId) -> Result<()> {
-        let (locator, listed) = (self.locator, self.listed);
-        let unlisted = |place: &Place| !listed.contains(&place.pack);
+        let locator = self.locator;
+        let unlisted = |place: &Place| self.serves(place);
         let is_there = |counts: &dyn Fn(&Place) -> bool| match find_stored(locator, id, counts) {
             Err(error) if error.kind().is_finding() => Ok(None),
             found => found.map(|found| Some(found.is_some())),
         };
-        match is_there(&unlisted)? {
+        let found = is_there(&unlisted)?;
+        match found {
             Some(true) => return Ok(()),
             // A splice that cannot be read: nobody knows.
             None => self.at_most(State::Unclear),

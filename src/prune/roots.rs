@@ -75,7 +75,11 @@ pub(super) fn forgotten_at(notes: &Notes, id: PointId) -> Option<i64> {
 
 fn cannot_prune(cause: &Error) -> Error {
     let text = format!("cannot tell what has to stay: {}", cause.full_text());
-    Error::new(cause.kind(), text).hint("`diskvault check` shows the damage")
+    // Also where a writer is not listed: its record may be what is lost, and not what it stored.
+    Error::new(cause.kind(), text).hint(match cause.kind() {
+        ErrorKind::Unlisted => "`diskvault repair objects` sets aside what does not count",
+        _ => "`diskvault check` shows the damage",
+    })
 }
 
 /// Is told each page once, and each chunk as often as a new page names it.
@@ -111,7 +115,7 @@ pub(super) trait Needs {
 pub(super) fn walk(
     repository: &Repository,
     locator: &Locator,
-    roots: &[Root],
+    roots: &[&Root],
     stage: &str,
     needs: &mut dyn Needs,
     monitor: &dyn Monitor,

@@ -7,11 +7,11 @@ use super::roots::{Needs, Root, walk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::repository::entries::{Place, known_figures};
+use crate::repository::entries::{Place, known_figures, places_of};
 use crate::repository::locate::Locator;
 use crate::repository::marks::{Marks, stored_share};
-use crate::repository::stored::{Stored, find_stored_rather, find_whole};
-use diskvault_format::id::{ChunkId, PackId, PageId};
+use crate::repository::stored::{Stored, find_stored, find_stored_rather, find_whole};
+use diskvault_format::id::{ChunkId, PackId, PageId, WriterId};
 use std::collections::{BTreeMap, HashSet};
 
 /// One pack, and how much of it is needed.
@@ -28,6 +28,8 @@ pub struct PackUsage {
     pub unused_bytes: u64,
     /// True if some pruner's list has it.
     pub is_listed: bool,
+    /// True if it is of a writer that may not read, and so does not find what it needs elsewhere.
+    pub is_by_writer: bool,
 }
 
 /// What the first mark found.
@@ -57,9 +59,22 @@ pub(super) fn measure(
     listed: &HashSet<PackId>,
     monitor: &dyn Monitor,
 ) -> Result<Usage> {
-    let mut mark = Mark { locator, listed, marks: Marks::default(), missing: 0 };
-    let broken_forgotten =
-        walk(repository, locator, roots, "marking what is needed", &mut mark, monitor)?;
+    let mut mark = Mark { locator, listed, writer: None, marks: Marks::default(), missing: 0 };
+    let mut broken_forgotten = 0;
+    let writers = repository.keys().writers();
+    let is_by_writer = |root: &Root| writers.get(root.manifest.writer).is_some();
+    let mut by_writer: BTreeMap<Option<WriterId>, Vec<&Root>> = BTreeMap::new();
+    for root in roots {
+        let writer = is_by_writer(root).then_some(root.manifest.writer);
+        by_writer.entry(writer).or_default().push(root);
+    }
+    // Each writer by itself: whether one's copy of a chunk stays must not depend on what others
+    // stored, or it could ask that way.
+    for (writer, roots) in by_writer {
+        mark.writer = writer;
+        let stage = "marking what is needed";
+        broken_forgotten += walk(repository, locator, &roots, stage, &mut mark, monitor)?;
+    }
     let (marks, missing) = (mark.marks, mark.missing);
     let mut usage = Usage { missing, broken_forgotten, ..Usage::default() };
     let damaged = locator.damaged().iter();
@@ -71,7 +86,11 @@ pub(super) fn measure(
             continue;
         }
         match measure_pack(repository, locator, &marks, *id) {
-            Ok(pack) => usage.packs.push(PackUsage { is_listed: listed.contains(id), ..pack }),
+            Ok(pack) => usage.packs.push(PackUsage {
+                is_listed: listed.contains(id),
+                is_by_writer: locator.trust().writer_of(*id).is_some(),
+                ..pack
+            }),
             // Deleted since the listing.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) if error.kind().is_finding() => _ = usage.unreadable.insert(*id, error),
@@ -95,7 +114,8 @@ fn measure_pack(
     id: PackId,
 ) -> Result<PackUsage> {
     let usage = |bytes, used_bytes, unused_bytes| {
-        Ok(PackUsage { id, bytes, used_bytes, unused_bytes, is_listed: false })
+        let (is_listed, is_by_writer) = (false, false);
+        Ok(PackUsage { id, bytes, used_bytes, unused_bytes, is_listed, is_by_writer })
     };
     if let Some(known) = known_figures(locator.index(), id)? {
         match marks.count(id) {
@@ -122,16 +142,43 @@ fn measure_pack(
 struct Mark<'a> {
     locator: &'a Locator,
     listed: &'a HashSet<PackId>,
+    /// Whose points are looked at, if they are of a writer that may not read.
+    writer: Option<WriterId>,
     marks: Marks,
     missing: u64,
+}
+
+impl Mark<'_> {
+    /// The copies in packs of the writer whose points are looked at: it does not find others. True if
+    /// there are any.
+    fn mark_own_of_writer(&mut self, id: ChunkId) -> Result<bool> {
+        let mut is_marked = false;
+        if self.writer.is_some() {
+            let trust = self.locator.trust();
+            for place in places_of(self.locator.index(), &id.0)? {
+                if !place.is_splice && trust.writer_of(place.pack) == self.writer {
+                    self.marks.insert(&place);
+                    is_marked = true;
+                }
+            }
+        }
+        Ok(is_marked)
+    }
 }
 
 impl Needs for Mark<'_> {
     fn page(&mut self, id: PageId) -> Result<()> {
         let (locator, listed) = (self.locator, self.listed);
+        if self.mark_own_of_writer(ChunkId(id.0))? {
+            return Ok(());
+        }
         let is_whole = |place: &Place| !locator.is_met_damaged(place.pack);
-        let unlisted = |place: &Place| is_whole(place) && !listed.contains(&place.pack);
+        let trusted = |place: &Place| is_whole(place) && locator.trust().counts(place);
+        let unlisted = |place: &Place| trusted(place) && !listed.contains(&place.pack);
         let mut found = find_whole(locator, ChunkId(id.0), &unlisted)?;
+        if found.is_none() {
+            found = find_whole(locator, ChunkId(id.0), &trusted)?;
+        }
         if found.is_none() {
             found = find_whole(locator, ChunkId(id.0), &is_whole)?;
         }
@@ -147,8 +194,17 @@ impl Needs for Mark<'_> {
 
     fn chunk(&mut self, id: ChunkId) -> Result<()> {
         let (locator, listed) = (self.locator, self.listed);
-        let unlisted = |place: &Place| !listed.contains(&place.pack);
-        match find_stored_rather(locator, id, &unlisted)? {
+        if self.mark_own_of_writer(id)? {
+            return Ok(());
+        }
+        let trusted = |place: &Place| locator.trust().counts(place);
+        let unlisted = |place: &Place| trusted(place) && !listed.contains(&place.pack);
+        let found = match find_stored(locator, id, &unlisted) {
+            Ok(None) => find_stored_rather(locator, id, &trusted)?,
+            Err(error) if error.kind().is_finding() => find_stored_rather(locator, id, &trusted)?,
+            found => found?,
+        };
+        match found {
             Some(Stored::Whole(place)) => _ = self.marks.insert(&place),
             Some(Stored::Spliced { place, pieces, .. }) => {
                 self.marks.insert(&place);

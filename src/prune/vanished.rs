@@ -49,9 +49,12 @@ fn find_vanished(repository: &Repository) -> Result<BTreeSet<PointId>> {
         .iter()
         .map(|point| point.id)
         .chain(points.unfinished.iter().copied())
-        .chain(points.damaged.iter().map(|(id, _)| *id))
+        .chain(points.damaged.iter().chain(&points.unlisted).map(|(id, _)| *id))
         .collect();
-    let followed = points.points.iter().flat_map(|point| &point.manifest.previous);
+    // A writer that may not read can name what it likes, and its own heads it remembers itself.
+    let writers = repository.keys().writers();
+    let full = points.points.iter().filter(|point| writers.get(point.manifest.writer).is_none());
+    let followed = full.flat_map(|point| &point.manifest.previous);
     let heads = points.unexplained_heads(repository)?.into_iter().map(|gone| gone.id);
     let mut vanished: BTreeSet<PointId> =
         followed.chain(&points.lonely_oks).copied().chain(heads).collect();

@@ -66,6 +66,10 @@ pub(super) fn examine(
                 }
                 // A prune has deleted it.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
+                // Whole, and by nobody whose signature counts: evidence, not damage.
+                Err(error) if error.kind() == ErrorKind::Unlisted => {
+                    monitor.warn(&format!("{}; it is left alone", error.full_text()));
+                }
                 Err(error) => lock(&suspects).push((*id, error)),
             }
             Ok::<(), Error>(())

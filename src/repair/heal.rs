@@ -41,7 +41,7 @@ pub fn heal_damaged(
     packs: &[PackId],
     monitor: &dyn Monitor,
 ) -> Result<Healing> {
-    repository.check_may_write()?;
+    repository.check_may_change()?;
     let repository = &repository.forgiving();
     let _lock = condemned::claim(repository, "repair")?;
     Ok(heal_packs(repository, packs, monitor))

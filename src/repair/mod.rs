@@ -105,7 +105,7 @@ pub fn run(
     let lock = match options.is_dry_run {
         true => None,
         false => {
-            repository.check_may_write()?;
+            repository.check_may_change()?;
             condemned::claim(repository, "repair")?
         }
     };
@@ -190,7 +190,7 @@ fn set_aside(
             return Err(Error::new(ErrorKind::Failed, text).hint("repair again when they are over"));
         }
     }
-    let going = packs_that_may_go(repository, &list, monitor)?;
+    let going = packs_that_may_go(repository, &list, &examined.whole, monitor)?;
     report.kept += (list.packs.len() - going.len()) as u64;
     for id in going {
         let name = pack_name(id)?;
@@ -204,10 +204,12 @@ fn set_aside(
     condemned::drop_list(repository, &list)
 }
 
-/// The packs of the own list of which all that can be read is in packs that no list names.
+/// The packs of the own list of which all that can be read is in packs that no list names. Those in
+/// `whole` were just read in full.
 fn packs_that_may_go(
     repository: &Repository,
     own: &List,
+    whole: &HashSet<PackId>,
     monitor: &dyn Monitor,
 ) -> Result<Vec<PackId>> {
     // In this order.
@@ -217,7 +219,7 @@ fn packs_that_may_go(
     listed.extend(lists.iter().flat_map(|list| &list.packs));
     let mut going = Vec::new();
     for id in &own.packs {
-        if salvage::is_held_elsewhere(repository, &locator, *id, &listed)? {
+        if salvage::is_held_elsewhere(repository, &locator, *id, &listed, whole)? {
             going.push(*id);
         } else {
             monitor.warn(&format!("pack {id} stays: something of it is nowhere else yet"));

@@ -13,6 +13,7 @@ use crate::repository::aside::put_aside;
 use crate::repository::notes::put_note;
 use crate::repository::objects::{get_hashed, get_record, open_record, refused};
 use crate::repository::points::read_manifest;
+use crate::repository::writers;
 use crate::storage::{Folder, ObjectName};
 use diskvault_format::crypto::ObjectKind;
 use diskvault_format::id::{InstanceId, LostId, PointId};
@@ -41,6 +42,16 @@ pub struct ObjectRepair {
     pub aside: Option<ObjectName>,
 }
 
+/// Where small objects are that can be set aside.
+const FOLDERS: [Folder; 6] = [
+    Folder::Points,
+    Folder::Notes,
+    Folder::Lost,
+    Folder::Trash,
+    Folder::Condemned,
+    Folder::Writers,
+];
+
 /// Sets aside what cannot be read, and makes a new instance if there is none.
 ///
 /// # Errors
@@ -50,18 +61,20 @@ pub fn repair_objects(
     options: &ObjectRepairOptions<'_>,
     monitor: &dyn Monitor,
 ) -> Result<Vec<ObjectRepair>> {
-    repository.check_may_write()?;
+    repository.check_may_change()?;
     let repository = &repository.forgiving();
     let mut repairs = Vec::new();
-    let folders = [Folder::Points, Folder::Notes, Folder::Lost, Folder::Trash, Folder::Condemned];
     let mut suspects = Vec::new();
-    for folder in folders {
+    for folder in FOLDERS {
         for entry in repository.storage().list(folder)? {
             if let Err(error) = read(repository, folder, &entry.name) {
                 suspects.push((folder, entry.name, error));
             }
         }
     }
+    // What is signed by nobody known may be good if it is the record of its writer that is damaged.
+    let lacks_a_writer = suspects.iter().any(|(.., error)| error.kind() == ErrorKind::Unlisted);
+    let lacks_a_record = suspects.iter().any(|(folder, ..)| *folder == Folder::Writers);
     for (folder, name, first) in suspects {
         // After all others: a medium that failed once may be well again.
         let Err(error) = read(repository, folder, &name) else {
@@ -73,13 +86,18 @@ pub fn repair_objects(
             // Gone since the listing.
             ErrorKind::NotFound => continue,
             ErrorKind::Damage => {}
-            ErrorKind::Newer => {
+            ErrorKind::Unlisted if !lacks_a_record => {}
+            ErrorKind::Newer | ErrorKind::Unlisted => {
                 monitor.warn(&format!("{}; it is left alone", error.full_text()));
                 continue;
             }
             _ => return Err(error),
         }
-        let may_go = folder != Folder::Condemned || options.no_prune_runs;
+        let may_go = match folder {
+            Folder::Condemned => options.no_prune_runs,
+            Folder::Writers => !lacks_a_writer,
+            _ => true,
+        };
         let aside = match may_go && !options.is_dry_run {
             true => Some(take_away(repository, &name, options.host)?),
             false => None,
@@ -120,6 +138,9 @@ fn read(repository: &Repository, folder: Folder, name: &ObjectName) -> Result<()
         Folder::Condemned => {
             let list: Condemned = get_record(storage, keys, ObjectKind::Condemned, name)?;
             list.validate().map_err(refuse)?;
+        }
+        Folder::Writers if names::is_writer(name.leaf()) => {
+            writers::read_one(storage, keys, name)?;
         }
         _ => {}
     }

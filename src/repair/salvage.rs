@@ -83,7 +83,7 @@ pub(super) fn copy_out(
     let Copier { mut saved, .. } = copier;
     saved.bytes = stored.pack_bytes;
     let damaged: HashSet<PackId> = examined.damaged.iter().map(|damaged| damaged.id).collect();
-    let counts = |_: &ChunkId, pack| !damaged.contains(&pack);
+    let counts = |_: &ChunkId, place: &Place| !damaged.contains(&place.pack);
     for id in named {
         if !locator.splices().is_present(ChunkId(id), &counts)? {
             saved.lost.insert(id);
@@ -124,8 +124,13 @@ impl Copier<'_> {
 
     fn store(&mut self, pack: PackKind, kind: EntryKind, id: [u8; 32], data: &[u8]) -> Result<()> {
         let is_splice = kind == EntryKind::Splice;
-        let is_safe =
-            |place: &Place| place.is_splice == is_splice && self.whole.contains(&place.pack);
+        // A splice by a writer that may not read is none, whatever pack it lies in.
+        let trust = self.locator.trust();
+        let is_safe = |place: &Place| {
+            place.is_splice == is_splice
+                && self.whole.contains(&place.pack)
+                && (!is_splice || trust.counts(place))
+        };
         let places = places_of(self.locator.index(), &id)?;
         let key = (crate::repository::entries::prefix(&id), is_splice);
         if places.iter().any(is_safe) || !self.done.insert(key) {
@@ -180,6 +185,7 @@ pub(super) fn is_held_elsewhere(
     locator: &Locator,
     id: PackId,
     listed: &HashSet<PackId>,
+    whole: &HashSet<PackId>,
 ) -> Result<bool> {
     let storage = repository.storage().as_ref();
     let remains = match Remains::of_pack(storage, repository.keys(), id) {
@@ -194,8 +200,13 @@ pub(super) fn is_held_elsewhere(
             let Some(id) = entry.id else { continue };
             let is_splice = entry.kind == EntryKind::Splice;
             let places = places_of(locator.index(), &id)?;
-            let holds =
-                |place: &Place| place.is_splice == is_splice && !listed.contains(&place.pack);
+            let trust = locator.trust();
+            let holds = |place: &Place| {
+                let is_read = !is_splice && whole.contains(&place.pack);
+                place.is_splice == is_splice
+                    && !listed.contains(&place.pack)
+                    && (is_read || trust.counts(place))
+            };
             if !places.iter().any(holds) {
                 is_held = false;
                 return Err(Error::new(ErrorKind::Cancelled, "enough was seen"));

@@ -6,7 +6,7 @@ use super::pack_reader::OpenPack;
 use crate::error::Result;
 use crate::index::{ChunkIndex, Location, SEGMENTS_MAX};
 use diskvault_format::footer::{Footer, FooterSegment};
-use diskvault_format::id::PackId;
+use diskvault_format::id::{PackId, WriterId};
 use diskvault_format::limits::PACK_SEGMENTS_MAX;
 use diskvault_format::pack::PackKind;
 use diskvault_format::segment::EntryKind;
@@ -96,7 +96,8 @@ pub fn place_of_anchor(index: &ChunkIndex, value: u64) -> Result<Option<Place>> 
 }
 
 /// Puts all entries of the footer of a pack of `bytes` bytes into the index. Of the chunks with
-/// one anchor the first is enough: there may be as many as there are chunks.
+/// one anchor the first is enough: there may be as many as there are chunks. What a writer lists
+/// that may not read must not stand in front of what can be compared.
 ///
 /// # Errors
 /// What the index says.
@@ -109,8 +110,16 @@ pub fn add_footer_to_index(
 ) -> Result<()> {
     let segments = footer.segments.iter().map(|segment| u64::from(segment.stored_bytes()));
     let figures = [bytes, footer.entry_count(), segments.sum()];
-    index.set_note(&figures_key(id), &figures.map(u64::to_le_bytes).concat())?;
-    let anchors = new_anchors(index, footer)?;
+    let mut figures = figures.map(u64::to_le_bytes).concat();
+    figures.extend(footer.signer.iter().flat_map(|writer| writer.0));
+    index.set_note(&figures_key(id), &figures)?;
+    let anchors = match footer.signer {
+        None => new_anchors(index, footer)?,
+        Some(_) => {
+            index.set_note(HAS_PACKS_OF_WRITERS, &[1])?;
+            Vec::new()
+        }
+    };
     let segments = || (0..).zip(&footer.segments);
     let entries = segments().flat_map(|(number, segment)| entries_of(number, segment));
     index.add_pack(&id.0, kind as u8, &mut entries.chain(anchors))
@@ -158,6 +167,19 @@ pub struct PackFigures {
     pub entries: u64,
     /// Bytes of its segments: what is left are header, footer and padding.
     pub segment_bytes: u64,
+    /// The writer that made it, if that is one that may not read.
+    pub signer: Option<WriterId>,
+}
+
+/// Note in the index: it has or had packs of writers that may not read.
+const HAS_PACKS_OF_WRITERS: &str = "has-packs-of-writers";
+
+/// True if the index has or had packs of writers that may not read.
+///
+/// # Errors
+/// What the index says.
+pub fn has_packs_of_writers(index: &ChunkIndex) -> Result<bool> {
+    Ok(index.get_note(HAS_PACKS_OF_WRITERS)?.is_some())
 }
 
 /// The figures of a pack; nothing for one that is not known, or was added by a program that did not
@@ -168,9 +190,10 @@ pub struct PackFigures {
 pub fn known_figures(index: &ChunkIndex, id: PackId) -> Result<Option<PackFigures>> {
     let note = index.get_note(&figures_key(id))?.unwrap_or_default();
     let (numbers, _) = note.as_chunks::<8>();
-    let &[bytes, entries, segment_bytes] = numbers else { return Ok(None) };
+    let &[bytes, entries, segment_bytes, ref writer @ ..] = numbers else { return Ok(None) };
     let [bytes, entries, segment_bytes] = [bytes, entries, segment_bytes].map(u64::from_le_bytes);
-    Ok(Some(PackFigures { bytes, entries, segment_bytes }))
+    let signer = writer.as_flattened().try_into().ok().map(WriterId);
+    Ok(Some(PackFigures { bytes, entries, segment_bytes, signer }))
 }
 
 /// The length of a pack as it was when it was added.

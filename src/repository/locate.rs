@@ -9,6 +9,7 @@ use super::at_once::at_once;
 use super::entries::{Place, add_footer_to_index, known_bytes, places_of};
 use super::pack_reader::{OpenPack, PackCache, open_pack};
 use super::splices::SpliceReader;
+use super::trust::Trust;
 use super::{Repository, lock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::ChunkIndex;
@@ -25,6 +26,7 @@ pub struct Locator {
     packs: Arc<PackCache>,
     splices: Arc<SpliceReader>,
     listed: BTreeSet<PackId>,
+    trust: Trust,
     entries_read: u64,
     vanished: Vec<PackId>,
     damaged: Vec<(PackId, Error)>,
@@ -167,6 +169,7 @@ impl Locator {
     ) -> Result<Locator> {
         let listing = update(repository, &index, monitor)?;
         let Listing { listed, entries_read, vanished, damaged } = listing;
+        let trust = Trust::load(repository, &index, &listed)?;
         let (packs, met_damaged) = (Arc::new(PackCache::new()), Mutex::default());
         let splices = Arc::new(SpliceReader::new(repository, &index, &packs));
         let looks_left = None;
@@ -175,6 +178,7 @@ impl Locator {
             packs,
             splices,
             listed,
+            trust,
             entries_read,
             vanished,
             damaged,
@@ -229,6 +233,11 @@ impl Locator {
     /// The packs of the listing.
     pub fn listed(&self) -> &BTreeSet<PackId> {
         &self.listed
+    }
+
+    /// Which of these packs may be built upon.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
     }
 
     /// Entries of the footers that were read when this was opened: of all, if it was made anew.
@@ -352,21 +361,7 @@ fn update(repository: &Repository, index: &ChunkIndex, monitor: &dyn Monitor) ->
             changed.insert(id);
         }
     }
-    let mut vanished = Vec::new();
-    let known = index.packs()?.into_iter().map(|record| PackId(record.id));
-    let gone: Vec<PackId> =
-        known.filter(|id| !listed.contains(id) || changed.contains(id)).collect();
-    if !gone.is_empty() {
-        // Before they are dropped: the next run would not know any more that they are gone,
-        // also if this one is no backup, or ends here.
-        note_loss(index)?;
-    }
-    for id in gone {
-        index.drop_pack(&id.0)?;
-        if !listed.contains(&id) {
-            vanished.push(id);
-        }
-    }
+    let mut vanished = drop_gone(index, &listed, &changed)?;
     let mut unknown = Vec::new();
     for id in &listed {
         if !index.has_pack(&id.0)? {
@@ -394,7 +389,12 @@ fn update(repository: &Repository, index: &ChunkIndex, monitor: &dyn Monitor) ->
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     vanished.push(*id);
                 }
-                Err(error) if matches!(error.kind(), ErrorKind::Damage | ErrorKind::Newer) => {
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::Damage | ErrorKind::Unlisted | ErrorKind::Newer
+                    ) =>
+                {
                     damaged.push((*id, error));
                 }
                 Err(error) => return Err(error),
@@ -414,6 +414,31 @@ fn update(repository: &Repository, index: &ChunkIndex, monitor: &dyn Monitor) ->
         index.flush()?;
     }
     Ok(Listing { listed, entries_read, vanished, damaged })
+}
+
+/// Lets the index forget packs that are not listed, or have another size than they had; those that
+/// are not listed.
+fn drop_gone(
+    index: &ChunkIndex,
+    listed: &BTreeSet<PackId>,
+    changed: &BTreeSet<PackId>,
+) -> Result<Vec<PackId>> {
+    let mut vanished = Vec::new();
+    let known = index.packs()?.into_iter().map(|record| PackId(record.id));
+    let gone: Vec<PackId> =
+        known.filter(|id| !listed.contains(id) || changed.contains(id)).collect();
+    if !gone.is_empty() {
+        // Before they are dropped: the next run would not know any more that they are gone,
+        // also if this one is no backup, or ends here.
+        note_loss(index)?;
+    }
+    for id in gone {
+        index.drop_pack(&id.0)?;
+        if !listed.contains(&id) {
+            vanished.push(id);
+        }
+    }
+    Ok(vanished)
 }
 
 /// Note in the index: how often packs were found gone, changed or damaged.

@@ -9,9 +9,9 @@ use crate::environment::{Environment, random_array};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Folder, ObjectName, Storage};
 use diskvault_format::config::Config;
-use diskvault_format::crypto::{Keys, Secret};
+use diskvault_format::crypto::Secret;
 use diskvault_format::id::{InstanceId, KeySlotId, RepositoryId};
-use diskvault_format::key_slot::{KdfCost, SlotKind, SlotLabel};
+use diskvault_format::key_slot::{KdfCost, SlotKeys, SlotKind, SlotLabel};
 use diskvault_format::limits::{
     CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, PACK_BYTES_DEFAULT,
     PARITY_PER_MILLE_MAX, SEGMENT_BYTES_DEFAULT,
@@ -91,6 +91,8 @@ pub fn initialise(
     }
     let master = Secret::new(random_array(environment)?);
     let repository = RepositoryId(random_array(environment)?);
+    let opens = SlotKeys::Full(master);
+    let keys = opens.keys(repository);
     let label = |name: &str| SlotLabel {
         name: name.to_string(),
         created_unix_ns: environment.now_unix_ns(),
@@ -98,8 +100,8 @@ pub fn initialise(
     };
     let slot = |kind, secret, cost, name: &str| {
         let label = label(name);
-        let new = NewSlot { kind, secret, cost, label: &label };
-        store_slot(storage, environment, &master, repository, &new)
+        let new = NewSlot { kind, secret, cost, label: &label, opens: &opens };
+        store_slot(storage, environment, &keys, &new)
     };
     let passphrase = options.passphrase;
     let mut key_slots =
@@ -128,7 +130,7 @@ pub fn initialise(
         .set_parity_per_mille(parity_per_mille)
         .map_err(|cause| super::objects::cannot_make("a config", cause))?;
     let leaf = names::config(1, &random_array(environment)?);
-    let bytes = config.encode(&Keys::derive(&master, repository), &leaf);
+    let bytes = config.encode(&keys, &leaf);
     storage.put_new(&ObjectName::new(Folder::Config, &leaf)?, &bytes)?;
     Ok(InitReport { repository, chunk_bytes, parity_per_mille, key_slots })
 }

@@ -14,6 +14,7 @@ mod describe;
 pub mod entries;
 pub mod host_memory;
 mod key_slots;
+pub mod ledger;
 pub mod locate;
 pub mod lost;
 mod make;
@@ -23,6 +24,7 @@ pub mod marks;
 pub mod notes;
 pub mod objects;
 mod opening;
+pub mod own;
 pub mod pack_reader;
 pub mod packer;
 pub mod parity;
@@ -36,7 +38,9 @@ pub mod segment_cache;
 pub mod session;
 pub mod splices;
 pub mod stored;
+pub mod trust;
 pub mod verify;
+pub mod writers;
 
 pub use describe::ConfigProblem;
 pub use key_slots::SlotDescription;
@@ -45,17 +49,19 @@ pub use make::{InitOptions, InitReport, initialise};
 use crate::environment::{Environment, random_array};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::{Monitor, Silent};
+use crate::storage::Storage;
 use crate::storage::forgiving::Forgiving;
 use crate::storage::remembering::Remembering;
-use crate::storage::{ObjectName, Storage};
 use diskvault_format::config::Config;
-use diskvault_format::crypto::{Keys, Secret};
+use diskvault_format::crypto::Keys;
 use diskvault_format::id::{InstanceId, KeySlotId, RepositoryId, WriterId};
+use diskvault_format::key_slot::SlotKeys;
 use diskvault_format::pack::{PackKind, decode_header};
+use diskvault_format::writers::Writers;
 use host_memory::HostMemory;
-use objects::refused;
 pub(crate) use opening::{ConfigCandidate, read_configs};
-use opening::{Found, no_config, read_instance};
+use opening::{Found, Opened, Opening, open_config, read_instance};
+use own::{OwnCopies, OwnView};
 use secrets::Passphrase;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,8 +72,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct Repository {
     storage: Arc<dyn Storage>,
     environment: Arc<dyn Environment>,
-    master: Secret,
+    opens: SlotKeys,
     keys: Arc<Keys>,
+    /// Of a writer that may not read: what it keeps of what it stored. Its storage shows no more.
+    own_copies: Option<Arc<OwnCopies>>,
     config: Config,
     config_leaf: String,
     opened_by: KeySlotId,
@@ -107,8 +115,28 @@ impl Repository {
     /// is a warning: it is never needed. What goes wrong with it later is told to `monitor`.
     ///
     /// # Errors
-    /// `NoRepository` if there is no config, `WrongKey`, `Newer`, `Damage`, or `Cancelled`.
+    /// `NoRepository` if there is no config, `WrongKey`, `Newer`, `Damage`, or `Cancelled`; `Usage`
+    /// for a write-only key.
     pub fn open_with(
+        storage: Arc<dyn Storage>,
+        environment: Arc<dyn Environment>,
+        cache: &Path,
+        secret: &Passphrase,
+        monitor: Arc<dyn Monitor>,
+    ) -> Result<Repository> {
+        let opened = Repository::open_to_write(storage, environment, cache, secret, monitor)?;
+        if opened.own_copies.is_some() {
+            return Err(opened.is_write_only());
+        }
+        Ok(opened)
+    }
+
+    /// As [`Repository::open_with`], for who does nothing but back up or look at its own points: a
+    /// write-only key will do.
+    ///
+    /// # Errors
+    /// As [`Repository::open_with`], but for that key.
+    pub fn open_to_write(
         storage: Arc<dyn Storage>,
         environment: Arc<dyn Environment>,
         cache: &Path,
@@ -139,7 +167,7 @@ impl Repository {
             return Err(Error::new(ErrorKind::Usage, text)
                 .hint("`diskvault copy` takes points into another repository"));
         }
-        let opening = Opening::Keys(&self.master, self.opened_by);
+        let opening = Opening::Keys(&self.opens, self.opened_by);
         Repository::open_by(storage, self.environment.clone(), cache, &opening, monitor)
     }
 
@@ -151,57 +179,47 @@ impl Repository {
         monitor: Arc<dyn Monitor>,
     ) -> Result<Repository> {
         let mut found = Found::read(storage.as_ref())?;
-        let mut warnings = std::mem::take(&mut found.warnings);
-        let mut last_error = None;
-        for candidate in std::mem::take(&mut found.candidates) {
-            let (master, opened_by) = match opening {
-                Opening::Keys(master, opened_by) => ((*master).clone(), *opened_by),
-                Opening::Secret(secret) => {
-                    let get = |name: &ObjectName, most| found.get(storage.as_ref(), name, most);
-                    let slots = secrets::read_slots_by(&get, &candidate.config)?;
-                    secrets::open_any(&slots, secret)
-                        .map_err(|error| name_config(error, &candidate.leaf))?
-                }
-            };
-            let keys = Keys::derive(&master, candidate.config.repository);
-            let verified = candidate.config.verify(&keys, &candidate.leaf, &candidate.bytes);
-            if let Err(cause) = verified {
-                let error = refused(format!("config/{}", candidate.leaf), cause);
-                warnings.push(format!("{}; an older one is used", error.full_text()));
-                last_error = Some(error);
-                continue;
-            }
-            let copy = found.instance(storage.as_ref());
-            let identity = storage.identity();
-            let folder =
-                cache_folder(cache, candidate.config.repository, copy.as_ref().ok(), &identity);
-            let loaded = make_private_folder(&folder).and_then(|()| HostMemory::load(&folder));
-            let is_forgetful = loaded.is_err();
-            let (memory, problem) =
-                loaded.unwrap_or_else(|error| (HostMemory::default(), Some(forgets(&error))));
-            let mut repository = Repository {
-                storage,
-                environment,
-                master,
-                keys: Arc::new(keys),
-                config: candidate.config,
-                config_leaf: candidate.leaf,
-                opened_by,
-                cache: folder,
-                memory: Arc::new(Mutex::new(memory)),
-                is_forgetful: Arc::new(AtomicBool::new(is_forgetful)),
-                is_remembering: false,
-                warnings,
-                cache_warnings: Vec::from_iter(problem),
-                monitor,
-            };
-            repository.compare_with_memory()?;
-            if let Ok(copy) = copy {
-                repository.compare_instance(copy)?;
-            }
-            return Ok(repository);
+        let opened = open_config(storage.as_ref(), &mut found, opening)?;
+        let Opened { opens, opened_by, mut keys, config, config_leaf, mut warnings } = opened;
+        let copy = found.instance(storage.as_ref());
+        let identity = storage.identity();
+        let writer = keys.write_only_writer();
+        // What a writer knows that may not read is not what others know.
+        let cache = writer
+            .map_or_else(|| cache.to_owned(), |writer| cache.join(format!("writer-{writer}")));
+        let folder = cache_folder(&cache, config.repository, copy.as_ref().ok(), &identity);
+        if writer.is_none() && config.has_writers() {
+            let (records, problems) = writers::read_all(storage.as_ref(), &keys)?;
+            warnings.extend(problems);
+            keys = keys.with_writers(Writers::new(records));
         }
-        Err(last_error.unwrap_or_else(|| no_config(storage.as_ref())))
+        let own_copies = writer.map(|_| Arc::new(OwnCopies::new(folder.join("own"))));
+        let loaded = make_private_folder(&folder).and_then(|()| HostMemory::load(&folder));
+        let is_forgetful = loaded.is_err();
+        let (memory, problem) =
+            loaded.unwrap_or_else(|error| (HostMemory::default(), Some(forgets(&error))));
+        let mut repository = Repository {
+            storage: seen_by(own_copies.as_ref(), storage),
+            environment,
+            opens,
+            keys: Arc::new(keys),
+            own_copies,
+            config,
+            config_leaf,
+            opened_by,
+            cache: folder,
+            memory: Arc::new(Mutex::new(memory)),
+            is_forgetful: Arc::new(AtomicBool::new(is_forgetful)),
+            is_remembering: false,
+            warnings,
+            cache_warnings: Vec::from_iter(problem),
+            monitor,
+        };
+        repository.compare_with_memory()?;
+        if let Ok(copy) = copy {
+            repository.compare_instance(copy)?;
+        }
+        Ok(repository)
     }
 
     /// The storage the repository lies on.
@@ -224,7 +242,8 @@ impl Repository {
             return self.clone();
         }
         let folder = self.cache.join("objects");
-        let storage = Arc::new(Remembering::new(self.storage.clone(), &folder, is_map_pack));
+        let remembering = Remembering::new(self.storage.clone(), &folder, is_map_pack);
+        let storage = seen_by(self.own_copies.as_ref(), Arc::new(remembering));
         Repository { storage, is_remembering: true, ..self.clone() }
     }
 
@@ -236,6 +255,11 @@ impl Repository {
     /// The subkeys.
     pub fn keys(&self) -> &Arc<Keys> {
         &self.keys
+    }
+
+    /// Of a writer that may not read: what it keeps of what it has stored.
+    pub fn own_copies(&self) -> Option<&Arc<OwnCopies>> {
+        self.own_copies.as_ref()
     }
 
     /// The configuration that counts.
@@ -309,6 +333,9 @@ impl Repository {
     /// # Errors
     /// Fails without randomness or if the cache cannot be written.
     pub fn writer_id(&self) -> Result<WriterId> {
+        if let Some(id) = self.keys.write_only_writer() {
+            return Ok(id);
+        }
         if let Some(id) = WriterId::from_hex(&self.memory().writer) {
             return Ok(id);
         }
@@ -342,6 +369,25 @@ impl Repository {
             )
             .hint("use a newer diskvault")),
         }
+    }
+
+    /// As [`Repository::check_may_write`], for who does more than add points.
+    ///
+    /// # Errors
+    /// `Newer`; `Usage` for a write-only key, which does not see what there is.
+    pub fn check_may_change(&self) -> Result<()> {
+        match self.own_copies {
+            None => self.check_may_write(),
+            Some(_) => Err(self.is_write_only()),
+        }
+    }
+
+    fn is_write_only(&self) -> Error {
+        let key = self.opened_by.short();
+        let text = format!(
+            "cannot open the repository: key {key} is write-only, and can do nothing but back up"
+        );
+        Error::new(ErrorKind::Usage, text).hint("use a password or recovery key that may read")
     }
 
     /// A warning if the newest config this host saw is gone, which is how a rollback looks.
@@ -381,12 +427,12 @@ impl Repository {
     }
 }
 
-/// By what a repository is opened.
-enum Opening<'a> {
-    /// A passphrase or recovery key.
-    Secret(&'a Passphrase),
-    /// The keys of another copy, and the slot that they came from.
-    Keys(&'a Secret, KeySlotId),
+/// The storage as a writer sees it that may not read, or as it is.
+fn seen_by(own_copies: Option<&Arc<OwnCopies>>, storage: Arc<dyn Storage>) -> Arc<dyn Storage> {
+    match own_copies {
+        Some(copies) => Arc::new(OwnView::new(storage, copies.clone())),
+        None => storage,
+    }
 }
 
 /// The folder of a repository's cache. The first copy that a host sees has that of the repository's
@@ -419,17 +465,6 @@ fn is_map_pack(pack: &[u8]) -> bool {
 fn forgets(error: &Error) -> String {
     let text = error.full_text();
     format!("{text}; this host will not remember what this run saw, and not miss it later")
-}
-
-/// Says which config named the slots: it may itself be what is damaged.
-fn name_config(error: Error, leaf: &str) -> Error {
-    match error.kind() {
-        ErrorKind::Damage => Error::new(
-            ErrorKind::Damage,
-            format!("cannot use config/{leaf}: {}", error.full_text()),
-        ),
-        _ => error,
-    }
 }
 
 pub(crate) fn make_private_folder(folder: &Path) -> Result<()> {

@@ -1,13 +1,14 @@
 //! The one place that turns stored objects into values and back: puts and gets what is sealed.
 //!
 //! Invariants: everything is authenticated before it is decoded; every refusal names the object
-//! and the rule; whatever is put was opened again from the bytes that are put.
+//! and the rule; whatever is put was opened again from the bytes that are put, if these keys open it.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Folder, ObjectName, Storage};
 use diskvault_format::crypto::{Keys, ObjectKind};
 use diskvault_format::error::{Fault, FormatError};
 use diskvault_format::limits::SEALED_BYTES_MAX;
+use diskvault_format::manifest::Manifest;
 use diskvault_format::{record, sealed};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -16,6 +17,8 @@ use serde::de::DeserializeOwned;
 pub fn refused(object: impl std::fmt::Display, cause: FormatError) -> Error {
     let kind = match cause.fault {
         Fault::Newer => ErrorKind::Newer,
+        // Whole, and by somebody whose signature does not count (spec/21-writers.md).
+        _ if ["O-6", "P-15", "F-12"].contains(&cause.rule) => ErrorKind::Unlisted,
         _ => ErrorKind::Damage,
     };
     let error = Error::new(kind, format!("cannot open {object}")).because(cause);
@@ -46,20 +49,34 @@ pub fn seal_record<T: Serialize>(
     keys: &Keys,
     kind: ObjectKind,
     name: Option<&ObjectName>,
-    nonce: &[u8; 24],
+    random: &[u8; 32],
     value: &T,
 ) -> Result<Vec<u8>> {
     let what = format!("a record of kind {kind:?}");
     let plaintext = record::encode(value).map_err(|cause| cannot_make(&what, cause))?;
     let bound = name.map_or("", bound_name);
-    let object = sealed::seal(keys, kind, bound, nonce, &plaintext)
+    let object = sealed::seal(keys, kind, bound, random, &plaintext)
         .map_err(|cause| cannot_make(&what, cause))?;
+    if kind == ObjectKind::Manifest && keys.write_only_writer().is_some() {
+        // Sealed to who may read; nobody here can look.
+        return Ok(object);
+    }
     // What is about to be stored for years is read back once while it can still be made again.
     let again = sealed::open(keys, kind, bound, &object).map_err(|cause| refused(&what, cause))?;
-    if again[..] != plaintext[..] {
+    if again.plaintext[..] != plaintext[..] {
         return Err(Error::new(ErrorKind::Failed, format!("cannot make {what}: memory error")));
     }
     Ok(object)
+}
+
+/// What a writer that may not read keeps for itself of a manifest.
+///
+/// # Errors
+/// As [`seal_record`].
+pub fn seal_own_manifest(keys: &Keys, random: &[u8; 32], manifest: &Manifest) -> Result<Vec<u8>> {
+    let cannot = |cause| cannot_make("a copy of a manifest", cause);
+    let plaintext = record::encode(manifest).map_err(cannot)?;
+    sealed::seal_own_copy(keys, ObjectKind::Manifest, "", random, &plaintext).map_err(cannot)
 }
 
 /// Opens a sealed record that was read from `name`.
@@ -72,9 +89,9 @@ pub fn open_record<T: Serialize + DeserializeOwned>(
     name: &ObjectName,
     object: &[u8],
 ) -> Result<T> {
-    let plaintext =
+    let opened =
         sealed::open(keys, kind, bound_name(name), object).map_err(|cause| refused(name, cause))?;
-    record::decode(&plaintext).map_err(|cause| refused(name, cause))
+    record::decode(&opened.plaintext).map_err(|cause| refused(name, cause))
 }
 
 /// Reads and opens a sealed record.

@@ -5,15 +5,17 @@
 
 use super::at_once::{at_once, both, is_far};
 use super::objects::refused;
-use super::secrets::Get;
+use super::secrets::{self, Get, Passphrase};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Folder, ObjectEntry, ObjectName, Storage};
 use diskvault_format::config::Config;
-use diskvault_format::id::InstanceId;
+use diskvault_format::crypto::Keys;
+use diskvault_format::id::{InstanceId, KeySlotId};
+use diskvault_format::key_slot::SlotKeys;
 use diskvault_format::limits::{CONFIG_BYTES_MAX, KEY_SLOT_BYTES_MAX};
 use diskvault_format::{instance, names};
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// Objects that are read ahead at most: as many configs and key slots as there should ever be.
 const AHEAD_MAX: usize = 64;
@@ -163,4 +165,101 @@ fn configs_of(
         return Err(last_error.unwrap_or_else(|| no_config(storage)));
     }
     Ok((found, warnings))
+}
+
+/// By what a repository is opened.
+pub(super) enum Opening<'a> {
+    /// A passphrase or recovery key.
+    Secret(&'a Passphrase),
+    /// The keys of another copy, and the slot that they came from.
+    Keys(&'a SlotKeys, KeySlotId),
+}
+
+/// The config that counts, and the keys that open it.
+pub(super) struct Opened {
+    pub opens: SlotKeys,
+    pub opened_by: KeySlotId,
+    pub keys: Keys,
+    pub config: Config,
+    pub config_leaf: String,
+    pub warnings: Vec<String>,
+}
+
+/// Finds the newest config that lists a slot which the secret opens and that authenticates.
+///
+/// # Errors
+/// `WrongKey`; what is wrong with the newest if no older one opens; what the storage says.
+pub(super) fn open_config(
+    storage: &dyn Storage,
+    found: &mut Found,
+    opening: &Opening<'_>,
+) -> Result<Opened> {
+    let mut warnings = std::mem::take(&mut found.warnings);
+    let candidates = std::mem::take(&mut found.candidates);
+    let mut last_error = None;
+    let mut closed: Vec<ConfigCandidate> = Vec::new();
+    let mut tried = BTreeSet::new();
+    let mut known: Option<(SlotKeys, KeySlotId)> = None;
+    for candidate in candidates {
+        let listed = |known: &&(SlotKeys, KeySlotId)| candidate.config.key_slots.contains(&known.1);
+        let opened = match (opening, known.as_ref().filter(listed)) {
+            (Opening::Keys(opens, opened_by), _) => Ok(((*opens).clone(), *opened_by)),
+            (Opening::Secret(_), Some(known)) => Ok(known.clone()),
+            (Opening::Secret(secret), None) => {
+                let get = |name: &ObjectName, most| found.get(storage, name, most);
+                // A slot that was tried is not tried again: each costs a derivation.
+                let slots = secrets::read_slots_by(&get, &candidate.config).map(|mut slots| {
+                    slots.retain(|slot| tried.insert(slot.id));
+                    slots
+                });
+                let opened = slots.and_then(|slots| secrets::open_any(&slots, secret));
+                opened.map_err(|error| name_config(error, &candidate.leaf))
+            }
+        };
+        let (opens, opened_by) = match opened {
+            // The secret may have been removed, or somebody without keys has put this config; of older
+            // ones the slots may be gone.
+            Err(error) if error.kind() == ErrorKind::WrongKey || error.kind().is_finding() => {
+                last_error.get_or_insert(error);
+                closed.push(candidate);
+                continue;
+            }
+            opened => opened?,
+        };
+        known = Some((opens.clone(), opened_by));
+        let keys = opens.keys(candidate.config.repository);
+        let verify = |config: &ConfigCandidate| {
+            let verified = config.config.verify(&keys, &config.leaf, &config.bytes);
+            verified.map_err(|cause| refused(format!("config/{}", config.leaf), cause))
+        };
+        for newer in &closed {
+            match verify(newer) {
+                // It counts, and does not list the slot any more.
+                Ok(()) if keys.write_only_writer().is_none() => {
+                    return Err(last_error.unwrap_or_else(|| no_config(storage)));
+                }
+                Ok(()) => warnings.push(format!("config/{} does not list this key", newer.leaf)),
+                Err(error) => warnings.push(error.full_text()),
+            }
+        }
+        if let Err(error) = verify(&candidate) {
+            warnings.push(format!("{}; an older one is used", error.full_text()));
+            last_error = Some(error);
+            continue;
+        }
+        let ConfigCandidate { leaf: config_leaf, config, .. } = candidate;
+        return Ok(Opened { opens, opened_by, keys, config, config_leaf, warnings });
+    }
+    Err(last_error.unwrap_or_else(|| no_config(storage)))
+}
+
+/// Says which config named the slots: it may itself be what is damaged.
+fn name_config(error: Error, leaf: &str) -> Error {
+    match error.kind() {
+        ErrorKind::Damage => Error::new(
+            ErrorKind::Damage,
+            format!("cannot use config/{leaf}: {}", error.full_text()),
+        ),
+        _ => error,
+    }
 }

@@ -74,7 +74,7 @@ pub fn open_pack(storage: &dyn Storage, keys: &Keys, id: PackId) -> Result<OpenP
     }
     let start = tail.len().saturating_sub(wanted);
     let end = tail.len().saturating_sub(TRAILER_BYTES);
-    let footer = opener.open_footer(&trailer, &mut tail[start..end]).map_err(refuse)?;
+    let footer = opener.open_footer(keys, &trailer, &mut tail[start..end]).map_err(refuse)?;
     let segments = Arc::new(PackSegments { id, opener });
     let kind = trailer.identity.kind;
     Ok(OpenPack { id, kind, bytes, trailer, footer, segments })
@@ -227,7 +227,11 @@ mod tests {
         let data = vec![number; entries.len()];
         SegmentEncoder::new(3).unwrap().encode(&entries, &data, &mut plaintext).unwrap();
         let segments = vec![PreparedSegment { entries, anchors: Vec::new(), plaintext }];
-        let secrets = PackSecrets { key: Secret::new([number; 32]), wrap_nonce: [number; 24] };
+        let secrets = PackSecrets {
+            key: Secret::new([number; 32]),
+            wrap_random: [number; 32],
+            own_copy: None,
+        };
         let lease = LeaseId([3; 16]);
         let sealed = assemble(&keys, PackKind::Data, lease, &secrets, segments).unwrap();
         let storage = crate::storage::memory::MemoryStorage::new();

@@ -13,19 +13,20 @@ use super::at_once::is_far;
 use super::compression::{Compression, ZSTD_LEVEL, next_auto_level};
 use super::entries::{add_footer_to_index, prefix};
 use super::objects::cannot_make;
+use super::own::{OwnCopies, pack_secrets};
 use super::pack_reader::pack_name;
 use super::parity::store_parity;
 use super::session::Presence;
 use super::{Repository, lock};
-use crate::environment::{Environment, random_array};
+use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::ChunkIndex;
 use crate::storage::Storage;
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use diskvault_format::crypto::{Keys, Secret};
+use diskvault_format::crypto::Keys;
 use diskvault_format::id::{LeaseId, PackId};
 use diskvault_format::limits::SEGMENT_ENTRIES_MAX;
-use diskvault_format::pack::{PackBuilder, PackKind, PackSecrets, PreparedSegment, SealedPack};
+use diskvault_format::pack::{PackBuilder, PackKind, PreparedSegment, SealedPack};
 use diskvault_format::segment::{Anchor, Entry, EntryKind, SegmentEncoder};
 use rayon::ThreadPool;
 use std::collections::{BTreeMap, HashSet};
@@ -67,6 +68,7 @@ struct Shared {
     storage: Arc<dyn Storage>,
     environment: Arc<dyn Environment>,
     keys: Arc<Keys>,
+    own_copies: Option<Arc<OwnCopies>>,
     lease: LeaseId,
     index: Arc<ChunkIndex>,
     pack_bytes: usize,
@@ -179,6 +181,7 @@ impl ChunkWriter {
             storage: repository.storage().clone(),
             environment: repository.environment().clone(),
             keys: repository.keys().clone(),
+            own_copies: repository.own_copies().cloned(),
             lease,
             index: presence.index().clone(),
             pack_bytes: repository.config().pack_bytes as usize,
@@ -550,16 +553,13 @@ fn add(
 }
 
 fn open_pack(shared: &Shared, kind: PackKind) -> Result<PackBuilder> {
-    let environment = shared.environment.as_ref();
-    let secrets = PackSecrets {
-        key: Secret::new(random_array(environment)?),
-        wrap_nonce: random_array(environment)?,
-    };
+    let secrets = pack_secrets(shared.environment.as_ref(), shared.own_copies.is_some())?;
     let mut buffer = lock(&shared.spare).packs.pop().unwrap_or_default();
     buffer.clear();
     // Its last segment and its footer may not make it grow to twice the size.
     buffer.reserve(shared.pack_bytes + PACK_SLACK_BYTES);
-    Ok(PackBuilder::new(&shared.keys, kind, shared.lease, &secrets, buffer))
+    PackBuilder::new(&shared.keys, kind, shared.lease, &secrets, buffer)
+        .map_err(|cause| cannot_make("a pack", cause))
 }
 
 /// Finishes a pack and hands it to the storing threads.
@@ -603,16 +603,17 @@ fn store_packs(shared: &Shared, sealed: &Receiver<Sealed>) {
 
 fn store_pack(shared: &Shared, kind: PackKind, pack: &SealedPack) -> Result<()> {
     shared.storage.put_new(&pack_name(pack.id)?, &pack.bytes)?;
+    let bytes = pack.bytes.len() as u64;
+    let kept = shared.own_copies.as_ref().map_or(Ok(()), |copies| copies.keep_pack(pack));
     let mut parity_bytes = 0;
     if shared.parity_per_mille > 0 {
         // Behind the pack, so that parity without a pack is parity of one that is gone.
         let storage = shared.storage.as_ref();
         parity_bytes = store_parity(storage, pack.id, &pack.bytes, shared.parity_per_mille)?;
     }
-    let bytes = pack.bytes.len() as u64;
     let indexed = add_footer_to_index(&shared.index, pack.id, kind, &pack.footer, bytes);
     let mut state = lock(&shared.state);
-    if let Err(error) = indexed {
+    if let Err(error) = kept.and(indexed) {
         // The pack is stored, which is what counts. The index keeps in RAM what it cannot write,
         // and the next run reads the footer again.
         state.index_failure.get_or_insert(error);

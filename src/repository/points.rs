@@ -6,12 +6,11 @@ use super::Repository;
 use super::at_once::{at_once, both};
 use super::host_memory::{Listing, SeriesMemory};
 use super::notes::Notes;
-use super::objects::{get_hashed, open_record};
+use super::objects::{get_hashed, refused};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Folder, ObjectEntry, ObjectName};
-use diskvault_format::crypto::ObjectKind;
 use diskvault_format::id::PointId;
-use diskvault_format::limits::PREVIOUS_MAX;
+use diskvault_format::limits::{PREVIOUS_MAX, SEALED_BYTES_MAX};
 use diskvault_format::manifest::Manifest;
 use diskvault_format::names::{self, PointName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +35,8 @@ pub struct PointSet {
     pub lonely_oks: Vec<PointId>,
     /// Visible points whose manifest cannot be read.
     pub damaged: Vec<(PointId, Error)>,
+    /// What is whole and by a writer that is not listed or may not write there: no points.
+    pub unlisted: Vec<(PointId, Error)>,
     /// When the storage took what made a point visible, where it can tell.
     received: BTreeMap<PointId, i64>,
     /// What this host remembered before the listing: all of it has to be there, or be explained.
@@ -67,10 +68,13 @@ pub fn manifest_name(id: PointId) -> Result<ObjectName> {
 /// `NotFound`, `Damage` or `Newer`.
 pub fn read_manifest(repository: &Repository, folder: Folder, id: PointId) -> Result<Manifest> {
     let name = ObjectName::new(folder, &id.to_hex())?;
-    let object = get_hashed(repository.storage().as_ref(), &name, &id.0)?;
-    let manifest: Manifest = open_record(repository.keys(), ObjectKind::Manifest, &name, &object)?;
-    manifest.validate().map_err(|cause| super::objects::refused(&name, cause))?;
-    Ok(manifest)
+    let storage = repository.storage().as_ref();
+    let object = match repository.own_copies() {
+        // Its copy of a manifest has the name of what was stored, and a check of its own.
+        Some(_) => storage.get(&name, SEALED_BYTES_MAX)?,
+        None => get_hashed(storage, &name, &id.0)?,
+    };
+    Manifest::open(repository.keys(), &object).map_err(|cause| refused(&name, cause))
 }
 
 impl PointSet {
@@ -151,6 +155,7 @@ impl PointSet {
                 Ok(manifest) => set.points.push(Point { id, manifest }),
                 // Forgotten since the listing.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) if error.kind() == ErrorKind::Unlisted => set.unlisted.push((id, error)),
                 Err(error) if matches!(error.kind(), ErrorKind::Damage | ErrorKind::Newer) => {
                     set.damaged.push((id, error));
                 }
@@ -250,6 +255,16 @@ impl PointSet {
         Ok(doubts)
     }
 
+    /// What to tell who looks at the points: [`PointSet::doubts`], and what counts for nothing.
+    ///
+    /// # Errors
+    /// As [`PointSet::doubts`].
+    pub fn warnings(&self, repository: &Repository) -> Result<Vec<String>> {
+        let mut warnings = self.doubts(repository)?;
+        warnings.extend(self.unlisted.iter().map(|(_, error)| error.full_text()));
+        Ok(warnings)
+    }
+
     /// Heads that this host remembers and that are neither visible nor explained by a removal
     /// note or the trash.
     ///
@@ -260,7 +275,7 @@ impl PointSet {
             .points
             .iter()
             .map(|point| point.id)
-            .chain(self.damaged.iter().map(|(id, _)| *id))
+            .chain(self.damaged.iter().chain(&self.unlisted).map(|(id, _)| *id))
             .chain(self.lonely_oks.iter().copied())
             .collect();
         let mut gone = Vec::new();
@@ -318,9 +333,17 @@ pub fn removed_points(
         return Ok(BTreeSet::new());
     }
     let storage = repository.storage();
-    let notes = || Notes::under_ids(repository, ids);
-    let (notes, trash) = both(storage.as_ref(), notes, || storage.list(Folder::Trash));
-    let mut removed = notes?.removed();
+    let notes = || match repository.own_copies() {
+        None => Ok(Notes::under_ids(repository, ids)?.removed()),
+        // Who may not read knows a note by its name, and takes it for what it mostly is.
+        Some(_) => {
+            let noted = storage.list(Folder::Notes)?.into_iter();
+            let noted = noted.filter_map(|entry| names::parse_note(entry.name.leaf()));
+            Ok(noted.filter(|id| ids.contains(id)).collect())
+        }
+    };
+    let (noted, trash) = both(storage.as_ref(), notes, || storage.list(Folder::Trash));
+    let mut removed: BTreeSet<PointId> = noted?;
     for entry in trash? {
         removed.extend(PointId::from_hex(entry.name.leaf()).filter(|id| ids.contains(id)));
     }

@@ -1,15 +1,16 @@
 //! A replica: another copy of a repository, with the same id and keys and an instance of its own.
 //!
-//! Order of writing, as in `init`: key slots, instance, config. So a crash leaves no repository, or
+//! Order of writing, as in `init`: key slots, instance, records of writers, config. So a crash leaves no repository, or
 //! a replica that has no points yet.
 
 use super::Repository;
 use super::secrets::slot_name;
+use super::writers;
 use crate::environment::random_array;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Folder, ObjectName, Storage};
 use diskvault_format::id::{InstanceId, KeySlotId};
-use diskvault_format::limits::{CONFIG_BYTES_MAX, KEY_SLOT_BYTES_MAX};
+use diskvault_format::limits::{CONFIG_BYTES_MAX, KEY_SLOT_BYTES_MAX, SEALED_BYTES_MAX};
 use diskvault_format::{instance, names};
 
 /// How the keys of two copies stand to each other.
@@ -36,6 +37,7 @@ pub fn initialise_replica(source: &Repository, target: &dyn Storage) -> Result<(
     let own = InstanceId(random_array(source.environment().as_ref())?);
     let name = ObjectName::new(Folder::Instance, names::INSTANCE)?;
     target.put_new(&name, &instance::encode(own))?;
+    copy_writers(source, target)?;
     copy_object(source, target, &config_name(source)?, CONFIG_BYTES_MAX)
 }
 
@@ -77,12 +79,21 @@ pub fn relation(source: &Repository, target: &Repository) -> Result<Relation> {
     }
 }
 
-/// Gives a replica the newer config and the key slots that it lists.
+/// Gives a replica the newer config and the key slots that it lists. A writer that was retired in the
+/// source keeps all its points in the replica, which may be more than the source has.
 ///
 /// # Errors
 /// What the storages say.
-pub fn bring_keys_up(source: &Repository, target: &dyn Storage) -> Result<()> {
+pub fn bring_keys_up(source: &Repository, target: &Repository) -> Result<()> {
+    for record in source.keys().writers().iter().filter(|record| record.retired.is_some()) {
+        let known = target.keys().writers().get(record.writer());
+        if known.is_some_and(|known| known.retired.is_none()) {
+            writers::retire(target, record)?;
+        }
+    }
+    let target = target.storage().as_ref();
     copy_slots(source, target)?;
+    copy_writers(source, target)?;
     copy_object(source, target, &config_name(source)?, CONFIG_BYTES_MAX)?;
     // Those that no config lists open nothing; they go as where they were removed.
     for entry in target.list(Folder::Keys)? {
@@ -102,6 +113,14 @@ fn config_name(source: &Repository) -> Result<ObjectName> {
 fn copy_slots(source: &Repository, target: &dyn Storage) -> Result<()> {
     for id in &source.config().key_slots {
         copy_object(source, target, &slot_name(*id)?, KEY_SLOT_BYTES_MAX)?;
+    }
+    Ok(())
+}
+
+/// Without these what writers stored that may not read would be refused.
+fn copy_writers(source: &Repository, target: &dyn Storage) -> Result<()> {
+    for entry in source.storage().list(Folder::Writers)? {
+        copy_object(source, target, &entry.name, SEALED_BYTES_MAX)?;
     }
     Ok(())
 }

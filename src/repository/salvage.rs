@@ -145,7 +145,7 @@ impl<'a> Remains<'a> {
                 footer_bytes: bytes,
                 wrap: *wrap,
             };
-            if let Ok(footer) = end.opener.open_footer(&trailer, &mut sealed.to_vec()) {
+            if let Ok(footer) = end.opener.open_footer(self.keys, &trailer, &mut sealed.to_vec()) {
                 self.end = start;
                 self.footer = Some(footer);
                 return true;

@@ -1,6 +1,6 @@
 //! Opening key slots and making them (spec/31-key-slot.md).
 //!
-//! Invariant: no secret leaves this file except inside a [`Secret`] or a buffer that is wiped, or
+//! Invariant: no secret leaves this file except inside [`SlotKeys`] or a buffer that is wiped, or
 //! borrowed by who derives a key from it.
 
 use super::objects::refused;
@@ -8,10 +8,10 @@ use crate::environment::{Environment, random_array};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Folder, ObjectName, Storage};
 use diskvault_format::config::Config;
-use diskvault_format::crypto::Secret;
+use diskvault_format::crypto::Keys;
 use diskvault_format::id::{KeySlotId, RepositoryId};
 use diskvault_format::key_slot::{
-    KdfCost, KeySlot, SlotKind, SlotLabel, SlotNonces, validate_total_cost,
+    KdfCost, KeySlot, SlotKeys, SlotKind, SlotLabel, SlotNonces, validate_total_cost,
 };
 use diskvault_format::limits::KEY_SLOT_BYTES_MAX;
 use zeroize::Zeroizing;
@@ -139,12 +139,12 @@ fn read_slot(get: Get<'_>, repository: RepositoryId, id: KeySlotId) -> Result<Ke
     Ok(slot)
 }
 
-/// Tries the secret on every slot and returns the master key and the slot it opened.
+/// Tries the secret on every slot and returns the keys and the slot it opened.
 ///
 /// # Errors
 /// `WrongKey` if no slot opens; `Damage` or `Storage` if one that could not be read may have been
 /// the right one.
-pub fn open_any(slots: &[StoredSlot], secret: &Passphrase) -> Result<(Secret, KeySlotId)> {
+pub fn open_any(slots: &[StoredSlot], secret: &Passphrase) -> Result<(SlotKeys, KeySlotId)> {
     let mut unread = None;
     let normalised = normalise_recovery_key(secret.bytes());
     for stored in slots {
@@ -165,7 +165,7 @@ pub fn open_any(slots: &[StoredSlot], secret: &Passphrase) -> Result<(Secret, Ke
             _ => secret.bytes(),
         };
         match slot.open(bytes) {
-            Ok(Some(master)) => return Ok((master, stored.id)),
+            Ok(Some(opened)) => return Ok((opened, stored.id)),
             Ok(None) => {}
             Err(cause) => {
                 let text = refused(slot_name(stored.id)?, cause).full_text();
@@ -195,6 +195,8 @@ pub struct NewSlot<'a> {
     pub cost: KdfCost,
     /// What people see of it.
     pub label: &'a SlotLabel,
+    /// What it opens.
+    pub opens: &'a SlotKeys,
 }
 
 /// Makes a slot and stores it; a config has to list it before it counts.
@@ -204,11 +206,10 @@ pub struct NewSlot<'a> {
 pub fn store_slot(
     storage: &dyn Storage,
     environment: &dyn Environment,
-    master: &Secret,
-    repository: RepositoryId,
+    keys: &Keys,
     new: &NewSlot<'_>,
 ) -> Result<KeySlotId> {
-    let NewSlot { kind, secret, cost, label } = *new;
+    let NewSlot { kind, secret, cost, label, opens } = *new;
     if secret.is_empty() {
         return Err(Error::new(ErrorKind::Usage, "cannot make a key slot: the password is empty"));
     }
@@ -222,15 +223,15 @@ pub fn store_slot(
         (SlotKind::Recovery, Some(key)) => &key[..],
         _ => secret.bytes(),
     };
-    let made = KeySlot::make(kind, bytes, cost, master, repository, label, &nonces)
+    let made = KeySlot::make(kind, bytes, cost, opens, keys, label, &nonces)
         .map_err(|cause| refused("the new key slot", cause))?;
     let (id, object) = made.encode();
     storage.put_new(&slot_name(id)?, &object)?;
     // The stored slot is opened with the same secret before anybody relies on it.
     let get = |name: &ObjectName, bytes_max| storage.get(name, bytes_max);
-    let stored = [StoredSlot { id, slot: read_slot(&get, repository, id) }];
+    let stored = [StoredSlot { id, slot: read_slot(&get, keys.repository(), id) }];
     let (opened, _) = open_any(&stored, secret)?;
-    if opened.expose() != master.expose() {
+    if !opened.is_same(opens) {
         let text = format!("cannot use key slot {}: it opens another key", id.short());
         return Err(Error::new(ErrorKind::Failed, text));
     }

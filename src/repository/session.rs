@@ -13,9 +13,10 @@ use super::entries::{Place, places_of};
 use super::locate::{Locator, loss_epoch, note_loss};
 use super::lost::{LostList, put_lists, read_lists};
 use super::notes::put_note;
-use super::objects::{get_record, seal_record};
+use super::objects::{get_record, seal_own_manifest, seal_record};
 use super::points::{Point, PointSet, manifest_name, ok_name};
 use super::splices::SpliceReader;
+use super::trust::Trust;
 use crate::environment::{Bell, Environment, random_array};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::ChunkIndex;
@@ -36,10 +37,12 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(60);
 /// Purpose number of a backup's lease.
 const PURPOSE_BACKUP: u8 = 1;
 
-/// What counts as stored: in a listed pack that is not condemned, and not known to be lost.
+/// What counts as stored: in a listed pack that is not condemned and may be built upon, and not known
+/// to be lost.
 pub struct Presence {
     index: Arc<ChunkIndex>,
     condemned: HashSet<PackId>,
+    trust: Trust,
     lost: HashSet<[u8; 32]>,
     splices: Arc<SpliceReader>,
 }
@@ -48,7 +51,20 @@ impl Presence {
     /// What counts as stored once the packs in `leaving` are gone.
     pub fn without(locator: &Locator, leaving: HashSet<PackId>) -> Presence {
         let (index, splices) = (locator.index().clone(), locator.splices().clone());
-        Presence { index, condemned: leaving, lost: HashSet::new(), splices }
+        let (trust, lost) = (locator.trust().clone(), HashSet::new());
+        Presence { index, condemned: leaving, trust, lost, splices }
+    }
+
+    /// As this, for what a writer stored that may not read: nobody builds upon it anew by that.
+    #[must_use]
+    pub fn of_writers(&self) -> Presence {
+        Presence {
+            index: self.index.clone(),
+            condemned: self.condemned.clone(),
+            trust: Trust::default(),
+            lost: self.lost.clone(),
+            splices: self.splices.clone(),
+        }
     }
 
     /// The index that is asked.
@@ -67,8 +83,10 @@ impl Presence {
     /// # Errors
     /// What the index says.
     pub fn contains(&self, id: &[u8; 32]) -> Result<bool> {
-        let counts =
-            |id: &ChunkId, pack| !self.lost.contains(&id.0) && !self.condemned.contains(&pack);
+        let counts = |id: &ChunkId, place: &Place| {
+            let is_leaving = self.condemned.contains(&place.pack);
+            !self.lost.contains(&id.0) && !is_leaving && self.trust.counts(place)
+        };
         self.splices.is_present(ChunkId(*id), &counts)
     }
 
@@ -77,7 +95,9 @@ impl Presence {
     /// # Errors
     /// What the index says.
     pub fn contains_bytes(&self, id: &[u8; 32]) -> Result<bool> {
-        let counts = |place: &Place| !place.is_splice && !self.condemned.contains(&place.pack);
+        let counts = |place: &Place| {
+            !place.is_splice && !self.condemned.contains(&place.pack) && self.trust.counts(place)
+        };
         Ok(!self.lost.contains(id) && places_of(&self.index, id)?.iter().any(counts))
     }
 }
@@ -189,6 +209,11 @@ impl<'a> Session<'a> {
     /// What the index says.
     pub fn is_known_complete(&self, point: &Point) -> Result<bool> {
         let index = self.locator.index();
+        let writers = self.repository.keys().writers();
+        if self.repository.own_copies().is_none() && writers.get(point.manifest.writer).is_some() {
+            // Complete, but by packs that may not be built upon.
+            return Ok(false);
+        }
         let known = index.get_note(&complete_key(&point.manifest.series))?;
         let expected = complete_value(point.id, loss_epoch(index)?);
         Ok(self.presence.is_plain() && known.as_deref() == Some(&expected[..]))
@@ -222,16 +247,27 @@ impl<'a> Session<'a> {
         manifest.validate().map_err(|cause| super::objects::cannot_make("a manifest", cause))?;
         let repository = self.repository;
         let storage = repository.storage();
-        let nonce = random_array(repository.environment().as_ref())?;
-        let object = seal_record(repository.keys(), ObjectKind::Manifest, None, &nonce, manifest)?;
+        let random = random_array(repository.environment().as_ref())?;
+        let object = seal_record(repository.keys(), ObjectKind::Manifest, None, &random, manifest)?;
         let id = PointId(*blake3::hash(&object).as_bytes());
         let name = manifest_name(id)?;
         storage.put_new(&name, &object)?;
+        if let Some(copies) = repository.own_copies() {
+            let random = random_array(repository.environment().as_ref())?;
+            // One that is not kept is missed, and told, when this host looks for its point.
+            let _ =
+                copies.keep_point(id, &seal_own_manifest(repository.keys(), &random, manifest)?);
+        }
         // Only now: a pruner that deleted the lease before has marked without this manifest.
         if !self.is_registered()? {
             self.is_closed = true;
             if let Some(last) = self.heartbeat.take().and_then(HeartbeatThread::stop) {
                 storage.delete(&last)?;
+            }
+            if repository.own_copies().is_some() {
+                // It can write no removal note, without which a manifest does not go: it stays
+                // without its `ok`, for a resolver to decide about.
+                return Err(Error::new(ErrorKind::Fenced, "the lease of this backup was removed"));
             }
             let reason = vec![("reason".into(), "the writer's lease was removed".into())];
             put_note(repository, id, NOTE_REMOVAL, &manifest.host, reason)?;
@@ -301,6 +337,9 @@ impl<'a> Session<'a> {
     /// them are whole again. The shorter list comes first, so what two backups store at once stays
     /// named on one of them, and is stored once more.
     fn take_off_what_is_there_again(&self) -> Result<()> {
+        if self.lost.is_empty() {
+            return Ok(());
+        }
         let mut left = BTreeSet::new();
         let mut is_changed = false;
         for id in self.lost.iter().flat_map(|list| &list.ids) {
@@ -359,13 +398,16 @@ fn read_state(repository: &Repository, monitor: &dyn Monitor) -> Result<State> {
     let storage = repository.storage().as_ref();
     let (points, lost) = both(storage, || PointSet::load(repository), || read_lists(repository));
     let (points, lost) = (points?, lost?);
-    if !locator.vanished().is_empty() || !locator.damaged().is_empty() {
+    // A pack of nobody whose signature counts is no loss, or each run would look at everything.
+    let is_lost = |(_, error): &(_, Error)| error.kind() != ErrorKind::Unlisted;
+    if !locator.vanished().is_empty() || locator.damaged().iter().any(is_lost) {
         note_loss(locator.index())?;
     }
     let (index, splices) = (locator.index().clone(), locator.splices().clone());
     let lost_ids = lost.iter().flat_map(|list| list.ids.iter().copied()).collect();
-    let presence = Presence { index, condemned, lost: lost_ids, splices };
-    let doubts = points.doubts(repository)?;
+    let trust = locator.trust().clone();
+    let presence = Presence { index, condemned, trust, lost: lost_ids, splices };
+    let doubts = points.warnings(repository)?;
     Ok(State { locator, presence, points, lost, doubts })
 }
 

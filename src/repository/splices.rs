@@ -11,7 +11,7 @@ use super::pack_reader::PackCache;
 use super::segment_cache::StoredSegments;
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::ChunkIndex;
-use diskvault_format::id::{ChunkId, PackId};
+use diskvault_format::id::ChunkId;
 use diskvault_format::segment::EntryKind;
 use diskvault_format::splice::Splice;
 use std::sync::Arc;
@@ -20,8 +20,8 @@ use std::sync::Arc;
 /// holds some 3,000 splices, in the order of the disk.
 const SEGMENTS_KEPT: usize = 8;
 
-/// Says whether what a pack holds under an id counts.
-pub type Counts<'a> = dyn Fn(&ChunkId, PackId) -> bool + 'a;
+/// Says whether what is at a place under an id counts.
+pub type Counts<'a> = dyn Fn(&ChunkId, &Place) -> bool + 'a;
 
 /// Reads splices of one repository, from several threads.
 pub struct SpliceReader {
@@ -67,7 +67,7 @@ impl SpliceReader {
         let mut is_stored = false;
         self.index.search(&prefix(&id.0), &mut |location| {
             let place = Place::from(location);
-            if !counts(&id, place.pack) {
+            if !counts(&id, &place) {
                 return true;
             }
             if place.is_splice {
@@ -112,7 +112,7 @@ impl SpliceReader {
             let mut is_held = false;
             self.index.search(&prefix(&piece.chunk.0), &mut |location| {
                 let place = Place::from(location);
-                is_held = !place.is_splice && counts(&piece.chunk, place.pack);
+                is_held = !place.is_splice && counts(&piece.chunk, &place);
                 !is_held
             })?;
             if !is_held {

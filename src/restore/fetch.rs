@@ -270,7 +270,7 @@ impl Fetcher<'_> {
                 Goal::Whole(item) => {
                     let known = verified == Some(*slot);
                     if let Err(error) = self.verify(pack, item, chunk(*slot), known) {
-                        // Sealed by somebody who lies: another pack may hold the chunk.
+                        // Its pack lists an id beside other bytes; another may have the right ones.
                         self.locator.met_damaged(pack);
                         self.find_elsewhere(delivery, goal, None, &error)?;
                         continue;
@@ -466,8 +466,8 @@ impl Fetcher<'_> {
             let before = entries.iter().take(slot as usize);
             let start = before.map(|entry| entry.bytes as usize).sum::<usize>();
             let end = start + entries.get(slot as usize).map_or(0, |entry| entry.bytes as usize);
-            let chunk = data.get(start..end)?;
-            if self.repository.keys().chunk_id(chunk) == id {
+            let fits = |chunk: &&[u8]| self.repository.keys().chunk_id(chunk) == id;
+            if let Some(chunk) = data.get(start..end).filter(fits) {
                 return Some(chunk.to_vec());
             }
         }

@@ -224,8 +224,11 @@ impl Planner<'_> {
 
     fn add_known(&mut self, item: Wanted) -> Result<()> {
         let places = places_of(self.locator.index(), &item.id.0)?;
-        match places.first() {
-            Some(first) if !first.is_splice => {
+        // Rather from a pack that may be built upon: others may list an id beside other bytes.
+        let trust = self.locator.trust();
+        let whole = || places.iter().filter(|place| !place.is_splice);
+        match whole().find(|place| trust.counts(place)).or_else(|| whole().next()) {
+            Some(first) => {
                 self.by_pack.entry(first.pack).or_default().push((*first, Goal::Whole(item)));
                 Ok(())
             }

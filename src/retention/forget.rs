@@ -37,7 +37,7 @@ pub fn forget(
     options: &ForgetOptions<'_>,
     monitor: &dyn Monitor,
 ) -> Result<Vec<PointId>> {
-    repository.check_may_write()?;
+    repository.check_may_change()?;
     if !options.ends_pins {
         let notes = Notes::of_points(repository, points.iter().copied())?;
         points.iter().try_for_each(|point| refuse_pinned(&notes, point))?;

@@ -94,7 +94,13 @@ fn publish(
     }
     let reader = MapReader::new(repository, session.locator());
     monitor.start("looking for what the point needs", None);
-    let missing = match find_missing(&reader, session.presence(), &old.manifest, monitor) {
+    // What a writer stored that may not read is brought back as it is, also before it was verified.
+    let is_by_writer = repository.keys().writers().get(old.manifest.writer).is_some();
+    let presence = match is_by_writer {
+        true => &session.presence().of_writers(),
+        false => session.presence().as_ref(),
+    };
+    let missing = match find_missing(&reader, presence, &old.manifest, monitor) {
         Ok(None) => None,
         Ok(Some(what)) => {
             let point = old.id.short();

@@ -26,6 +26,7 @@ use std::io;
 
 pub mod far;
 pub mod forgiving;
+pub mod kept;
 pub mod local;
 pub mod memory;
 pub mod place;
@@ -73,13 +74,15 @@ pub enum Folder {
     Condemned,
     /// Forgotten manifests that can still be published anew.
     Trash,
+    /// Writers that may not read, and whose signatures count.
+    Writers,
     /// Damaged objects, kept as evidence under `<folder>-<leaf>.<random>`.
     Aside,
 }
 
 impl Folder {
     /// All folders, in the order of the enumeration.
-    pub const ALL: [Folder; 13] = [
+    pub const ALL: [Folder; 14] = [
         Folder::Config,
         Folder::Instance,
         Folder::Keys,
@@ -92,6 +95,7 @@ impl Folder {
         Folder::Leases,
         Folder::Condemned,
         Folder::Trash,
+        Folder::Writers,
         Folder::Aside,
     ];
 
@@ -110,6 +114,7 @@ impl Folder {
             Folder::Leases => "leases",
             Folder::Condemned => "condemned",
             Folder::Trash => "trash",
+            Folder::Writers => "writers",
             Folder::Aside => "aside",
         }
     }

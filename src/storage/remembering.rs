@@ -6,17 +6,14 @@
 //! exists, and with which size, is asked of the storage alone, by its listing. So who reads what was listed a moment ago
 //! gets it from here; a check, which has to see what is stored, does not look through this.
 
+use super::kept::{CHECK_BYTES, read_kept, write_kept, write_whole};
 use super::{Folder, ObjectEntry, ObjectName, Storage};
 use crate::error::Result;
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// Bytes of the BLAKE3 of the rest that a file starts with.
-const CHECK_BYTES: usize = 32;
 
 /// Bytes of packs that are kept at most: the maps of some terabytes.
 const PACK_BYTES_KEPT: u64 = 4 << 30;
@@ -123,35 +120,10 @@ impl Remembering {
     }
 }
 
-/// What a file keeps, if it is whole and not larger than is wanted.
-fn read_kept(file: &Path, bytes_max: u64) -> Option<Vec<u8>> {
-    let bytes = fs::metadata(file).ok()?.len();
-    if bytes.saturating_sub(CHECK_BYTES as u64) > bytes_max {
-        return None;
-    }
-    let mut data = fs::read(file).ok()?;
-    let check = data.get(..CHECK_BYTES)?;
-    if blake3::hash(data.get(CHECK_BYTES..)?) != *<&[u8; CHECK_BYTES]>::try_from(check).ok()? {
-        return None;
-    }
-    data.drain(..CHECK_BYTES);
-    Some(data)
-}
-
 /// Keeps an object. A cache that cannot be written costs time and nothing else.
 fn keep(file: &Path, data: &[u8]) {
     let (Some(folder), Some(leaf)) = (file.parent(), file.file_name()) else { return };
-    let leaf = leaf.to_string_lossy();
-    let _ = write_whole(folder, &leaf, &[blake3::hash(data).as_bytes(), data]);
-}
-
-/// Writes a file that has its name only when it is whole.
-fn write_whole(folder: &Path, leaf: &str, parts: &[&[u8]]) -> std::io::Result<()> {
-    fs::create_dir_all(folder)?;
-    let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
-    parts.iter().try_for_each(|part| temporary.write_all(part))?;
-    temporary.persist(folder.join(leaf))?;
-    Ok(())
+    let _ = write_kept(folder, &leaf.to_string_lossy(), data);
 }
 
 impl Storage for Remembering {

@@ -72,9 +72,9 @@ impl<'a> Needs<'a> {
             return Ok(());
         }
         let places = places_of(self.locator.index(), id)?;
-        if let Some(place) = places.iter().find(|place| !place.is_splice) {
-            self.packs.insert(place.pack);
-            return Ok(());
+        let chosen = self.choose(&places);
+        if !chosen.is_empty() {
+            return chosen.into_iter().try_for_each(|pack| self.take(pack));
         }
         for place in &places {
             match self.need_splice(ChunkId(*id), place) {
@@ -95,13 +95,33 @@ impl<'a> Needs<'a> {
                 continue;
             }
             let places = places_of(self.locator.index(), chunk)?;
-            let stored = places.iter().find(|place| !place.is_splice).ok_or_else(|| {
+            let chosen = self.choose(&places);
+            if chosen.is_empty() {
                 let text = format!("cannot find chunk {} in the source", to_hex(chunk));
-                Error::new(ErrorKind::Damage, text)
-            })?;
-            packs.push(stored.pack);
+                return Err(Error::new(ErrorKind::Damage, text));
+            }
+            packs.extend(chosen);
         }
-        self.packs.extend(packs);
+        packs.into_iter().try_for_each(|pack| self.take(pack))
+    }
+
+    /// The packs from which an entry is taken: one that may be built upon, or else all that list it,
+    /// as some of them may lie.
+    fn choose(&self, places: &[Place]) -> Vec<PackId> {
+        let trust = self.locator.trust();
+        let mut whole = places.iter().filter(|place| !place.is_splice);
+        match whole.clone().find(|place| trust.counts(place)) {
+            Some(place) => vec![place.pack],
+            None => whole.by_ref().map(|place| place.pack).collect(),
+        }
+    }
+
+    /// A pack that goes over unless it is there: one that may not be built upon does not count as
+    /// present.
+    fn take(&mut self, pack: PackId) -> Result<()> {
+        if !self.presence.index().has_pack(&pack.0)? {
+            self.packs.insert(pack);
+        }
         Ok(())
     }
 
@@ -111,7 +131,9 @@ impl<'a> Needs<'a> {
             return Ok(false);
         }
         let places = places_of(self.locator.index(), id)?;
-        Ok(places.iter().any(|place| !place.is_splice && self.packs.contains(&place.pack)))
+        let trust = self.locator.trust();
+        let counts = |place: &Place| !place.is_splice && trust.counts(place);
+        Ok(places.iter().any(|place| counts(place) && self.packs.contains(&place.pack)))
     }
 }
 

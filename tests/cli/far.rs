@@ -7,14 +7,14 @@ use std::path::Path;
 use std::process::Command;
 
 /// A vault and an sshd with keys: `full`, which may run anything, `append` and `read`.
-struct Far {
-    vault: Vault,
+pub struct Far {
+    pub vault: Vault,
     sshd: Sshd,
 }
 
 impl Far {
     /// `None`, with a message, where there is no sshd.
-    fn new() -> Option<Far> {
+    pub fn new() -> Option<Far> {
         let vault = Vault::new();
         let serve = |flag: &str| {
             let program = env!("CARGO_BIN_EXE_diskvault");
@@ -26,7 +26,7 @@ impl Far {
         Some(Far { vault, sshd })
     }
 
-    fn command(&self, key: &str, folder: &Path, arguments: &[&str]) -> Command {
+    pub fn command(&self, key: &str, folder: &Path, arguments: &[&str]) -> Command {
         let mut command = self.vault.command(arguments);
         command
             .env("DISKVAULT_REPOSITORY", self.sshd.address("ssh", folder))

@@ -135,7 +135,7 @@ impl Siege {
     fn publish(&self, line: &FarStorage, manifest: &Manifest) -> PointId {
         let keys = self.keys();
         let kind = ObjectKind::Manifest;
-        let object = seal_record(keys.keys(), kind, None, &[9; 24], manifest).unwrap();
+        let object = seal_record(keys.keys(), kind, None, &[9; 32], manifest).unwrap();
         let id = PointId(*blake3::hash(&object).as_bytes());
         self.plant(line, Folder::Points, &id.to_hex(), &object);
         self.plant(line, Folder::Points, &format!("{id}.ok"), &[]);
@@ -168,6 +168,7 @@ fn nothing_that_is_there_goes_or_changes() {
         let mut other = bytes.clone();
         other.push(b'x');
         line.put_new(&known, &other).unwrap_err();
+        assert_eq!(siege.log().lines().count(), told + 3, "{object}");
     }
     // And its own, once they are done.
     let image = siege.vault.write("own", &random(77, MIB));
@@ -349,7 +350,7 @@ fn false_pack(keys: &Repository, kind: PackKind) -> (String, Vec<u8>) {
     let mut plaintext = Vec::new();
     let mut encoder = SegmentEncoder::new(3).unwrap();
     encoder.encode(&entries, &random(5, total), &mut plaintext).unwrap();
-    let secrets = PackSecrets { key: Secret::new([5; 32]), wrap_nonce: [6; 24] };
+    let secrets = PackSecrets { key: Secret::new([5; 32]), wrap_random: [6; 32], own_copy: None };
     let segment = PreparedSegment { entries, anchors: Vec::new(), plaintext };
     let pack = assemble(keys.keys(), kind, LeaseId([7; 16]), &secrets, vec![segment]).unwrap();
     (pack_name(pack.id).unwrap().leaf().to_owned(), pack.bytes)

@@ -188,7 +188,7 @@ fn put<T: Serialize>(
     name: Option<&ObjectName>,
     value: &T,
 ) -> Vec<u8> {
-    let mut nonce = [0; 24];
+    let mut nonce = [0; 32];
     repository.environment().random(&mut nonce).unwrap();
     seal_record(repository.keys(), kind, name, &nonce, value).unwrap()
 }

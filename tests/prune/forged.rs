@@ -28,7 +28,8 @@ fn claim_everything(vault: &Vault, seed: u8) -> Vec<String> {
         let mut plaintext = Vec::new();
         let mut encoder = SegmentEncoder::new(3).unwrap();
         encoder.encode(&entries, &noise(u64::from(seed), total), &mut plaintext).unwrap();
-        let secrets = PackSecrets { key: Secret::new([seed; 32]), wrap_nonce: [seed; 24] };
+        let secrets =
+            PackSecrets { key: Secret::new([seed; 32]), wrap_random: [seed; 32], own_copy: None };
         let segment = PreparedSegment { entries, anchors: Vec::new(), plaintext };
         let lease = LeaseId([7; 16]);
         let pack = assemble(repository.keys(), kind, lease, &secrets, vec![segment]).unwrap();
@@ -115,7 +116,7 @@ fn what_is_there_twice_is_freed_once() {
         let (entries, anchors) = (segment.entries.clone(), segment.anchors.clone());
         segments.push(PreparedSegment { entries, anchors, plaintext });
     }
-    let secrets = PackSecrets { key: Secret::new([8; 32]), wrap_nonce: [8; 24] };
+    let secrets = PackSecrets { key: Secret::new([8; 32]), wrap_random: [8; 32], own_copy: None };
     let lease = LeaseId([8; 16]);
     let copy = assemble(repository.keys(), PackKind::Data, lease, &secrets, segments).unwrap();
     vault.storage.insert(pack_name(copy.id).unwrap(), copy.bytes);

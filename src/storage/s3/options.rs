@@ -98,6 +98,7 @@ impl ObjectLock {
             Folder::Config
             | Folder::Instance
             | Folder::Keys
+            | Folder::Writers
             | Folder::Packs
             | Folder::Points
             | Folder::Parity => true,

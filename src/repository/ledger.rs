@@ -83,7 +83,7 @@ impl Ledger {
 }
 
 fn prefix(id: PackId) -> Prefix {
-    crate::repository::entries::prefix(&id.0)
+    super::entries::prefix(&id.0)
 }
 
 fn read(path: &Path) -> BTreeMap<Prefix, i64> {
