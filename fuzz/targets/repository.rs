@@ -115,7 +115,11 @@ fn put_packs(base: &Base, storage: &MemoryStorage, input: &Input) -> Option<[u8;
             continue;
         }
         let segment = PreparedSegment { entries, anchors: Vec::new(), plaintext };
-        let secrets = PackSecrets { key: Secret::new([number; 32]), wrap_random: [number; 32], own_copy: None };
+        let secrets = PackSecrets {
+            key: Secret::new([number; 32]),
+            wrap_random: [number; 32],
+            own_copy: None,
+        };
         let sealed = assemble(&base.keys, pack, LeaseId([1; 16]), &secrets, vec![segment]);
         if let Ok(sealed) = sealed {
             storage.insert(pack_name(sealed.id).unwrap(), sealed.bytes);
@@ -204,7 +208,8 @@ fuzz_target!(|input: Input| {
     else {
         return;
     };
-    let fetcher = Fetcher { repository: &repository, locator: &locator, threads: 1, monitor: &Silent };
+    let fetcher =
+        Fetcher { repository: &repository, locator: &locator, threads: 1, monitor: &Silent };
     for point in &points.points {
         let sizes = point.manifest.disks.iter().map(|disk| disk.size);
         let sizes = sizes.chain(point.manifest.streams.iter().map(|stream| stream.content.bytes));
