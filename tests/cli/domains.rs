@@ -68,7 +68,9 @@ fn start(vault: &Vault) -> Option<Machine> {
         .unwrap();
     let machine = Machine(child);
     for _ in 0..2000 {
-        if UnixStream::connect(vault.path("qmp.sock")).is_ok() {
+        // QEMU makes its sockets in the order of its arguments.
+        let is_whole = vault.path("guest.sock").exists();
+        if is_whole && UnixStream::connect(vault.path("qmp.sock")).is_ok() {
             return Some(machine);
         }
         std::thread::sleep(Duration::from_millis(10));
