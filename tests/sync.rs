@@ -22,6 +22,7 @@ use diskvault::storage::memory::Operation;
 use diskvault::storage::{Folder, ObjectName, Storage};
 use diskvault::sync::{Outcome, State, Syncer, plan};
 use diskvault_format::id::PackId;
+use diskvault_format::pack::{PackKind, decode_header};
 use diskvault_format::small::NOTE_PIN;
 use rig::{FAULTS, machine, recover, set};
 use std::sync::Arc;
@@ -166,8 +167,12 @@ fn damage_in_the_source_stays_there_and_ends_its_point_alone() {
         }
         days.push(alone.names(Folder::Packs));
     }
-    let last = days[2].iter().find(|name| !days[1].contains(name)).unwrap().clone();
-    let mut bytes = source.storage.snapshot()[&last].to_vec();
+    let objects = source.storage.snapshot();
+    let is_data =
+        |name: &str| decode_header(&objects[name]).unwrap().identity.kind == PackKind::Data;
+    let mut new = days[2].iter().filter(|name| !days[1].contains(name));
+    let last = new.find(|name| is_data(name)).unwrap().clone();
+    let mut bytes = objects[&last].to_vec();
     bytes[300] ^= 1;
     source.storage.remove(last.clone());
     source.storage.insert(last.clone(), bytes);
